@@ -1,0 +1,66 @@
+"""The commands. One file a verb (or a group of verbs), registered in one line of `application`; nothing else here.
+
+To add a verb: write `gossipfl/cli/<verb>.py` and add its line to `application`. The file's top may import only what is
+light (typer, errors, gossipfl.cli.output); everything else is imported inside the function, so that `--help` stays
+below half a second and loads no torch; tests/test_cli.py says so for every verb. Errors are raised, not printed: `main`
+turns a `GossipError` into a message on stderr and its exit code. Results go to stdout, what is said to a person to
+stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from gossipfl.errors import Exit, GossipError
+
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 69 peers unreachable, 73 state, 77 keys, 78 configuration."
+
+
+def application() -> typer.Typer:
+    """All commands, assembled."""
+    from gossipfl.cli import federation, init
+
+    app = typer.Typer(
+        name="gossipfl",
+        help="Hospitals learn together: encrypted, signed, exactly-once gossip of models, with no coordinator.",
+        epilog=EXIT_CODES,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_gossipfl)
+    app.command("init", epilog=init.EPILOG)(init.init)
+    app.add_typer(federation.app(), name="federation")
+    return app
+
+
+def _gossipfl(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_version)] = False,
+) -> None:
+    pass
+
+
+def _version(on: bool) -> None:
+    if on:
+        from gossipfl import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The entry point: runs one command and exits with its code."""
+    try:
+        application()(arguments, prog_name="gossipfl")
+    except GossipError as error:
+        print(f"gossipfl: {error}", file=sys.stderr)
+        sys.exit(int(error.exit_code))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(int(Exit.FAILED))
+    sys.exit(int(Exit.OK))

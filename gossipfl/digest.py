@@ -1,0 +1,99 @@
+"""Names of blobs: the root of an RFC 6962 hash tree (SHA-256) over 60 KiB chunks. No I/O, no state.
+
+One kind of name serves everything: vectors and payloads in the store, what a manifest binds, what a chunk on the wire
+is proven against. SHA-256 because the CPUs that matter have it in hardware; a tree because a chunk must be checkable on
+arrival, before the rest has come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+CHUNK: Final = 60 * 1024
+"""Bytes in every chunk but the last: with path and framing it still fits one Noise record."""
+
+EMPTY: Final = hashlib.sha256(b"").digest()
+
+Buffer = bytes | bytearray | memoryview
+
+
+def leaf(chunk: Buffer) -> bytes:
+    """SHA-256(0x00 || chunk)."""
+    state = hashlib.sha256(b"\0")
+    state.update(chunk)
+    return state.digest()
+
+
+def node(left: bytes, right: bytes) -> bytes:
+    """SHA-256(0x01 || left || right)."""
+    return hashlib.sha256(b"\1" + left + right).digest()
+
+
+def chunk_count(size: int) -> int:
+    """How many chunks `size` bytes have; none for an empty blob."""
+    return -(-size // CHUNK)
+
+
+class Tree:
+    """The hash tree of one blob: `root`, and a `path` for each chunk.
+
+    Levels are kept bottom up; an odd last node moves up unchanged, which is RFC 6962's tree for any number of leaves.
+
+    Source: Laurie, Langley, Kasper, "Certificate Transparency", RFC 6962 (2013), section 2.1.
+    """
+
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        self.levels: list[list[bytes]] = [list(leaves)]
+        while len(self.levels[-1]) > 1:
+            below = self.levels[-1]
+            above = [node(below[i], below[i + 1]) for i in range(0, len(below) - 1, 2)]
+            if len(below) % 2:
+                above.append(below[-1])
+            self.levels.append(above)
+
+    @classmethod
+    def of(cls, blob: Buffer) -> Tree:
+        view = memoryview(blob).cast("B") if len(blob) else memoryview(b"")
+        return cls([leaf(view[start : start + CHUNK]) for start in range(0, len(view), CHUNK)])
+
+    @property
+    def root(self) -> bytes:
+        return self.levels[-1][0] if self.levels[-1] else EMPTY
+
+    def path(self, index: int) -> list[bytes]:
+        """The siblings from leaf `index` up to the root."""
+        siblings = []
+        for level in self.levels[:-1]:
+            sibling = index ^ 1
+            if sibling < len(level):
+                siblings.append(level[sibling])
+            index //= 2
+        return siblings
+
+
+def name_of(blob: Buffer) -> bytes:
+    """The name of a blob: the 32-byte root of its tree."""
+    return Tree.of(blob).root
+
+
+def proves(root: bytes, count: int, index: int, leaf_hash: bytes, path: Sequence[bytes]) -> bool:
+    """Does `path` show that `leaf_hash` is leaf `index` of the tree of `count` leaves under `root`?
+
+    False for an index out of range, for names of another length than 32 bytes, and for a path that is too short or too
+    long: exactly one path is accepted.
+    """
+    if not 0 <= index < count or len(root) != 32 or len(leaf_hash) != 32:
+        return False
+    siblings = iter(path)
+    value, last = leaf_hash, count - 1
+    while last:
+        if index % 2 or index < last:
+            sibling = next(siblings, None)
+            if sibling is None:
+                return False
+            value = node(sibling, value) if index % 2 else node(value, sibling)
+        index //= 2
+        last //= 2
+    return next(siblings, None) is None and value == root

@@ -1,0 +1,76 @@
+"""A large vector in pieces that stay in cache, and norms over them. Not a framework for lazy arrays.
+
+Vectors are often memory-mapped files of hundreds of megabytes. Every function of mixing, correction, compression and
+checks walks them with `slices`, so that temporaries stay small and several ufuncs meet the same piece in cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipfl.errors import Misuse
+
+Vector = NDArray[Any]
+"""One contiguous row of float32 or float64, shape (P,) or (P + M,)."""
+
+BLOCK: Final = 32 * 1024
+"""Elements of a piece: 128 KiB of float32, so that three pieces fit a core's second-level cache. A multiple of 1024."""
+
+DTYPES: Final = ("float32", "float64")
+
+
+def slices(size: int, block: int = BLOCK) -> Iterator[slice]:
+    """The pieces of range(size), in order; none when size is 0."""
+    for start in range(0, size, block):
+        yield slice(start, min(start + block, size))
+
+
+def require_alike(*vectors: Vector) -> None:
+    """Raises `Misuse` unless all are one-dimensional, of one length and of one dtype, float32 or float64."""
+    first = vectors[0]
+    if first.dtype.name not in DTYPES:
+        raise Misuse(f"a vector has dtype {first.dtype}; use one of {DTYPES}")
+    for vector in vectors:
+        if vector.ndim != 1 or vector.shape != first.shape or vector.dtype != first.dtype:
+            shapes = [(v.shape, v.dtype.name) for v in vectors]
+            raise Misuse(f"vectors must be rows of one length and dtype, got {shapes}; they must come from one Layout")
+
+
+def room_for(like: Vector, out: Vector | None) -> Vector:
+    """`out`, if it can take a result like `like`; a new array when it is None."""
+    if out is None:
+        return np.empty(like.shape, like.dtype)
+    require_alike(like, out)
+    return out
+
+
+def norm(vector: Vector | Iterable[Vector]) -> float:
+    """The Euclidean norm of a vector or of consecutive pieces of one, summed in float64.
+
+    Its last bits depend on the CPU (a reduction): what two sides must get alike is computed by one and sent.
+    NaN or infinity among the elements give NaN or infinity; float32 elements never overflow otherwise.
+    """
+    pieces = (vector[piece] for piece in slices(vector.size)) if isinstance(vector, np.ndarray) else vector
+    total = 0.0
+    for piece in pieces:
+        total += square_sum(piece)
+    return math.sqrt(total)
+
+
+def square_sum(piece: Vector) -> float:
+    """The sum of squares in float64, infinite or NaN where an element or the sum is."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = piece.astype(np.float64)
+        return float(np.dot(wide, wide))
+
+
+def difference_norm(a: Vector, b: Vector) -> float:
+    """norm(a - b) without a temporary of their size."""
+    require_alike(a, b)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return norm(np.subtract(a[piece], b[piece], dtype=np.float64) for piece in slices(a.size))

@@ -1,0 +1,58 @@
+"""Is a received vector plausible? Finite everywhere, and not absurdly far away. Not a defence against poisoning.
+
+A hostile member can send anything that is validly signed: this is the door after decoding. Subtle attacks are bounded
+by the clip of mixing and by robust rules, not here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+
+from gossipfl.errors import Misuse, Refused
+from gossipfl.learning.blocks import Vector, difference_norm, norm, slices
+
+LIMIT: Final = 1000.0
+"""How far is absurd. An honest replica differs from the own model by a few times its norm at most, even after weeks of
+separate training; float32 still resolves a difference of a thousand."""
+
+
+def check(vector: Vector, reference: Vector, *, limit: float = LIMIT) -> None:
+    """Nothing, when `vector` may be used beside `reference` (the own vector of the same space).
+
+    norm(vector - reference) <= limit (norm(reference) + sqrt(n)); sqrt(n), one unit for each of the n coordinates, lets
+    a model move that began at zero. limit = infinity asks only for finite elements (the statistics space: sums of
+    squares have no scale of their own).
+
+    Raises: `Refused("nonfinite")` for NaN or infinity, `Refused("implausible")` beyond the limit: a peer's fault;
+    `Misuse` when the reference is not finite or not alike.
+    Laws: raises nothing on vector = reference; accepts or refuses regardless of the order of the elements.
+    """
+    if not limit > 0:
+        raise Misuse(f"limit is {limit}; it must be above 0")
+    distance = difference_norm(vector, reference)
+    if not math.isfinite(distance):
+        _refuse_nonfinite(vector)
+        if not all(np.isfinite(reference[piece]).all() for piece in slices(reference.size)):
+            raise Misuse("the own reference is not finite; check a vector before it becomes one")
+    if limit == math.inf:
+        return
+    furthest = limit * (norm(reference) + math.sqrt(reference.size))
+    if not distance <= furthest:
+        raise Refused(
+            "implausible",
+            f"the peer's vector is {distance:.3g} away from ours, at most {furthest:.3g} is accepted; "
+            "its training diverged (lower its learning rate) or it is faulty",
+        )
+
+
+def _refuse_nonfinite(vector: Vector) -> None:
+    bad = sum(int(piece.size - np.isfinite(piece).sum()) for piece in (vector[where] for where in slices(vector.size)))
+    if bad:
+        raise Refused(
+            "nonfinite",
+            f"{bad} of {vector.size} elements are NaN or infinite; the peer's training diverged (lower its "
+            "learning rate) or it is faulty",
+        )

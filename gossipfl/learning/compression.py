@@ -1,0 +1,245 @@
+"""Vector <-> payload bytes: deltas against an agreed reference, block by block, deterministic. No signatures, no files.
+
+Payload (all little endian), its length fixed by codec, P, M and the vector's itemsize:
+
+    moments   M x itemsize   the values themselves, plain
+    scales    int8 only: ceil(P / 1024) x float32, one per 1024 parameters
+    codes     P x 8 (f64), 4 (f32), 2 (bf16) or 1 (int8): the deltas y - reference
+
+Both sides hold replica = reference + decoded as the next reference, so what a codec loses stays in the next difference
+and is sent then: there is no second error-feedback buffer, and no codec needs to be unbiased. That is why all round
+to the nearest: half the worst error of stochastic rounding, nothing to seed, and a retry encodes the same bytes. In a
+row of int8 no error exceeds 1/254 of the largest delta, so the residual of a resting model shrinks 254-fold a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipfl.errors import Misuse, Refused
+from gossipfl.learning.blocks import Vector, require_alike, room_for, slices
+
+Payload = bytes | bytearray | memoryview | NDArray[np.uint8]
+
+ROW: Final = 1024
+"""int8: parameters under one scale. 4 bytes in 1024 cost .4 %; BLOCK is a multiple of it."""
+
+TOP: Final = np.float32(127)
+
+
+# ---- codecs: a block of deltas <-> codes ---------------------------------------------------------------------------
+
+
+def _plain(delta: Vector, codes: NDArray[Any], scales: NDArray[Any]) -> None:
+    codes[...] = delta
+
+
+def _from_plain(codes: NDArray[Any], scales: NDArray[Any]) -> Vector:
+    return codes
+
+
+def _to_bf16(delta: Vector, codes: NDArray[Any], scales: NDArray[Any]) -> None:
+    """The upper half of a float32, rounded to nearest, ties to even; overflow gives infinity (the peer refuses it)."""
+    bits = delta.astype("<f4").view("<u4")
+    odd = np.bitwise_and(np.right_shift(bits, 16), 1)
+    np.add(bits, odd, out=bits)
+    np.add(bits, np.uint32(0x7FFF), out=bits)
+    codes[...] = np.right_shift(bits, 16, out=bits)
+
+
+def _from_bf16(codes: NDArray[Any], scales: NDArray[Any]) -> Vector:
+    bits = codes.astype("<u4")
+    np.left_shift(bits, 16, out=bits)
+    return bits.view("<f4")
+
+
+def _rows(codes: NDArray[Any]) -> list[tuple[slice, slice]]:
+    """(elements, their scales) of the whole rows of a block, then of the short last one."""
+    whole = codes.size // ROW
+    cut = whole * ROW
+    parts = [(slice(0, cut), slice(0, whole)), (slice(cut, codes.size), slice(whole, whole + 1))]
+    return [part for part in parts if part[0].stop > part[0].start]
+
+
+def _to_int8(delta: Vector, codes: NDArray[Any], scales: NDArray[Any]) -> None:
+    """scale = max |delta| / 127, code = round(delta / scale); a row of zeros has scale 0."""
+    for elements, of in _rows(codes):
+        rows = delta[elements].astype(np.float32).reshape(of.stop - of.start, -1)
+        top = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+        np.divide(np.abs(top, out=top), TOP, out=top)  # abs: -0.0 is no scale
+        scales[of] = top
+        top[top == 0] = 1  # zeros, and deltas so small that their scale underflows: within half the smallest float
+        np.divide(rows, top[:, None], out=rows)
+        np.rint(rows, out=rows)
+        np.clip(rows, -TOP, TOP, out=rows)  # a subnormal scale may be rounded down by a third
+        codes[elements] = rows.reshape(-1)
+
+
+def _from_int8(codes: NDArray[Any], scales: NDArray[Any]) -> Vector:
+    delta = codes.astype(np.float32)
+    for elements, of in _rows(codes):
+        rows = delta[elements].reshape(of.stop - of.start, -1)
+        np.multiply(rows, scales[of][:, None], out=rows)
+    return delta
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One way to write deltas: width of a code, whether rows have scales, and the two directions on one block."""
+
+    dtype: str
+    scaled: bool
+    pack: Callable[[Vector, NDArray[Any], NDArray[Any]], None]
+    unpack: Callable[[NDArray[Any], NDArray[Any]], Vector]
+
+
+CODECS: Final = {
+    "f64": Codec("<f8", False, _plain, _from_plain),
+    "f32": Codec("<f4", False, _plain, _from_plain),
+    "bf16": Codec("<u2", False, _to_bf16, _from_bf16),
+    "int8": Codec("i1", True, _to_int8, _from_int8),
+}
+
+
+def _codec(name: str) -> Codec:
+    if name not in CODECS:
+        raise Refused("codec", f"unknown codec {name!r}; both sides need one of {', '.join(CODECS)}")
+    return CODECS[name]
+
+
+# ---- payloads ------------------------------------------------------------------------------------------------------
+
+
+def payload_size(codec: str, n_parameters: int, n_moments: int, itemsize: int) -> int:
+    """Bytes of a payload; itemsize: 4 or 8, of the vector's dtype.
+
+    Raises: `Refused("codec")` on an unknown codec.
+
+    >>> [payload_size(codec, 2000, 3, 4) for codec in ("f64", "f32", "bf16", "int8")]
+    [16012, 8012, 4012, 2020]
+    """
+    kind = _codec(codec)
+    scales = 4 * -(-n_parameters // ROW) if kind.scaled else 0
+    return n_moments * itemsize + scales + n_parameters * np.dtype(kind.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A payload of the right length, seen as its three arrays."""
+
+    moments: NDArray[Any]
+    scales: NDArray[Any]
+    codes: NDArray[Any]
+
+    @classmethod
+    def of(cls, codec: str, payload: Payload, vector: Vector, n_parameters: int) -> _Parts:
+        kind, n_moments = CODECS[codec], vector.size - n_parameters
+        moments = np.dtype(vector.dtype).newbyteorder("<")
+        n_scales = -(-n_parameters // ROW) if kind.scaled else 0
+        first = n_moments * moments.itemsize
+        second = first + 4 * n_scales
+        return cls(
+            np.frombuffer(payload, moments, n_moments, 0) if n_moments else np.empty(0, moments),
+            np.frombuffer(payload, "<f4", n_scales, first) if n_scales else np.empty(0, "<f4"),
+            np.frombuffer(payload, kind.dtype, n_parameters, second) if n_parameters else np.empty(0, kind.dtype),
+        )
+
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """(elements, their scales) of every block."""
+        return [(piece, slice(piece.start // ROW, -(-piece.stop // ROW))) for piece in slices(self.codes.size)]
+
+
+def _require_split(vector: Vector, n_parameters: int) -> None:
+    if not 0 <= n_parameters <= vector.size:
+        raise Misuse(f"{n_parameters} parameters in a vector of {vector.size}; both come from one Layout")
+
+
+def _bytes(payload: Payload) -> memoryview:
+    return payload.data if isinstance(payload, np.ndarray) else memoryview(payload)
+
+
+def _room(size: int, out: memoryview | bytearray | NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    if out is None:
+        return np.empty(size, np.uint8)
+    view = _bytes(out)
+    if view.nbytes != size or view.readonly:
+        raise Misuse(f"out has {view.nbytes} bytes; the payload needs {size} writable ones")
+    return np.frombuffer(view, np.uint8) if size else np.empty(0, np.uint8)
+
+
+def encode(
+    codec: str,
+    y: Vector,
+    ref: Vector,
+    *,
+    n_parameters: int,
+    seed: bytes = b"",
+    out: memoryview | bytearray | NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
+    """The payload of y - ref (parameters) and of y (moments); `out`, when given, is filled and returned as an array.
+
+    Shapes: y, ref: (P + M,), P = n_parameters; result: (payload_size,) of uint8. Temporaries: under 1 MiB.
+    Laws: the same inputs give the same bytes. |replica - y| is at most, beside the rounding of ref + delta: 0 (f64),
+    2^-24 |delta| (f32, of float64 vectors), 2^-8 |delta| (bf16), max |delta in the row| / 254 (int8).
+    Raises: `Misuse` when y - ref is not finite (check the own model first), vectors are not alike, or `out` has the
+    wrong length; `Refused("codec")` on an unknown codec.
+    Randomness: none. `seed` names the exchange for codecs that draw; none of these four does.
+    """
+    kind = _codec(codec)
+    require_alike(y, ref)
+    _require_split(y, n_parameters)
+    size = payload_size(codec, n_parameters, y.size - n_parameters, y.itemsize)
+    buffer = _room(size, out)
+    parts = _Parts.of(codec, buffer.data, y, n_parameters)
+    parts.moments[...] = y[n_parameters:]
+    finite = bool(np.isfinite(parts.moments).all())
+    with np.errstate(over="ignore", invalid="ignore"):
+        for piece, of in parts.blocks():
+            delta = np.subtract(y[piece], ref[piece])
+            finite = finite and bool(np.isfinite(delta).all())
+            if not finite:
+                break
+            kind.pack(delta, parts.codes[piece], parts.scales[of])
+    if not finite:
+        raise Misuse("the vector or its distance to the reference is not finite; check a trained model before encoding")
+    return buffer
+
+
+def decode(codec: str, payload: Payload, ref: Vector, *, n_parameters: int, out: Vector | None = None) -> Vector:
+    """The replica that a payload means: ref + decoded (parameters), then the moments as sent. Same bits on every CPU.
+
+    Shapes: ref, result: (P + M,). `out` may be `ref` itself. Temporaries: under 1 MiB.
+    Laws: total: every payload of the right length gives a vector or `Refused`. Elements may be infinite or NaN where
+    the codec can say so (f64, f32, bf16): checks.check is the next door.
+    Raises: `Refused("codec")`; `Refused("size")` unless the length is exactly payload_size, before anything is
+    allocated; `Refused("nonfinite")` for an int8 scale that is not finite, `Refused("malformed")` for a negative one or
+    code -128, which no encoder writes: all a peer's fault.
+    """
+    kind = _codec(codec)
+    _require_split(ref, n_parameters)
+    size = payload_size(codec, n_parameters, ref.size - n_parameters, ref.itemsize)
+    received = _bytes(payload).nbytes
+    if received != size:
+        raise Refused("size", f"payload of {received} bytes; {codec} of this layout has {size}: the layouts differ")
+    parts = _Parts.of(codec, payload, ref, n_parameters)
+    if kind.scaled:
+        _require_scales(parts)
+    replica = room_for(ref, out)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for piece, of in parts.blocks():
+            delta = kind.unpack(parts.codes[piece], parts.scales[of])
+            np.add(ref[piece], delta, out=replica[piece], casting="same_kind")
+    replica[n_parameters:] = parts.moments
+    return replica
+
+
+def _require_scales(parts: _Parts) -> None:
+    if not np.isfinite(parts.scales).all():
+        raise Refused("nonfinite", "a scale in the payload is NaN or infinite; the peer's training diverged")
+    if np.signbit(parts.scales).any() or (parts.codes.size and parts.codes.min() == -128):
+        raise Refused("malformed", "a scale below 0 or a code of -128, which no encoder writes; the peer is faulty")

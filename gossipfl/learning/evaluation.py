@@ -1,0 +1,121 @@
+"""How good a model is: metrics of labels and scores, with intervals. Own numpy; no model, no data, no randomness.
+
+A metric that the data do not define (AUC where only one class is present) is NaN, never a guess.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipfl.errors import Misuse
+
+Floats = NDArray[np.float64]
+
+TINY: Final = 1e-15
+"""A risk is kept this far from 0 and 1, so that one sure and wrong prediction does not make the loss infinite."""
+
+
+def mean_ranks(values: Floats) -> Floats:
+    """Ranks from 1; equal values share the mean of theirs.
+
+    >>> mean_ranks(np.array([3.0, 1.0, 3.0])).tolist()
+    [2.5, 1.0, 2.5]
+    """
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)
+
+
+def auc(y: NDArray[Any], scores: Floats) -> float:
+    """The chance that a positive scores above a negative, ties counted half; NaN where a class is absent.
+
+    **Shapes**: y (n,) of 0 and 1, scores (n,) in any monotone unit.
+    """
+    positive = _positive(y, scores)
+    m, n = int(positive.sum()), int((~positive).sum())
+    if not m or not n:
+        return math.nan
+    return float((mean_ranks(scores)[positive].sum() - m * (m + 1) / 2) / (m * n))
+
+
+def auc_interval(y: NDArray[Any], scores: Floats, level: float = 0.95) -> tuple[float, float]:
+    """The interval of `auc` at `level`, cut to [0, 1]; NaN where a class has fewer than two rows.
+
+    var = var(V10) / m + var(V01) / n, where V10, V01 are each row's share of pairs won (structural components).
+
+    **Source**: DeLong, DeLong, Clarke-Pearson, "Comparing the areas under two or more correlated ROC curves" (1988);
+    components from ranks as in Sun, Xu, "Fast implementation of DeLong's algorithm" (2014).
+    """
+    positive = _positive(y, scores)
+    m, n = int(positive.sum()), int((~positive).sum())
+    if m < 2 or n < 2:
+        return math.nan, math.nan
+    ranks = mean_ranks(scores)
+    won = (ranks[positive] - mean_ranks(scores[positive])) / n  # (m,)
+    lost = 1 - (ranks[~positive] - mean_ranks(scores[~positive])) / m  # (n,)
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(won.var(ddof=1) / m + lost.var(ddof=1) / n)
+    middle = float(won.mean())
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def accuracy(y: NDArray[Any], scores: Floats) -> float:
+    """The share predicted right: at risk 1/2 for scores (n,), by the largest score for (n, C)."""
+    predicted = scores >= 0.5 if scores.ndim == 1 else scores.argmax(axis=1)
+    return float((predicted == y).mean()) if len(y) else math.nan
+
+
+def brier(y: NDArray[Any], risks: Floats) -> float:
+    """Mean of (risk - y)^2."""
+    return float(((risks - y) ** 2).mean()) if len(y) else math.nan
+
+
+def log_loss(y: NDArray[Any], risks: Floats) -> float:
+    """Mean of -log of the risk given to what happened. **Shapes**: risks (n,) or (n, C)."""
+    if not len(y):
+        return math.nan
+    given = np.where(y == 1, risks, 1 - risks) if risks.ndim == 1 else risks[np.arange(len(y)), y.astype(np.int64)]
+    return float(-np.log(np.clip(given, TINY, 1.0)).mean())
+
+
+def calibration_in_the_large(y: NDArray[Any], risks: Floats) -> float:
+    """Observed minus predicted mean risk: 0 is right, above 0 too low a prediction."""
+    return float(y.mean() - risks.mean()) if len(y) else math.nan
+
+
+def macro_auc(y: NDArray[Any], scores: Floats) -> float:
+    """The mean over classes of one-against-the-rest AUC, of the classes that are present beside others.
+
+    **Shapes**: y (n,) of 0 .. C-1, scores (n, C).
+    """
+    areas = [auc((y == c).astype(np.int64), scores[:, c]) for c in range(scores.shape[1]) if (y == c).any()]
+    return float(np.mean(areas)) if areas else math.nan
+
+
+def binary(y: NDArray[Any], risks: Floats) -> dict[str, float]:
+    """All metrics of a model with two classes."""
+    low, high = auc_interval(y, risks)
+    return {
+        "auc": auc(y, risks),
+        "auc_low": low,
+        "auc_high": high,
+        "accuracy": accuracy(y, risks),
+        "brier": brier(y, risks),
+        "log_loss": log_loss(y, risks),
+        "calibration": calibration_in_the_large(y, risks),
+    }
+
+
+def multiclass(y: NDArray[Any], chances: Floats) -> dict[str, float]:
+    """All metrics of a model with more classes."""
+    return {"accuracy": accuracy(y, chances), "auc": macro_auc(y, chances), "log_loss": log_loss(y, chances)}
+
+
+def _positive(y: NDArray[Any], scores: Floats) -> NDArray[np.bool_]:
+    if y.shape != scores.shape or y.ndim != 1:
+        raise Misuse(f"one score a label: got shapes {y.shape} and {scores.shape}")
+    return np.asarray(y == 1)

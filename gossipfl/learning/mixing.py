@@ -1,0 +1,101 @@
+"""One pairwise exchange as arithmetic: how far two models move towards each other. Not who meets whom, nor when.
+
+What both sides must compute alike (q) is numpy, one ufunc at a time, in the orientation lower member id -> higher
+member id on both sides; the sign comes last. Scalars are reduced to one Python float first and cast to the vector's
+dtype once. torch's fused updates (add(alpha=), addcmul, lerp) differ between CPUs and are not used here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gossipfl.errors import Misuse
+from gossipfl.learning.blocks import Vector, difference_norm, norm, require_alike, room_for, slices
+
+__all__ = ["apply", "clip_factor", "clip_threshold", "difference_norm", "flow_step", "mu", "norm"]
+
+
+def mu(m_lo: float, m_hi: float) -> float:
+    """The reduced mass of a pair.
+
+    mu = m_lo m_hi / (m_lo + m_hi)
+
+    Laws: with gamma = 1 both ends of an unclipped exchange land on the pair's mass-weighted mean.
+    Raises: `Misuse` for a mass that is not finite and positive.
+
+    >>> mu(1.0, 3.0)
+    0.75
+    """
+    for mass in (m_lo, m_hi):
+        if not (math.isfinite(mass) and mass > 0):
+            raise Misuse(f"a mass is {mass}; masses are finite and above 0 (they come from the membership)")
+    return m_lo * m_hi / (m_lo + m_hi)
+
+
+def clip_threshold(eta: float, steps: float, gradient: float) -> float:
+    """tau of one side: the largest difference that its own training could explain.
+
+    tau_i = 2 eta H G_i; the exchange uses the smaller of both sides'. Anchored to the own training step, because a
+    median of recent displacements feeds back on itself: one hostile node of eight then moved everybody.
+    """
+    return 2.0 * eta * steps * gradient
+
+
+def clip_factor(norm: float, tau: float) -> float:
+    """The factor in (0, 1] that brings a difference of length `norm` down to `tau`; tau may be infinite.
+
+    min(1, tau / norm). Raises: `Misuse` when norm is not finite (checks.check comes before) or tau not positive.
+
+    >>> clip_factor(4.0, 1.0), clip_factor(0.0, 1.0)
+    (0.25, 1.0)
+    """
+    if not math.isfinite(norm) or not tau > 0:
+        raise Misuse(f"clip_factor(norm={norm}, tau={tau}): check the vectors first; tau must be above 0")
+    return 1.0 if norm <= tau else tau / norm
+
+
+def flow_step(
+    y_lo: Vector, y_hi: Vector, gamma: float, m_lo: float, m_hi: float, clip: float, out: Vector | None = None
+) -> Vector:
+    """What flows over the link from the higher to the lower member id, the same bits on both sides.
+
+    q = (gamma mu clip) (y_hi - y_lo)
+
+    Shapes: y_lo, y_hi, q: (P + M,), or equal slices of them. `out` may be y_lo or y_hi.
+    Laws: equal models give zeros; each element depends on its own two inputs only (slices give the same bits).
+    Raises: `Misuse` on vectors that are not alike, or a factor that is not finite.
+    """
+    require_alike(y_lo, y_hi)
+    factor = gamma * mu(m_lo, m_hi) * clip
+    if not math.isfinite(factor):
+        raise Misuse(f"gamma * mu * clip = {factor}; gamma and clip must be finite")
+    scale = y_lo.dtype.type(factor)
+    q = room_for(y_lo, out)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for piece in slices(q.size):
+            np.subtract(y_hi[piece], y_lo[piece], out=q[piece])
+            np.multiply(q[piece], scale, out=q[piece])
+    return q
+
+
+def apply(model: Vector, q: Vector, mass: float, lower: bool, out: Vector | None = None) -> Vector:
+    """The model after its half of an exchange: + q / mass at the lower id, - q / mass at the higher.
+
+    Shapes: all (P + M,), or equal slices. `out` may be `model` (in place) but not q.
+    Laws: the mass-weighted sum of both ends is unchanged but for rounding; halves of several exchanges commute;
+    `apply(..., not lower)` takes a half back.
+    Raises: `Misuse` on vectors that are not alike or a mass that is not positive.
+    """
+    require_alike(model, q)
+    if not (math.isfinite(mass) and mass > 0):
+        raise Misuse(f"mass is {mass}; masses are finite and above 0")
+    divisor = model.dtype.type(mass)
+    moved = room_for(model, out)
+    move = np.add if lower else np.subtract
+    with np.errstate(over="ignore", invalid="ignore"):
+        for piece in slices(moved.size):
+            step = np.divide(q[piece], divisor)
+            move(model[piece], step, out=moved[piece])
+    return moved

@@ -1,0 +1,281 @@
+"""One WebSocket with its session: a reader that feeds the core, a writer that seals what the core says, both bounded.
+
+The reader takes the next record only when the core has dealt with the last message and what was asked of us is written:
+so nothing here grows, whatever the other side does. Not here: dialling and accepting, what messages mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import aiohttp
+
+from gossipfl.digest import CHUNK, chunk_count
+from gossipfl.errors import Misuse, Refused
+from gossipfl.node.gate import Caps
+from gossipfl.protocol import events as ev
+from gossipfl.protocol import messages as ms
+from gossipfl.protocol import session as ss
+from gossipfl.protocol.events import Instant
+from gossipfl.store import Damaged, Incoming, Missing, Store
+
+OUTBOX: Final = 64
+"""Messages waiting to be written before nothing more is read: an honest exchange has two or three."""
+
+BURST: Final = 16
+"""Chunks sealed and written before other connections have their turn: a megabyte."""
+
+CLOSING_S: Final = 2.0
+"""Seconds for what waits to be written, and for the other side to close in turn."""
+
+SECOND: Final = 1_000_000_000
+
+
+class WebSocket(Protocol):
+    """What aiohttp's two WebSocket classes have in common."""
+
+    async def receive(self) -> aiohttp.WSMessage: ...
+    async def send_bytes(self, data: bytes) -> None: ...
+    async def close(self) -> Any: ...
+
+
+class Host(Protocol):
+    """What a connection asks of its driver."""
+
+    store: Store
+    caps: Caps
+
+    def now(self) -> Instant: ...
+    async def tell(self, event: ev.Event) -> None: ...
+    def post(self, event: ev.Event, pinned: bytes = b"") -> object: ...
+    async def up(self, connection: Connection, event: ev.Opened) -> None: ...
+    async def spend(self, size: int) -> None: ...
+
+
+class Pace:
+    """Does a transfer move at least so many bytes a second over a window? One object a direction."""
+
+    def __init__(self, caps: Caps) -> None:
+        self.caps = caps
+        self.since_ns: int | None = None
+        self.bytes = 0
+
+    def begin(self, now: Instant) -> None:
+        self.since_ns, self.bytes = now.mono_ns, 0
+
+    def end(self) -> None:
+        self.since_ns = None
+
+    def moved(self, size: int) -> None:
+        self.bytes += size
+
+    def is_slow(self, now: Instant) -> bool:
+        """Judges at the end of each window, and begins the next."""
+        if self.since_ns is None or now.mono_ns - self.since_ns < self.caps.rate_window_s * SECOND:
+            return False
+        slow = self.bytes < self.caps.rate_bytes_s * self.caps.rate_window_s
+        self.begin(now)
+        return slow
+
+
+@dataclass(slots=True)
+class Bulk:
+    """A payload on its way out."""
+
+    root: bytes
+    next: int
+
+
+class Connection:
+    """One connection, from the first record to the last."""
+
+    def __init__(self, number: int, host: Host, socket: WebSocket, session: ss.Session, peer: str = "") -> None:
+        self.id: Final = number
+        self.host = host
+        self.socket = socket
+        self.session = session
+        self.peer = peer
+        """whom we dialled, or who it is once it is up"""
+        self.initiator: Final = bool(peer)
+        self.up = False
+        self.why = ""
+        """why it was closed, if by us"""
+        self.outbox: deque[ms.Message] = deque()
+        self.bulks: deque[Bulk] = deque()
+        self.awaited: dict[bytes, Incoming] = {}
+        self.inward, self.outward = Pace(host.caps), Pace(host.caps)
+        self.work = asyncio.Event()
+        self.room = asyncio.Event()
+        self.room.set()
+        self.ending = False
+        self.transport: asyncio.Transport | None = None
+
+    # ---- what the core commands ------------------------------------------------------------------------------------
+
+    def send(self, message: ms.Message) -> None:
+        if not self.ending:
+            self.outbox.append(message)
+            self.busy()
+
+    def send_bulk(self, root: bytes, from_chunk: int) -> None:
+        """Asked again, a payload starts again where it is asked for: chunks come in order."""
+        if not self.ending:
+            self.bulks = deque(bulk for bulk in self.bulks if bulk.root != root)
+            self.bulks.append(Bulk(root, from_chunk))
+            self.busy()
+
+    def receive_bulk(self, root: bytes, size: int) -> None:
+        incoming = self.host.store.files.incoming(root, size)
+        if incoming.next_chunk == incoming.count:
+            self.whole(incoming)
+            return
+        try:
+            self.session.expect(root, size, incoming.next_chunk)
+        except Refused as refusal:
+            self.close(str(refusal))
+            return
+        self.awaited[root] = incoming
+        self.inward.begin(self.host.now())
+        self.send(ms.Fetch(root, incoming.next_chunk))
+
+    def close(self, why: str) -> None:
+        """Write what waits, then close."""
+        self.why = self.why or why
+        if not self.ending:
+            asyncio.get_running_loop().call_later(CLOSING_S, self.abort)
+        self.ending = True
+        self.work.set()
+
+    def busy(self) -> None:
+        self.work.set()
+        if len(self.outbox) + len(self.bulks) >= OUTBOX:
+            self.room.clear()
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    async def live(self, group: asyncio.TaskGroup) -> str:
+        """Until it is closed, by whichever side; returns why. `group` owns the writer."""
+        writer = group.create_task(self.write())
+        try:
+            why = await self.read()
+        except (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError, RuntimeError) as error:
+            why = f"connection lost: {error}"
+        finally:
+            if self.ending:
+                await asyncio.wait({writer}, timeout=CLOSING_S)
+            self.ending = True
+            writer.cancel()
+            self.abort()
+        return self.why or why
+
+    def abort(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.abort()
+
+    async def read(self) -> str:
+        try:
+            while True:
+                await self.room.wait()
+                message = await self.socket.receive()
+                if message.type is not aiohttp.WSMsgType.BINARY:
+                    return "the other side closed" if message.type in _ENDS else "a message that is not binary"
+                await self.hear(message.data)
+        except Refused as refusal:
+            return str(refusal)
+        except Missing as lost:
+            return f"a payload under way was dropped: {lost}"
+
+    async def hear(self, record: bytes) -> None:
+        for heard in self.session.receive(record, self.host.now()):
+            if isinstance(heard, ss.Reply):
+                await self.socket.send_bytes(heard.record)
+            elif isinstance(heard, ss.Up):
+                self.up, self.peer = True, heard.peer
+                await self.host.up(self, ev.Opened(self.id, heard.peer, self.initiator, heard.certificate))
+            elif isinstance(heard, ss.Arrived):
+                await self.host.tell(ev.Received(self.id, heard.message))
+            else:
+                self.take(heard)
+
+    def take(self, chunk: ss.Chunk) -> None:
+        incoming = self.awaited.get(chunk.root)
+        if incoming is None:
+            return
+        self.inward.moved(len(chunk.data))
+        incoming.write(chunk.index, chunk.data)
+        if chunk.index == incoming.count - 1:
+            del self.awaited[chunk.root]
+            if not self.awaited:
+                self.inward.end()
+            self.whole(incoming)
+
+    def whole(self, incoming: Incoming) -> None:
+        root = incoming.finish(pinned=True)
+        self.host.post(ev.BulkReceived(self.id, root), pinned=root)
+
+    async def write(self) -> None:
+        """Messages first, then chunks; each sealed just before it is written, so that the counters stand in order."""
+        try:
+            while True:
+                await self.work.wait()
+                while self.outbox:
+                    await self.socket.send_bytes(self.session.send(self.outbox.popleft()))
+                    self.freed()
+                if self.ending:
+                    break
+                if self.bulks:
+                    await self.push(self.bulks[0])
+                else:
+                    self.work.clear()
+            await asyncio.wait_for(self.socket.close(), timeout=CLOSING_S)
+        except (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError, RuntimeError, Misuse) as error:
+            self.why = self.why or f"connection lost while writing: {error}"
+        except (Missing, Damaged) as lost:
+            self.why = f"a payload that was offered is gone: {lost}"
+        self.abort()
+
+    async def push(self, bulk: Bulk) -> None:
+        """A burst of chunks of one payload."""
+        files = self.host.store.files
+        payload, tree = files.read(bulk.root), files.tree(bulk.root)
+        last = chunk_count(len(payload))
+        if self.outward.since_ns is None:
+            self.outward.begin(self.host.now())
+        for index in range(bulk.next, min(bulk.next + BURST, last)):
+            data = payload[index * CHUNK : (index + 1) * CHUNK]
+            await self.host.spend(len(data))
+            await self.socket.send_bytes(self.session.seal_chunk(bulk.root, index, tree.path(index), data))
+            self.outward.moved(len(data))
+            bulk.next = index + 1
+            if self.outbox or self.ending:
+                break
+        if bulk.next >= last:
+            with suppress(ValueError):
+                self.bulks.remove(bulk)
+            if not self.bulks:
+                self.outward.end()
+            self.freed()
+        await asyncio.sleep(0)
+
+    def freed(self) -> None:
+        if len(self.outbox) + len(self.bulks) < OUTBOX:
+            self.room.set()
+
+    def ails(self, now: Instant) -> str:
+        """Why it must be closed now; empty if it need not."""
+        if self.session.expired(now):
+            return "the session has reached its age; a new one follows"
+        if self.inward.is_slow(now) or self.outward.is_slow(now):
+            return f"slow: a transfer moved less than {self.host.caps.rate_bytes_s:g} bytes a second"
+        return ""
+
+
+_ENDS: Final = frozenset(
+    {aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR}
+)
+

@@ -1,0 +1,430 @@
+"""The driver of one node: real clock, sockets, threads and disk around the core; it decides nothing.
+
+One task takes events from a queue, asks `Peer.handle` and carries out what it commands, strictly in order: a Commit is on
+disk before the next command. One TaskGroup owns every task, so that no exception is lost. Not here: HTTP (server, client,
+admin), what the node is made of (build).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from gossipfl import __version__
+from gossipfl.config import NodeConfig
+from gossipfl.errors import Exit, GossipError
+from gossipfl.node.client import Client
+from gossipfl.node.connection import Connection
+from gossipfl.node.gate import Caps
+from gossipfl.node.logs import Log
+from gossipfl.node.systemd import Watchdog
+from gossipfl.protocol import events as ev
+from gossipfl.protocol import session as ss
+from gossipfl.protocol.events import Instant
+from gossipfl.protocol.exchange import Settings
+from gossipfl.protocol.peer import Peer
+from gossipfl.store import Store
+from gossipfl.trust.identity import Certificate, NodeKeys
+from gossipfl.trust.membership import Membership
+from gossipfl.workbench import Bench, Workbench
+
+TICK_S: Final = 0.5
+"""Seconds between two looks at what nobody announces: hours, slow transfers, old sessions, the watchdog."""
+
+SETTLE_S: Final = 3.0
+"""Seconds for connections to close after the core has stopped."""
+
+SITTING_S: Final = 2.0
+"""Seconds between two evaluations of a model that changes by mixing only."""
+
+EVALUATIONS: Final = 30
+"""Evaluations over the local rounds of a study: enough for a curve."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a node is made of; `build` makes it from a node.toml."""
+
+    config: NodeConfig
+    membership: Membership
+    keys: NodeKeys
+    certificate: Certificate
+    psk: bytes
+    settings: Settings
+    bench: Bench
+    store: Store
+    started: ev.Started
+    log: Log
+    entropy: Callable[[int], bytes]
+    """random bytes for keys, from the operating system"""
+    judge: Callable[[bytes, Any], dict[str, float]] | None = None
+    """(encoded normalisation, vector) -> metrics on this site's hold-out"""
+    caps: Caps = field(default_factory=Caps)
+
+
+class Driver:
+    """One running node. `run` returns when the node has stopped, and raises GossipError where it had to."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.store = parts.store
+        self.caps = parts.caps
+        self.peer = Peer(parts.settings)
+        self.bench = Workbench(parts.bench, parts.store.files)
+        self.log = parts.log
+        self.client = Client(self)
+        self.connections: dict[int, Connection] = {}
+        self.certificates: dict[str, Certificate] = {}
+        """the newest of each member"""
+        self.history: list[dict[str, Any]] = []
+        self.running = asyncio.Event()
+        self.began_ns = time.monotonic_ns()
+        self.listening = ""
+        self.held_by_operator = False
+        self.held = False
+        self.after: Callable[[ev.Event], None] = lambda event: None
+        """called right after the core has handled an event"""
+        self._events: asyncio.Queue[tuple[ev.Event, asyncio.Future[None], bytes]] = asyncio.Queue()
+        self._notes: list[ev.Note] = []
+        self._numbers = 0
+        self._alarm: asyncio.TimerHandle | None = None
+        self._learn, self._hands, self._disk = (
+            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("learn", "hands", "disk")
+        )
+        self._judged: tuple[str, int, bytes] = ("", -1, b"")
+        self._judged_ns = 0
+        self._judging = False
+        self._saved_ns, self._budget = time.monotonic_ns(), 0.0
+        self.group: asyncio.TaskGroup
+        for certificate in parts.settings.certificates:
+            self.know(certificate)
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """From Started to Stopped."""
+        from gossipfl.node import admin, server
+
+        try:
+            async with asyncio.TaskGroup() as self.group:
+                closers = [await admin.serve(self), await server.serve(self)]
+                tick = self.group.create_task(self._tick())
+                try:
+                    self.post(self.parts.started)
+                    await self._think()
+                finally:
+                    tick.cancel()
+                    await self._settle()
+                    for close in closers:
+                        await close()
+                    await self.client.close()
+        except* GossipError as group:
+            raise _first(group) from None
+        finally:
+            self._end()
+
+    async def _settle(self) -> None:
+        """The last bytes of every connection, then none is left."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        end = time.monotonic() + SETTLE_S
+        for connection in self.connections.values():
+            connection.close("this node stops")
+        while self.connections and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        for connection in list(self.connections.values()):
+            connection.abort()
+
+    def _end(self) -> None:
+        for pool in (self._disk, self._hands, self._learn):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.store.close()
+
+    def stop(self) -> None:
+        """Drain, checkpoint, end. May be called more than once."""
+        self.parts.log.say("stopping", detail="draining; a second signal does not hurry it")
+        self.post(ev.Stopping())
+
+    def now(self) -> Instant:
+        return Instant(time.monotonic_ns(), time.time_ns())
+
+    # ---- events ----------------------------------------------------------------------------------------------------
+
+    def post(self, event: ev.Event, pinned: bytes = b"") -> asyncio.Future[None]:
+        """One event for the core. Bounded by who posts: each connection waits for its last one, each job has one."""
+        handled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._events.put_nowait((event, handled, pinned))
+        return handled
+
+    async def tell(self, event: ev.Event) -> None:
+        """The same, and wait until its commands are carried out."""
+        await self.post(event)
+
+    async def _think(self) -> None:
+        while True:
+            event, handled, pinned = await self._events.get()
+            stopped = False
+            for command in self.peer.handle(event, self.now()):
+                stopped |= isinstance(command, ev.Stopped)
+                await self._carry_out(command)
+            self.after(event)
+            if (job := getattr(event, "job", 0)) != 0:
+                self.bench.release(job)
+            if pinned:
+                self.store.files.unpin([pinned])
+            if not handled.done():
+                handled.set_result(None)
+            if isinstance(event, ev.Started):
+                self.running.set()
+                self.log.say("started", stage=self.peer.stage, version=__version__, listen=self.listening)
+            if stopped:
+                await self._flush()
+                return
+            self._judge()
+
+    async def _carry_out(self, command: ev.Command) -> None:
+        if isinstance(command, ev.Commit):
+            await self._commit(command)
+        elif isinstance(command, ev.Note):
+            self._note(command)
+        elif isinstance(command, ev.Wake):
+            self._wake(command.at_ns)
+        elif isinstance(command, ev.Dial):
+            self.group.create_task(self.client.dial(command.peer))
+        elif isinstance(command, ev.Stopped):
+            pass
+        elif isinstance(command, ev.Send | ev.SendBulk | ev.ReceiveBulk | ev.Close):
+            self._speak(command)
+        else:
+            self.group.create_task(self._work(command))
+
+    def _speak(self, command: ev.Send | ev.SendBulk | ev.ReceiveBulk | ev.Close) -> None:
+        connection = self.connections.get(command.conn)
+        if connection is None:
+            return
+        if isinstance(command, ev.Send):
+            connection.send(command.message)
+        elif isinstance(command, ev.SendBulk):
+            connection.send_bulk(command.root, command.from_chunk)
+        elif isinstance(command, ev.ReceiveBulk):
+            connection.receive_bulk(command.root, command.size)
+        else:
+            connection.close(command.why)
+
+    async def _commit(self, command: ev.Commit) -> None:
+        facts = (*self._notes, *command.facts)
+        self._notes = []
+        wall = time.time_ns()
+        await self._in(self._disk, self.store.commit, command.rows, command.keep, facts, wall, command.live)
+        for fact in command.facts:
+            self.log.fact(fact)
+
+    def _note(self, note: ev.Note) -> None:
+        self.log.fact(note)
+        self._notes.append(note)
+
+    async def _flush(self) -> None:
+        """Facts that no commit has taken along."""
+        notes, self._notes = self._notes, []
+        if notes:
+            await self._in(self._disk, self.store.rows.apply, (), notes, time.time_ns())
+
+    async def _work(self, job: ev.Job) -> None:
+        pool = self._learn if isinstance(job, ev.Train | ev.Prepare) else self._hands
+        self.post(await self._in(pool, self.bench.carry_out, job))
+
+    async def _in(self, pool: ThreadPoolExecutor, do: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, do, *arguments)
+
+    def _wake(self, at_ns: int | None) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if at_ns is not None:
+            delay = max(0.0, (at_ns - time.monotonic_ns()) / 1e9)
+            self._alarm = asyncio.get_running_loop().call_later(delay, self._ring, at_ns)
+
+    def _ring(self, at_ns: int) -> None:
+        """Never early: the core asks for an instant once."""
+        if time.monotonic_ns() < at_ns:
+            self._wake(at_ns)
+        else:
+            self._alarm = None
+            self.post(ev.Alarm())
+
+    # ---- connections -----------------------------------------------------------------------------------------------
+
+    def session(self, expect: Certificate | None) -> ss.Session:
+        """A fresh session, to `expect` or from whoever dials."""
+        parts = self.parts
+        return ss.Session(
+            initiator=expect is not None,
+            federation=parts.membership.federation_id,
+            keys=parts.keys,
+            certificate=parts.certificate.encoded,
+            psk=parts.psk,
+            ephemeral=parts.entropy(32),
+            admit=parts.membership.admits,
+            expect=None if expect is None else (expect.member, expect.noise),
+            started=self.now(),
+        )
+
+    def connection(self, socket: Any, session: ss.Session, peer: str = "") -> Connection:
+        self._numbers += 1
+        return Connection(self._numbers, self, socket, session, peer)
+
+    async def serve(self, connection: Connection) -> str:
+        """A connection's whole life; why it ended."""
+        self.connections[connection.id] = connection
+        why = "cancelled"
+        try:
+            why = await connection.live(self.group)
+        finally:
+            self.connections.pop(connection.id, None)
+            if connection.up:
+                self.post(ev.Closed(connection.id, why))
+        return why
+
+    async def up(self, connection: Connection, event: ev.Opened) -> None:
+        self.know(event.certificate)
+        await self.tell(event)
+
+    def know(self, certificate: Certificate) -> None:
+        """Keep it if it is the newest of its member."""
+        held = self.certificates.get(certificate.member)
+        if held is None or held.counter < certificate.counter:
+            self.certificates[certificate.member] = certificate
+
+    async def spend(self, size: int) -> None:
+        """Wait until the bandwidth cap lets `size` bytes of payload go; a second's worth may be saved up."""
+        rate = self.parts.config.limits.bandwidth_kib_s * 1024
+        while rate:
+            now = time.monotonic_ns()
+            self._budget = min(rate, self._budget + rate * (now - self._saved_ns) / 1e9)
+            self._saved_ns = now
+            if self._budget >= min(size, rate):
+                self._budget -= size
+                return
+            await asyncio.sleep(min(1.0, (min(size, rate) - self._budget) / rate))
+
+    # ---- what nobody announces -------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        watchdog = Watchdog()
+        await self.running.wait()
+        watchdog.say("READY=1")
+        while True:
+            for connection in list(self.connections.values()):
+                if why := connection.ails(self.now()):
+                    connection.close(why)
+            self._hours()
+            await self._flush()
+            self._judge()
+            watchdog.alive()
+            await asyncio.sleep(TICK_S)
+
+    def order(self, order: str) -> None:
+        """An operator's: pause, resume, leave, finish, stop."""
+        if order == "stop":
+            self.stop()
+        elif order in ("pause", "resume"):
+            self.held_by_operator = order == "pause"
+            self._hours()
+        else:
+            self.post(ev.Operator(order))
+
+    def _hours(self) -> None:
+        """Pause when the operator or the clock on the wall says so."""
+        local = time.localtime()
+        allowed = self.parts.config.limits.allows(local.tm_hour * 60 + local.tm_min)
+        held = self.held_by_operator or not allowed
+        if held != self.held:
+            self.held = held
+            why = "by the operator" if self.held_by_operator else f"allowed_hours {self.parts.config.limits.allowed_hours}"
+            self.log.say("paused" if held else "resumed", detail=why)
+            self.post(ev.Operator("pause" if held else "resume"))
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        """Evaluate the model on the hold-out in the learning thread, when enough has changed."""
+        peer = self.peer
+        if self._judging or self.parts.judge is None or not peer.prepared or not self.running.is_set():
+            return
+        stage, local_round, model = self._judged
+        every = max(1, peer.settings.local_rounds // EVALUATIONS)
+        rested = time.monotonic_ns() - self._judged_ns > SITTING_S * 1e9
+        due = peer.stage != stage or peer.local_round >= local_round + every or (rested and peer.stage != "training")
+        if due and peer.current["model"] != model:
+            self._judging = True
+            self._judged = (peer.stage, peer.local_round, peer.current["model"])
+            vector = self.store.files.array(peer.current["model"], self.parts.bench.dtype)
+            self.group.create_task(self._evaluate(self.parts.judge, peer.frozen, vector))
+
+    async def _evaluate(self, judge: Callable[[bytes, Any], dict[str, float]], frozen: bytes, vector: Any) -> None:
+        stage, local_round, _ = self._judged
+        metrics = await self._in(self._learn, judge, frozen, vector)
+        exchanges = sum(link.exchanges for link in self.peer.links.values())
+        row = {"wall": time.time(), "stage": stage, "local_round": local_round, "exchanges": exchanges, "metrics": metrics}
+        self.history.append(row)
+        del self.history[:-1000]
+        await self._in(self._disk, _append, self.parts.config.node.state / "metrics.jsonl", row)
+        self._judged_ns = time.monotonic_ns()
+        self._judging = False
+
+    # ---- what an operator may see ----------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The core's status, with what only the driver knows."""
+        import os
+
+        return {
+            **self.peer.status(),
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round((time.monotonic_ns() - self.began_ns) / 1e9, 1),
+            "listen": self.listening,
+            "certificate_until": self.parts.certificate.not_after,
+            "bytes_sent": sum(link.sent for link in self.peer.links.values()),
+            "bytes_received": sum(link.received for link in self.peer.links.values()),
+            "evaluation": self.history[-1] if self.history else None,
+        }
+
+    def unready(self) -> list[str]:
+        """Why this node does not take part now; empty if it does."""
+        reasons = []
+        if not self.running.is_set():
+            reasons.append("starting")
+        if self.peer.stopping:
+            reasons.append("stopping")
+        if self.peer.paused:
+            reasons.append("paused")
+        if not self.parts.certificate.valid_at(time.time_ns()):
+            reasons.append("this node's certificate is not valid now; renew it, or correct the clock")
+        neighbours = self.parts.membership.neighbours(self.peer.me)
+        if neighbours and not self.peer.by_peer:
+            reasons.append("connected to no neighbour: " + "; ".join(self._silence(peer) for peer in neighbours[:5]))
+        return reasons
+
+    def _silence(self, peer: str) -> str:
+        neighbour = self.peer.neighbour(peer)
+        return f"{peer} {neighbour.state}" + (f" ({neighbour.why})" if neighbour.why else "")
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    from gossipfl.store.errors import border
+
+    with border(f"write {path}"), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _first(group: BaseExceptionGroup[Any]) -> GossipError:
+    for error in group.exceptions:
+        return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    return GossipError("the node stopped for an unknown reason", Exit.FAILED)

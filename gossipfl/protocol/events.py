@@ -1,0 +1,388 @@
+"""What goes into the core and what comes out of it: events, commands, instants. Plain frozen values, no behaviour.
+
+Tensors and payloads appear by name (32 bytes, see gossipfl.digest) and size only. An empty name stands for zeros where a
+flow or a correction is meant. Commands of one list are carried out in order; those marked *job* run elsewhere and end in
+the event that is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from gossipfl.protocol.messages import Message, Normalisation
+from gossipfl.trust.identity import Certificate
+
+Space = Literal["statistics", "model"]
+NONE: Final = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """Integers: mono for every timeout, wall for expiry and for people."""
+
+    mono_ns: int
+    wall_ns: int
+
+
+# ---- events --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event. `rows` are all durable rows of the core: (kind, key) -> value, checksums verified."""
+
+    rows: dict[tuple[str, str], bytes]
+    model: bytes
+    """name of x^0"""
+    statistics: bytes
+    """name of this site's own statistics vector"""
+    statistics_base: bytes
+    """name of the zero statistics vector: first reference of that space"""
+    begin: bytes = NONE
+    """name of the model that this node begins with, where it is not x^0"""
+    missing: frozenset[bytes] = frozenset()
+    """names in rows whose files are absent or damaged"""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session with a member is up: handshake over, keys confirmed."""
+
+    conn: int
+    peer: str
+    initiator: bool
+    """did this node dial?"""
+    certificate: Certificate
+    """the peer's, verified and valid now"""
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed:
+    peer: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    conn: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class BulkReceived:
+    """The payload that ReceiveBulk asked for is complete, proven and readable under its name."""
+
+    conn: int
+    root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    conn: int
+    why: str
+    """for the operator"""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """The instant of the last Wake has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """Drain: finish what is under way, start nothing, then `Stopped` is commanded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """pause | resume | leave | mix (a user's own loop hands in a displacement and wants an exchange) | finish (it is done)"""
+
+    order: str
+    displacement: bytes = NONE
+    steps: int = 0
+    gradient: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    job: int
+    displacement: bytes
+    steps: int
+    gradient: float
+    """mean norm of the raw local gradient over the steps"""
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Absorbed:
+    job: int
+    model: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    job: int
+    root: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    job: int
+    model: bytes
+    flow: bytes
+    correction: bytes
+    own: bytes
+    """replica of mine at the peer: next reference of what I send"""
+    theirs: bytes
+    """replica of the peer's: next reference of what I receive"""
+    q: bytes
+    clip: float
+    cap: float
+    distance: float
+    """norm of the difference, before the clip"""
+    payload: bytes = NONE
+    """responder: name of the encoded reply"""
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    job: int
+    model: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    job: int
+    correction: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """What the statistics vector says now."""
+
+    job: int
+    presence: tuple[float, ...]
+    """share of each active member (in id order) in the vector, times the number present: 1 for all when converged"""
+    normalisation: Normalisation | None
+    """None while nobody but this site is in"""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The local data stand normalised by the given statistics; training may begin."""
+
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A job could not be done: bad bytes of a peer (reason of `Refused`) or a damaged own file (reason `disk`)."""
+
+    job: int
+    reason: str
+    detail: str
+
+
+Event = (
+    Started | Opened | DialFailed | Received | BulkReceived | Closed | Alarm | Stopping | Operator | Trained | Absorbed
+    | Encoded | Mixed | Undone | Corrected | Estimated | Prepared | Failed
+)  # fmt: skip
+
+
+# ---- commands ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Ends in Opened or DialFailed. The driver knows the addresses (from the signed certificates)."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    conn: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class SendBulk:
+    conn: int
+    root: bytes
+    from_chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveBulk:
+    """Expect this payload on conn. The driver asks the peer for it (message Fetch) from the first chunk that it does
+    not yet hold, and ends in BulkReceived or Closed."""
+
+    conn: int
+    root: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    conn: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """One alarm at a time: replaces the one before. None: no alarm."""
+
+    at_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One fact for the record: kind, fields (JSON values; never tensors, keys, rows)."""
+
+    kind: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One transaction, on disk before the next command: tensors `keep` durable first, then rows (None deletes) and
+    facts together. `live` are all names that the core still needs: what is in none of them may be removed."""
+
+    rows: tuple[tuple[str, str, bytes | None], ...]
+    keep: tuple[bytes, ...]
+    facts: tuple[Note, ...]
+    live: frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Job -> Trained. Local steps from `model` with correction `correction`."""
+
+    job: int
+    model: bytes
+    correction: bytes
+    local_round: int
+    steps: int
+    eta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Absorb:
+    """Job -> Absorbed. model + displacement."""
+
+    job: int
+    model: bytes
+    displacement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Job -> Encoded. The payload C(model - reference)."""
+
+    job: int
+    space: Space
+    model: bytes
+    reference: bytes
+    codec: str
+    seed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Job -> Mixed or Failed. One half of an exchange.
+
+    Initiator (`payload` set): own replica = reference_out + decode(payload). Responder (`payload` empty): encodes `model`
+    first. Then q = gamma mu c (y_hi - y_lo); model and flow move by it; `lower` says which end this node is. The
+    initiator is given clip, leak, cap and q by the reply, checks clip, cap and q before it applies anything.
+    """
+
+    job: int
+    space: Space
+    lower: bool
+    incoming: bytes
+    reference_in: bytes
+    reference_out: bytes
+    model: bytes
+    flow: bytes
+    correction: bytes
+    codec: str
+    seed: bytes
+    mass: float
+    mass_peer: float
+    gamma: float
+    kappa: float
+    tau: float
+    leak: float
+    cap_norm: float
+    """largest norm of the flow; infinity for no cap"""
+    payload: bytes = NONE
+    clip: float = 1.0
+    cap: float = 1.0
+    q: bytes = NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Job -> Undone. Take the responder's half back: q again from both replicas, taken out of the model."""
+
+    job: int
+    space: Space
+    lower: bool
+    own: bytes
+    theirs: bytes
+    model: bytes
+    mass: float
+    mass_peer: float
+    gamma: float
+    clip: float
+    q: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Correct:
+    """Job -> Corrected. F = -(1/mass) * sum of flows, in the given order."""
+
+    job: int
+    flows: tuple[bytes, ...]
+    mass: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Job -> Estimated. Read the statistics vector `model`."""
+
+    job: int
+    model: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Job -> Prepared. Normalise the local data by these frozen statistics."""
+
+    job: int
+    statistics: bytes
+    """the encoded Normalisation"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """All is drained and on disk."""
+
+
+Job = Train | Absorb | Encode | Mix | Undo | Correct | Estimate | Prepare
+Command = Dial | Send | SendBulk | ReceiveBulk | Close | Wake | Note | Commit | Stopped | Job
+
+
+def names(value: Job | Event) -> frozenset[bytes]:
+    """Every name of a tensor or payload that a job reads or an event brings."""
+    found: set[bytes] = set()
+    for part in value.__dataclass_fields__:
+        held = getattr(value, part)
+        if isinstance(held, bytes) and len(held) == 32:
+            found.add(held)
+        elif isinstance(held, tuple):
+            found.update(name for name in held if isinstance(name, bytes))
+    return frozenset(found)

@@ -1,0 +1,193 @@
+"""The exactly-once state of one pair: what two peers durably remember of each other, and how two memories are settled.
+
+Pure values and pure functions. Not here: messages on their way (peer.py), tensors (the workbench), disk (the store). A link
+is named by the two member ids, never by keys. It has an epoch and one counter k that both sides use; an exchange that was
+begun is either done on both sides or, after an abort or a loss, on neither, in a new epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, Literal
+
+import msgspec
+
+from gossipfl.errors import Refused
+from gossipfl.protocol.messages import LinkView
+
+DAY_S: Final = 86_400
+EXCHANGES_JUDGED: Final = 5
+"""Straightness of a link is judged over this many exchanges (algorithms: 12 of 12 hostile links, no honest one)."""
+
+STRAIGHT: Final = 0.8
+
+
+class Row(msgspec.Struct, array_like=True, frozen=True):
+    """A durable value: immutable, positional."""
+
+
+class Pending(Row, frozen=True):
+    """My own proposal, signed and on disk, in doubt until the reply is applied or refused."""
+
+    k: int
+    prev: int
+    space: str
+    manifest: bytes
+    signature: bytes
+    root: bytes
+    size: int
+    abort: bytes = b""
+    """the signed abort note, once I refuse the reply"""
+    abort_signature: bytes = b""
+
+    @property
+    def digest(self) -> bytes:
+        return digest(self.manifest)
+
+
+class Answered(Row, frozen=True):
+    """The peer's last proposal that I have applied, and the reply that every retry gets again."""
+
+    k: int
+    space: str
+    proposal: bytes
+    """digest of its manifest"""
+    manifest: bytes
+    signature: bytes
+    receipt: bytes
+    receipt_signature: bytes
+    root: bytes
+    size: int
+    clip: float
+    gamma: float
+    mass: float
+    mass_peer: float
+    q: bytes
+    open: bool = True
+    """has the peer not yet said that it applied the reply?"""
+
+
+class References(Row, frozen=True):
+    """The two agreed replicas of one space, by name; empty: the space's base."""
+
+    own: bytes = b""
+    theirs: bytes = b""
+
+
+class Link(Row, frozen=True):
+    """One side's durable state. Every change is a new value and one row."""
+
+    peer: str
+    epoch: int = 0
+    done: int = 0
+    high: int = 0
+    """the highest k that I have ever used or seen in this epoch: never used twice"""
+    last: bytes = b""
+    """digest of the proposal manifest of the last exchange done"""
+    model: References = References()
+    statistics: References = References()
+    flow: bytes = b""
+    """name of Phi; empty for zeros"""
+    pending: Pending | None = None
+    answered: Answered | None = None
+    resets: tuple[int, ...] = ()
+    """wall seconds of the resets of the last day"""
+    exchanges: int = 0
+    sent: int = 0
+    """payload bytes"""
+    received: int = 0
+
+    def references(self, space: str) -> References:
+        return self.model if space == "model" else self.statistics
+
+    def view(self) -> LinkView:
+        pending = self.pending
+        return LinkView(self.epoch, self.done, pending.k if pending else 0, pending.digest if pending else b"", self.last)
+
+    def names(self) -> frozenset[bytes]:
+        """Every name that this link still needs on disk."""
+        found = {self.model.own, self.model.theirs, self.statistics.own, self.statistics.theirs, self.flow}
+        if self.pending:
+            found.add(self.pending.root)
+        if self.answered and self.answered.open:
+            found.add(self.answered.root)
+        return frozenset(found - {b""})
+
+
+def digest(manifest: bytes) -> bytes:
+    """The name by which a manifest is answered: SHA-256 of its exact bytes."""
+    return hashlib.sha256(manifest).digest()
+
+
+def settle(a: LinkView, b: LinkView) -> int | None:
+    """The epoch in which both sides begin anew, or None where their memories fit together.
+
+    Both sides compute this from the same two views, so it is symmetric: settle(a, b) == settle(b, a). Memories fit when
+    both did the same last exchange, or when exactly one has done the proposal that the other holds in doubt. A side in a
+    higher epoch that has done nothing in it yet has already begun anew: the other follows. All else, such as a state folder
+    restored from an older copy, is a loss: one epoch above both.
+    """
+    if a.epoch == b.epoch:
+        if a.done == b.done and a.last == b.last:
+            return None
+        if _answered(a, b) or _answered(b, a):
+            return None
+        return a.epoch + 1
+    newer = max(a, b, key=lambda view: view.epoch)
+    return newer.epoch if newer.done == 0 else newer.epoch + 1
+
+
+def _answered(doubtful: LinkView, other: LinkView) -> bool:
+    return doubtful.pending > 0 and other.done == doubtful.pending and other.last == doubtful.doubt
+
+
+def begin_anew(link: Link, epoch: int, wall_s: int, limit: int) -> Link:
+    """The link in a fresh epoch: no flow, base references, nothing in doubt.
+
+    Raises Refused("quota") when the link was begun anew `limit` times within a day: each costs a full model.
+    """
+    recent = tuple(at for at in link.resets if wall_s - at < DAY_S)
+    if len(recent) >= limit:
+        raise Refused(
+            "quota",
+            f"link with {link.peer} was begun anew {len(recent)} times within a day, {limit} are allowed; a state folder is "
+            f"being restored from copies or lost: find out why at that site, the link resumes within a day",
+        )
+    return Link(
+        peer=link.peer,
+        epoch=epoch,
+        resets=(*recent, wall_s),
+        exchanges=link.exchanges,
+        sent=link.sent,
+        received=link.received,
+    )
+
+
+def stands(me: str, peer: str) -> bool:
+    """When both have proposed at once: is it mine that stands? The lower member id's does."""
+    return me < peer
+
+
+Verdict = Literal["next", "again"]
+
+
+def judge(link: Link, epoch: int, k: int, prev: int, proposal: bytes) -> Verdict:
+    """What a proposal is to this link: the next exchange, or the one last answered. Raises Refused for all else."""
+    if epoch != link.epoch:
+        raise Refused("gap", f"proposal in epoch {epoch}, this link is in {link.epoch}; reconnect to settle")
+    answered = link.answered
+    if answered is not None and k == answered.k == link.done and proposal == answered.proposal:
+        return "again"
+    if k <= link.done:
+        raise Refused("replay", f"proposal {k} is not after {link.done}, the last one done; reconnect to settle")
+    if prev != link.done:
+        raise Refused("gap", f"proposal follows {prev}, this link has done {link.done}; reconnect to settle")
+    return "next"
+
+
+def encode_row(row: Row) -> bytes:
+    return msgspec.msgpack.encode(row)
+
+
+def decode_link(value: bytes) -> Link:
+    return msgspec.msgpack.decode(value, type=Link)

@@ -1,0 +1,242 @@
+"""The Noise handshake IKpsk2 and its transport ciphers, and nothing else: no certificates, records, clock or I/O.
+
+Exactly `Noise_IKpsk2_25519_ChaChaPoly_BLAKE2b`; without a psk exactly `Noise_IK_25519_ChaChaPoly_BLAKE2b`, which public
+vectors cover more widely. Primitives: X25519 and ChaCha20-Poly1305 of libsodium (PyNaCl), HMAC and BLAKE2b of Python.
+
+    <- s
+    ...
+    -> e, es, s, ss
+    <- e, ee, se, psk
+
+**Source**: Perrin, "The Noise Protocol Framework", revision 34 (2018): sections 5 (processing), 7.5 (IK), 9 (psk).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Final
+
+import nacl.bindings as sodium
+from nacl.exceptions import CryptoError
+
+from gossipfl.errors import Misuse, Refused
+from gossipfl.protocol.limits import RECORD_MAX, SESSION_RECORDS_MAX
+
+KEY: Final = 32
+"""Bytes of a public, private, shared or cipher key."""
+
+TAG: Final = 16
+"""Bytes that sealing adds."""
+
+FIRST_OVERHEAD: Final = KEY + (KEY + TAG) + TAG
+"""Message 1 less its payload: e, s sealed, tag of the payload."""
+
+SECOND_OVERHEAD: Final = KEY + TAG
+"""Message 2 less its payload: e, tag of the payload."""
+
+_DEAD: Final = -1
+
+_seal: Final = sodium.crypto_aead_chacha20poly1305_ietf_encrypt
+_open: Final = sodium.crypto_aead_chacha20poly1305_ietf_decrypt
+
+
+class Cipher:
+    """ChaCha20-Poly1305 in one direction under one key, with an implicit counter. It dies at the first failure.
+
+    **Secrets**: the key; a counter never repeats under it. The nonce is 4 zero bytes and the counter, little endian.
+    """
+
+    __slots__ = ("_key", "count")
+
+    def __init__(self, key: bytes) -> None:
+        self._key: bytes | None = key
+        self.count = 0
+
+    def seal(self, plain: bytes, ad: bytes = b"") -> bytes:
+        """`plain` sealed: 16 bytes longer. Raises Misuse after 2^20 records: then a new handshake is due."""
+        if self._key is None or self.count >= SESSION_RECORDS_MAX:
+            raise Misuse("the session is over; begin a new one before sending")
+        sealed: bytes = _seal(plain, ad, self._nonce(), self._key)
+        return sealed
+
+    def open(self, sealed: bytes, ad: bytes = b"") -> bytes:
+        """What was sealed, in the order it was sealed. Raises Refused("auth") on anything else, and ever after."""
+        key, self._key = self._key, None
+        if key is None or self.count >= SESSION_RECORDS_MAX:
+            raise Refused("auth", "a record after the end of its session; the peer must connect anew")
+        if not TAG <= len(sealed) <= RECORD_MAX:
+            raise Refused("auth", f"a record of {len(sealed)} bytes; {TAG} to {RECORD_MAX} are possible")
+        try:
+            plain: bytes = _open(bytes(sealed), ad, self._nonce(), key)
+        except CryptoError:
+            raise Refused("auth", "a record was altered, lost, repeated or sealed by somebody else") from None
+        self._key = key
+        return plain
+
+    def _nonce(self) -> bytes:
+        nonce = bytes(4) + self.count.to_bytes(8, "little")
+        self.count += 1
+        return nonce
+
+
+class Handshake:
+    """One handshake. The initiator writes, then reads; the responder reads, then writes; then `split`.
+
+    **Randomness**: `ephemeral_private` is 32 fresh bytes of the operating system; there is no default.
+    **Secrets**: an ephemeral key used twice gives forward secrecy away.
+    **Raises**: Refused("auth") for any message that is not the other side's; Misuse out of turn.
+    """
+
+    def __init__(
+        self,
+        initiator: bool,
+        prologue: bytes,
+        static_private: bytes,
+        ephemeral_private: bytes,
+        remote_static: bytes | None,
+        psk: bytes | None,
+    ) -> None:
+        if initiator != (remote_static is not None):
+            raise Misuse("the initiator knows the responder's static key beforehand, the responder does not")
+        for key in (static_private, ephemeral_private, remote_static, psk):
+            if key is not None and len(key) != KEY:
+                raise Misuse(f"every key has {KEY} bytes, not {len(key)}")
+        name = f"Noise_IK{'' if psk is None else 'psk2'}_25519_ChaChaPoly_BLAKE2b".encode()
+        self.initiator: Final = initiator
+        self.remote_static = remote_static
+        self._static, self._ephemeral, self._psk = static_private, ephemeral_private, psk
+        self._static_public = _public(static_private)
+        self._ephemeral_public = _public(ephemeral_private)
+        self._remote_ephemeral = b""
+        self._key: bytes | None = None
+        self._chaining = self.hash = name.ljust(64, b"\0")  # a name of at most 64 bytes is its own hash
+        self._mix_hash(prologue)
+        self._mix_hash(self._static_public if remote_static is None else remote_static)
+        self._messages = 0
+
+    @property
+    def finished(self) -> bool:
+        return self._messages == 2
+
+    def write(self, payload: bytes) -> bytes:
+        """The next message, carrying `payload`."""
+        self._take_turn(initiator=self._messages == 0)
+        return self._write_first(payload) if self.initiator else self._write_second(payload)
+
+    def read(self, message: bytes) -> bytes:
+        """The payload of the other side's next message. After a refusal the handshake is dead."""
+        self._take_turn(initiator=self._messages == 1)
+        done, self._messages = self._messages, _DEAD
+        least = SECOND_OVERHEAD if self.initiator else FIRST_OVERHEAD
+        if not least <= len(message) <= RECORD_MAX:
+            raise Refused("auth", f"a handshake message of {len(message)} bytes; at least {least} are due")
+        payload = self._read_second(bytes(message)) if self.initiator else self._read_first(bytes(message))
+        self._messages = done
+        return payload
+
+    def split(self) -> tuple[Cipher, Cipher]:
+        """(sending, receiving) ciphers. Raises Misuse before the handshake is finished, and the second time."""
+        if self._messages != 2:
+            raise Misuse("a handshake is split once, when both messages have passed")
+        self._messages = _DEAD
+        first, second = (Cipher(key[:KEY]) for key in _derive(self._chaining, b"", 2))
+        return (first, second) if self.initiator else (second, first)
+
+    def _take_turn(self, initiator: bool) -> None:
+        if self._messages not in (0, 1) or initiator != self.initiator:
+            raise Misuse("it is not this side's turn in the handshake")
+        self._messages += 1
+
+    # ---- the two messages; the comments are the pattern's tokens
+
+    def _write_first(self, payload: bytes) -> bytes:
+        assert self.remote_static is not None
+        self._mix_ephemeral(self._ephemeral_public)  # e
+        self._mix_key(_agree(self._ephemeral, self.remote_static))  # es
+        static = self._encrypt(self._static_public)  # s
+        self._mix_key(_agree(self._static, self.remote_static))  # ss
+        return self._ephemeral_public + static + self._encrypt(payload)
+
+    def _read_first(self, message: bytes) -> bytes:
+        self._remote_ephemeral, static, payload = message[:KEY], message[KEY : 2 * KEY + TAG], message[2 * KEY + TAG :]
+        self._mix_ephemeral(self._remote_ephemeral)  # e
+        self._mix_key(_agree(self._static, self._remote_ephemeral))  # es
+        self.remote_static = self._decrypt(static)  # s
+        self._mix_key(_agree(self._static, self.remote_static))  # ss
+        return self._decrypt(payload)
+
+    def _write_second(self, payload: bytes) -> bytes:
+        assert self.remote_static is not None
+        self._mix_ephemeral(self._ephemeral_public)  # e
+        self._mix_key(_agree(self._ephemeral, self._remote_ephemeral))  # ee
+        self._mix_key(_agree(self._ephemeral, self.remote_static))  # se
+        self._mix_psk()  # psk
+        return self._ephemeral_public + self._encrypt(payload)
+
+    def _read_second(self, message: bytes) -> bytes:
+        self._remote_ephemeral, payload = message[:KEY], message[KEY:]
+        self._mix_ephemeral(self._remote_ephemeral)  # e
+        self._mix_key(_agree(self._ephemeral, self._remote_ephemeral))  # ee
+        self._mix_key(_agree(self._static, self._remote_ephemeral))  # se
+        self._mix_psk()  # psk
+        return self._decrypt(payload)
+
+    # ---- the symmetric state (section 5.2)
+
+    def _mix_hash(self, data: bytes) -> None:
+        self.hash = hashlib.blake2b(self.hash + data).digest()
+
+    def _mix_key(self, material: bytes) -> None:
+        self._chaining, key = _derive(self._chaining, material, 2)
+        self._key = key[:KEY]
+
+    def _mix_ephemeral(self, public: bytes) -> None:
+        self._mix_hash(public)
+        if self._psk is not None:
+            self._mix_key(public)
+
+    def _mix_psk(self) -> None:
+        if self._psk is not None:
+            self._chaining, mixed, key = _derive(self._chaining, self._psk, 3)
+            self._mix_hash(mixed)
+            self._key = key[:KEY]
+
+    def _encrypt(self, plain: bytes) -> bytes:
+        assert self._key is not None
+        sealed = Cipher(self._key).seal(plain, self.hash)  # every key of the pattern seals exactly once: counter 0
+        self._mix_hash(sealed)
+        return sealed
+
+    def _decrypt(self, sealed: bytes) -> bytes:
+        assert self._key is not None
+        plain = Cipher(self._key).open(sealed, self.hash)
+        self._mix_hash(sealed)
+        return plain
+
+
+def _public(private: bytes) -> bytes:
+    public: bytes = sodium.crypto_scalarmult_base(private)
+    return public
+
+
+def _agree(private: bytes, public: bytes) -> bytes:
+    """X25519. An all-zero result (a point of small order) is refused, which Noise leaves open: it proves nothing."""
+    try:
+        shared: bytes = sodium.crypto_scalarmult(private, public)
+    except CryptoError:
+        raise Refused("auth", "a public key that no honest peer has; the peer is faulty or hostile") from None
+    return shared
+
+
+def _derive(chaining: bytes, material: bytes, outputs: int) -> list[bytes]:
+    """Noise's HKDF: HMAC-BLAKE2b, 64 bytes each (section 4.3)."""
+    secret = _hmac(chaining, material)
+    derived = [b""]
+    for index in range(1, outputs + 1):
+        derived.append(_hmac(secret, derived[-1] + bytes([index])))
+    return derived[1:]
+
+
+def _hmac(key: bytes, data: bytes) -> bytes:
+    return hmac.new(key, data, hashlib.blake2b).digest()

@@ -1,0 +1,535 @@
+"""One node's mind: `Peer.handle(event, now) -> commands`, the only door.
+
+On top of exchange.py (who is connected, what moves exactly once) this is the course of a study at one node: statistics,
+training, release, and then answering for as long as it runs. Not here: bytes, tensors, disk, clock, randomness; they are
+names and arguments. A run is its list of (now, node, event).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final, Literal
+
+import msgspec
+
+from gossipfl.errors import Refused
+from gossipfl.protocol import events as ev
+from gossipfl.protocol import messages as ms
+from gossipfl.protocol.events import Instant
+from gossipfl.protocol.exchange import GREETING_NS, IDLE_NS, PING_NS, Conn, Exchanges, Settings
+from gossipfl.protocol.link import Row, decode_link
+from gossipfl.protocol.neighbours import choose
+from gossipfl.trust.identity import Certificate, verify
+
+DRAIN_NS: Final = 8_000_000_000
+"""A stop waits this long for what is under way; what is still in doubt then is settled after the next start."""
+
+AGREE: Final = 2e-5
+"""Relative tolerance between two candidates: both are rounded to six digits, so one step of rounding may lie between."""
+
+GRADIENT_MEMORY: Final = 0.9
+"""Weight of the past in the moving average of the gradient norm."""
+
+Turn = Literal["rest", "training", "reading", "choosing", "exchanging"]
+
+
+class Course(Row, frozen=True):
+    """The node's own durable state: one row, in every transaction."""
+
+    model: bytes
+    statistics: bytes
+    stage: str
+    local_round: int
+    released: int
+    """exchanges done in the release, with peers that have done training, too"""
+    gradient: float
+    normalisation: bytes
+    """the frozen statistics in use: encoded, with who signed them"""
+    certificate: bytes
+    signature: bytes
+    steps: int
+
+
+class Peer(Exchanges):
+    """The core of a node. Never raises for anything that a peer, the network, the disk or the clock can cause."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.certificates = {certificate.digest: certificate for certificate in settings.certificates}
+        self.frozen = b""
+        self.frozen_by: tuple[bytes, bytes] = (b"", b"")
+        self.estimate: ms.Normalisation | None = None
+        self.candidates: dict[bytes, ms.Candidate] = {}
+        self.presence: tuple[float, ...] = ()
+        self.prepared = False
+        self.released = 0
+        self.steps = 0
+        self.loss = 0.0
+        self.turn: Turn = "rest"
+        self.turn_peer = ""
+        self.turn_until = 0
+        self.turn_next = 0
+        self.checkpoint_at = 0
+        self.saved: tuple[bytes, int] = (b"", 0)
+        self.handed: list[ev.Operator] = []
+        self.running = False
+        self.stop_by: int | None = None
+        self.stopped = False
+        self.leaving = False
+        self.wake: int | None = None
+
+    # ---- the door ------------------------------------------------------------------------------------------------
+
+    def handle(self, event: ev.Event, now: Instant) -> list[ev.Command]:
+        """The only door: what to do now that `event` has happened, in order."""
+        self.now, self.out = now, []
+        if isinstance(event, ev.Started):
+            self.started(event)
+        elif isinstance(event, ev.Opened):
+            self.opened(event)
+        elif isinstance(event, ev.DialFailed):
+            self.dial_failed(event)
+        elif isinstance(event, ev.Received):
+            self.received(event)
+        elif isinstance(event, ev.BulkReceived):
+            self.bulk_received(event)
+        elif isinstance(event, ev.Closed):
+            self.closed(event)
+        elif isinstance(event, ev.Operator):
+            self.ordered(event)
+        elif isinstance(event, ev.Stopping):
+            self.stopping, self.stop_by = True, now.mono_ns + DRAIN_NS
+        elif not isinstance(event, ev.Alarm):
+            self.ended(event)
+        self.keep_alive()
+        self.go_on()
+        self.set_alarm()
+        return self.out
+
+    def started(self, event: ev.Started) -> None:
+        """Take up where the disk says that this node was."""
+        self.base = {"model": event.model, "statistics": event.statistics_base}
+        self.current = {"model": event.begin or event.model, "statistics": event.statistics}
+        for (kind, key), value in sorted(event.rows.items()):
+            if kind == "link":
+                self.links[key] = decode_link(value)
+            elif kind == "certificate":
+                certificate = Certificate.decode(value)
+                self.certificates[certificate.digest] = certificate
+        course = event.rows.get(("course", self.me))
+        if course is not None:
+            self.resume(msgspec.msgpack.decode(course, type=Course))
+        elif not self.settings.statistics_size:
+            self.stage, self.prepared = self.after_statistics(), True
+        self.running = True
+        for peer in sorted(self.links):
+            self.check_link(self.links[peer], event.missing)
+        for peer in self.settings.members.neighbours(self.me):
+            self.neighbour(peer).is_now("unseen", self.now.wall_ns)
+        self.checkpoint_at = self.now.mono_ns + self.settings.checkpoint_ns
+        self.commit(self.note("start", stage=self.stage, local_round=self.local_round))
+        self.recompute_correction()
+        if self.frozen:
+            self.prepare()
+        if self.settings.statistics_size:
+            self.start(lambda job: ev.Estimate(job, self.current["statistics"]), self.estimated)
+
+    def resume(self, course: Course) -> None:
+        self.current = {"model": course.model, "statistics": course.statistics}
+        self.stage, self.local_round, self.released = course.stage, course.local_round, course.released
+        self.gradient, self.steps = course.gradient, course.steps
+        self.trained = course.gradient > 0
+        self.frozen, self.frozen_by = course.normalisation, (course.certificate, course.signature)
+        if self.frozen:
+            self.normalisation = hashlib.sha256(self.frozen).digest()
+            self.hear(self.normalisation, ms.Candidate(self.frozen, *self.frozen_by))
+        self.prepared = not self.settings.statistics_size
+
+    def check_link(self, link: Any, missing: frozenset[bytes]) -> None:
+        """Drop the link of who has left; begin anew where a file that the link needs is gone."""
+        if self.settings.members.has_left(link.peer):
+            del self.links[link.peer]
+            self.commit(self.note("left", peer=link.peer), gone=link.peer)
+        elif link.names() & missing:
+            lost = msgspec.structs.replace(link, resets=())
+            self.start_anew(lost, link.epoch + 1, "a file of this link is missing or damaged on this disk")
+
+    def state_rows(self) -> list[tuple[str, str, bytes | None]]:
+        course = Course(
+            self.current["model"], self.current["statistics"], self.stage, self.local_round, self.released, self.gradient,
+            self.frozen, *self.frozen_by, self.steps,
+        )  # fmt: skip
+        self.checkpoint_at = self.now.mono_ns + self.settings.checkpoint_ns
+        self.saved = (self.current["model"], self.local_round)
+        return [("course", self.me, msgspec.msgpack.encode(course))]
+
+    def state_names(self) -> set[bytes]:
+        return {self.current["model"], self.current["statistics"], *self.base.values()}
+
+    def live(self) -> frozenset[bytes]:
+        return super().live() | {handed.displacement for handed in self.handed}
+
+    # ---- operator ------------------------------------------------------------------------------------------------
+
+    def ordered(self, event: ev.Operator) -> None:
+        self.do(self.note("operator", order=event.order))
+        if event.order == "pause":
+            self.paused = True
+        elif event.order == "resume":
+            self.paused = False
+        elif event.order == "leave":
+            self.leaving, self.stage = True, "release"
+        elif event.order == "mix":
+            self.handed.append(event)
+        elif event.order == "finish" and self.stage == "training":
+            self.enter_release()
+
+    # ---- statistics ----------------------------------------------------------------------------------------------
+
+    def after_statistics(self) -> str:
+        return "training" if self.settings.trains else "observing"
+
+    def estimated(self, event: ev.Estimated | ev.Failed) -> None:
+        if self.turn == "reading":
+            self.turn_over()
+        if isinstance(event, ev.Failed):
+            return
+        self.presence, self.estimate = event.presence, event.normalisation
+        converged = bool(event.presence) and all(abs(p - 1) <= self.settings.tolerance for p in event.presence)
+        if self.frozen:
+            self.take_smallest()
+        if self.frozen or not converged or event.normalisation is None:
+            return
+        raw = ms.encode(event.normalisation)
+        mine = ms.Candidate(raw, self.settings.certificate, self.settings.sign("statistics", raw))
+        self.hear(hashlib.sha256(raw).digest(), mine)
+        self.stage = self.after_statistics()
+        self.take_smallest()
+
+    def take_smallest(self) -> None:
+        """Use the candidate of the smallest digest within tolerance of the own estimate, and tell everybody."""
+        fitting = [name for name in sorted(self.candidates) if self.fits(self.candidates[name])]
+        if not fitting or fitting[0] == self.normalisation:
+            return
+        chosen = self.candidates[fitting[0]]
+        self.frozen, self.frozen_by = chosen.normalisation, (chosen.certificate, chosen.signature)
+        self.normalisation = fitting[0]
+        author = ms.decode_normalisation(chosen.normalisation).author
+        self.commit(self.note("statistics", author=author, digest=self.normalisation.hex()))
+        for peer in sorted(self.by_peer):
+            if self.by_peer[peer].greeted:
+                self.send(self.by_peer[peer], chosen)
+        self.prepare()
+
+    def prepare(self) -> None:
+        self.prepared = False
+        statistics = self.frozen
+        self.start(lambda job: ev.Prepare(job, statistics), self.ready)
+
+    def ready(self, event: ev.Prepared | ev.Failed) -> None:
+        self.prepared = isinstance(event, ev.Prepared)
+
+    def fits(self, candidate: ms.Candidate) -> bool:
+        return self.estimate is not None and alike(ms.decode_normalisation(candidate.normalisation), self.estimate)
+
+    def on_normalisation_differs(self, conn: Conn) -> None:
+        if self.frozen:
+            self.send(conn, ms.Candidate(self.frozen, *self.frozen_by))
+
+    def on_candidate(self, conn: Conn, message: ms.Candidate) -> None:
+        """A peer says what it uses. Smaller than mine and alike: I take it, too. Unlike mine: refused, with who is missing."""
+        candidate = ms.decode_normalisation(message.normalisation)
+        if candidate.federation != self.settings.members.federation_id:
+            raise Refused("recipient", "statistics of another federation")
+        held = self.certificates.get(message.certificate)
+        if candidate.author == conn.peer:
+            self.verify(conn, "statistics", message.certificate, message.normalisation, message.signature)
+        elif held is not None and held.member == candidate.author:
+            verify("statistics", message.normalisation, message.signature, held.signing)
+        else:
+            raise Refused("auth", f"statistics by {candidate.author}, signed under a certificate that {self.me} never saw")
+        name = hashlib.sha256(message.normalisation).digest()
+        conn.statistics = name
+        if self.estimate is None or not self.frozen:
+            self.hear(name, message)
+            return
+        if not alike(candidate, self.estimate):
+            mine, theirs = set(self.estimate.members), set(candidate.members)
+            missing = ", ".join(sorted(mine ^ theirs)) or "none: the values differ"
+            raise Refused(
+                "stats",
+                f"the normalisation of {candidate.author} is not that of {self.me}; sites in only one of them: {missing}. "
+                f"All sites must take part in the statistics stage of one study; begin a new study where one has joined since",
+            )
+        self.hear(name, message)
+        self.take_smallest()
+
+    def hear(self, name: bytes, message: ms.Candidate) -> None:
+        """Keep a candidate; the oldest goes where there are more than members could honestly make."""
+        self.candidates[name] = message
+        while len(self.candidates) > 2 + 2 * len(self.settings.members.neighbours(self.me)):
+            self.candidates.pop(next(iter(self.candidates)))
+
+    # ---- turns: train, choose, exchange --------------------------------------------------------------------------
+
+    def go_on(self) -> None:
+        """Take the next step of the course, if it is time."""
+        if not self.running or self.stopped:
+            return
+        if self.stopping:
+            self.drain()
+            return
+        mono = self.now.mono_ns
+        for peer in self.lonely_doubts():
+            if mono >= self.neighbour(peer).retry_ns:
+                self.dial(peer)
+        if self.turn in ("choosing", "exchanging") and mono >= self.turn_until:
+            self.turn_over()
+        if self.turn == "rest" and not self.paused and mono >= self.turn_next:
+            self.begin_turn()
+        if self.turn == "rest" and mono >= self.checkpoint_at and self.unsaved() and not self.hands.busy:
+            self.commit()
+
+    def unsaved(self) -> bool:
+        return self.saved != (self.current["model"], self.local_round)
+
+    def begin_turn(self) -> None:
+        if self.stage == "statistics":
+            self.begin_exchange("statistics")
+        elif not self.prepared:
+            return
+        elif self.stage == "training" and self.settings.external:
+            if self.handed:
+                handed = self.handed.pop(0)
+                self.turn = "training"
+                self.trained_one(ev.Trained(0, handed.displacement, handed.steps, handed.gradient, 0.0))
+        elif self.stage == "training":
+            self.train()
+        elif self.stage in ("release", "observing"):
+            self.begin_exchange("model")
+
+    def train(self) -> None:
+        self.turn = "training"
+        eta = self.settings.eta(self.local_round)
+        model, correction, number, steps = (
+            self.current["model"], self.correction, self.local_round, self.settings.local_steps,
+        )  # fmt: skip
+        self.start(lambda job: ev.Train(job, model, correction, number, steps, eta), self.trained_one)
+
+    def trained_one(self, event: ev.Trained | ev.Failed) -> None:
+        if isinstance(event, ev.Failed):
+            self.do(self.note("training", reason=event.reason, detail=event.detail))
+            self.paused = True
+            self.turn_over()
+            return
+        memory = GRADIENT_MEMORY if self.gradient else 0.0
+        self.gradient = memory * self.gradient + (1 - memory) * event.gradient
+        self.trained, self.loss, self.steps = True, event.loss, self.steps + event.steps
+        displacement = event.displacement
+        self.change(lambda job: ev.Absorb(job, self.current["model"], displacement), self.absorbed, displacement)
+
+    def absorbed(self, event: ev.Absorbed | ev.Failed) -> None:
+        if isinstance(event, ev.Absorbed):
+            self.current["model"] = event.model
+        self.local_round += 1
+        if self.local_round >= self.settings.local_rounds and not self.settings.external:
+            self.enter_release()
+        elif self.now.mono_ns >= self.checkpoint_at:
+            self.commit()
+        if self.turn == "training":
+            self.begin_exchange("model")
+
+    def enter_release(self) -> None:
+        self.stage = "release"
+        self.commit(self.note("stage", stage="release", local_round=self.local_round))
+
+    def begin_exchange(self, space: ev.Space) -> None:
+        """Choose a neighbour uniformly and exchange with it; a neighbour that cannot be reached ends the turn."""
+        candidates = [peer for peer in self.settings.members.neighbours(self.me) if self.may_ask(peer, space)]
+        peer = choose(candidates, self.settings.random)
+        if peer is None:
+            self.turn_over()
+            return
+        self.turn, self.turn_peer, self.turn_until = "choosing", peer, self.now.mono_ns + self.settings.patience_ns
+        conn = self.by_peer.get(peer)
+        if conn is not None and conn.greeted:
+            self.ask(peer)
+        elif conn is None:
+            self.dial(peer)
+
+    def dial(self, peer: str) -> None:
+        if self.neighbour(peer).state != "dialling":
+            self.neighbour(peer).is_now("dialling", self.now.wall_ns)
+            self.do(ev.Dial(peer))
+
+    def lonely_doubts(self) -> list[str]:
+        """Links with an exchange in doubt and no session in which to settle it, where this node can dial."""
+        return [
+            peer
+            for peer in self.settings.members.neighbours(self.me)
+            if peer in self.settings.dialable
+            and peer not in self.by_peer
+            and self.neighbour(peer).state != "dialling"
+            and self.is_in_doubt(peer)
+        ]
+
+    def may_ask(self, peer: str, space: str) -> bool:
+        neighbour, conn = self.neighbour(peer), self.by_peer.get(peer)
+        if self.now.mono_ns < neighbour.retry_ns or not self.is_idle(peer):
+            return False
+        if conn is None:
+            return peer in self.settings.dialable
+        return space != "model" or not conn.greeted or conn.statistics == self.normalisation
+
+    def ask(self, peer: str) -> None:
+        space: ev.Space = "statistics" if self.stage == "statistics" else "model"
+        if not self.is_idle(peer) or not self.may_ask(peer, space):
+            self.turn_over()
+            return
+        self.turn = "exchanging"
+        self.propose(peer, space)
+
+    def turn_over(self) -> None:
+        self.turn, self.turn_peer = "rest", ""
+        self.turn_next = self.now.mono_ns + self.settings.turn_ns
+
+    def on_greeted(self, peer: str) -> None:
+        if self.turn == "choosing" and self.turn_peer == peer:
+            self.ask(peer)
+
+    def on_let_go(self, peer: str) -> None:
+        if self.turn in ("choosing", "exchanging") and self.turn_peer == peer:
+            self.turn_over()
+
+    def on_exchanged(self, peer: str, space: str, stage: str, initiated: bool) -> None:
+        if self.stage == "release" and space == "model" and stage in ("release", "finished", "observing"):
+            self.released += 1
+            if self.released >= self.settings.release_exchanges:
+                self.finish()
+        mine = self.turn == "exchanging" and self.turn_peer == peer
+        if space == "statistics":
+            if mine:
+                self.turn = "reading"
+            self.start(lambda job: ev.Estimate(job, self.current["statistics"]), self.estimated)
+        elif mine:
+            self.turn_over()
+
+    def finish(self) -> None:
+        self.stage = "finished"
+        self.commit(self.note("stage", stage="finished", released=self.released))
+        if self.leaving:
+            self.stopping, self.stop_by = True, self.now.mono_ns + DRAIN_NS
+
+    def dial_failed(self, event: ev.DialFailed) -> None:
+        neighbour = self.neighbour(event.peer)
+        neighbour.is_now("unreachable", self.now.wall_ns, event.why)
+        neighbour.back_off(self.now.mono_ns, self.settings.random)
+        self.on_let_go(event.peer)
+
+    def drain(self) -> None:
+        """Wait for what changes state, then put everything on disk and say so."""
+        assert self.stop_by is not None
+        if (self.hands.ends or self.hands.queue) and self.now.mono_ns < self.stop_by:
+            return
+        self.commit(self.note("stop", stage=self.stage, local_round=self.local_round))
+        for conn in list(self.conns.values()):
+            self.do(ev.Close(conn.id, "this node stops"))
+        self.stopped = True
+        self.do(ev.Stopped())
+
+    # ---- time ----------------------------------------------------------------------------------------------------
+
+    def keep_alive(self) -> None:
+        mono = self.now.mono_ns
+        for conn in list(self.conns.values()):
+            busy = conn.inbound or conn.reply
+            if not conn.greeted and mono - conn.opened_ns > GREETING_NS:
+                self.let_die(conn, "no greeting came")
+            elif not busy and mono - conn.heard_ns > IDLE_NS:
+                self.let_die(conn, "nothing heard for 60 s")
+            elif mono - conn.sent_ns >= PING_NS:
+                self.send(conn, ms.Ping())
+            if conn.again_ns is not None and mono >= conn.again_ns:
+                conn.again_ns = None
+                self.offer(conn)
+
+    def let_die(self, conn: Conn, why: str) -> None:
+        self.drop(conn)
+        self.neighbour(conn.peer).is_now("silent", self.now.wall_ns, why)
+        self.do(ev.Close(conn.id, why))
+
+    def set_alarm(self) -> None:
+        at = self.next_alarm()
+        if at != self.wake:
+            self.wake = at
+            self.do(ev.Wake(at))
+
+    def next_alarm(self) -> int | None:
+        if self.stopped or not self.running:
+            return None
+        mono = self.now.mono_ns
+        times = [conn.sent_ns + PING_NS for conn in self.conns.values()]
+        times += [conn.again_ns for conn in self.conns.values() if conn.again_ns is not None]
+        times += [self.neighbour(peer).retry_ns for peer in self.lonely_doubts() if not self.stopping]
+        if self.stop_by is not None:
+            times.append(self.stop_by)
+        elif self.turn in ("choosing", "exchanging"):
+            times.append(self.turn_until)
+        elif self.turn == "rest":
+            if self.unsaved() and not self.hands.busy:
+                times.append(self.checkpoint_at)
+            if self.wants_turn():
+                times.append(max(self.turn_next, mono + 1))
+        return max(min(times), mono + 1) if times else None
+
+    def wants_turn(self) -> bool:
+        if self.paused or self.stage == "finished":
+            return False
+        if self.stage != "statistics" and not self.prepared:
+            return False
+        return not (self.stage == "training" and self.settings.external and not self.handed)
+
+    # ---- what an operator may see --------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The node's state as JSON values: stage, progress, and each peer's state, since when, and versions."""
+        peers = {
+            peer: {
+                "state": self.neighbour(peer).state,
+                "since_unix": self.neighbour(peer).since_wall_ns // 10**9,
+                "why": self.neighbour(peer).why,
+                "epoch": self.link(peer).epoch,
+                "exchanges": self.link(peer).exchanges,
+                "in_doubt": self.link(peer).pending is not None,
+                "sent_bytes": self.link(peer).sent,
+                "received_bytes": self.link(peer).received,
+                "versions": self.neighbour(peer).versions,
+            }
+            for peer in self.settings.members.neighbours(self.me)
+        }
+        return {
+            "node": self.me,
+            "stage": "paused" if self.paused else self.stage,
+            "local_round": self.local_round,
+            "local_rounds": self.settings.local_rounds,
+            "steps": self.steps,
+            "released": self.released,
+            "exchanges": sum(link.exchanges for link in self.links.values()),
+            "loss": self.loss,
+            "model": self.current["model"].hex(),
+            "statistics": self.normalisation.hex(),
+            "statistics_presence": list(self.presence),
+            "membership": self.settings.members.version,
+            "refusals": dict(sorted(self.counts.items())),
+            "peers": peers,
+        }
+
+
+def alike(a: ms.Normalisation, b: ms.Normalisation) -> bool:
+    """Are two candidates of the same members within rounding of each other? Means are compared in units of spread."""
+    if a.members != b.members or len(a.mean) != len(b.mean):
+        return False
+    return all(
+        abs(x - y) <= AGREE * max(abs(x), abs(y), s) and abs(s - t) <= AGREE * max(s, t)
+        for x, y, s, t in zip(a.mean, b.mean, a.spread, b.spread, strict=True)
+    )

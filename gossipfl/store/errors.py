@@ -1,0 +1,57 @@
+"""What can be wrong with the state on disk, and the border at which OSError becomes one of these. No I/O of its own."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from gossipfl.errors import Exit, GossipError
+
+
+class StateError(GossipError):
+    """The state cannot be read or written: the node stops (exit 73), and what was committed before stays as it was."""
+
+    exit_code = Exit.STATE
+
+
+class Damaged(StateError):
+    """What is on disk is not what was written there."""
+
+
+class Missing(StateError):
+    """No blob has this name."""
+
+
+AFRESH: Final = (
+    "check the disk; then move the state folder away and start the node again: it begins with an empty state, and "
+    "every link begins a new epoch. Do not put an older copy of the folder in its place"
+)
+"""The one safe remedy for damaged rows: a node that silently went back would answer for what it has forgotten."""
+
+_REMEDIES: Final = {
+    errno.ENOSPC: "the disk is full: free some space, then start the node again; nothing was half-written",
+    errno.EDQUOT: "the disk quota is used up: raise it or free some space, then start the node again",
+    errno.EFBIG: "the largest file size allowed is reached: raise the limit (ulimit -f), then start the node again",
+    errno.EROFS: "the file system is read-only: mount it writable, then start the node again",
+    errno.EACCES: "no permission: give the state folder to the user that runs the node",
+    errno.EPERM: "no permission: give the state folder to the user that runs the node",
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n), then start the node again",
+    errno.EIO: "the disk reports an error: check it (dmesg, smartctl), then start the node again",
+}
+
+
+def explain(doing: str, error: OSError) -> str:
+    """Cause and remedy of an OSError, in one line."""
+    remedy = _REMEDIES.get(error.errno or 0, "check the disk and the folder's permissions, then start the node again")
+    return f"cannot {doing}: {error.strerror or error} -- {remedy}"
+
+
+@contextmanager
+def border(doing: str) -> Iterator[None]:
+    """Nothing but StateError leaves this block for what the operating system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise StateError(explain(doing, error)) from error

@@ -1,0 +1,391 @@
+"""Blobs under the names of their content: volatile when made, durable on demand, removed when nobody needs them.
+
+Not here: what a blob means, and which ones are needed (the core says so in each Commit). A volatile blob lives in
+memory when small and in a temporary file when large, so that making it durable copies nothing: fsync, rename, fsync of
+the folder. Only gossipfl.store.Store calls `make_durable` and `remove_except`, one at a time; all else may be called
+from any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import weakref
+from collections import Counter, deque
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from gossipfl.digest import Buffer, Tree
+from gossipfl.errors import Misuse
+from gossipfl.store.disk import Disk
+from gossipfl.store.errors import Damaged, Missing, StateError, border, explain
+from gossipfl.store.incoming import Incoming
+
+RAM_BYTES: Final = 1 << 20
+"""From this size on a volatile blob is a temporary file: hundreds may be held, and memory is bounded."""
+
+PARTIALS: Final = 256
+"""Unfinished payloads kept for resumption: one for each connection that there may be."""
+
+TEMPORARY: Final = ".tmp"
+
+
+@dataclass(slots=True)
+class _Blob:
+    size: int
+    buffer: memoryview | None = None
+    path: str | None = None
+    durable: bool = False
+    sound: bool | None = True
+    """does the content have the name? None: a file of an earlier process, not yet looked at"""
+    tree: Tree | None = None
+
+
+class Files:
+    """The blobs of one folder.
+
+    A file found at the start is checked against its name when it is first read; a damaged one is as good as absent, and
+    is replaced when its content is put again. Temporary files found at the start are removed.
+    """
+
+    def __init__(self, disk: Disk, *, ram_bytes: int = RAM_BYTES) -> None:
+        self.disk = disk
+        self._ram_bytes = ram_bytes
+        self._lock = threading.RLock()
+        self._blobs: dict[bytes, _Blob] = {}
+        self._pins: Counter[bytes] = Counter()
+        self._partials: dict[bytes, Incoming] = {}
+        self._scratch: dict[int, tuple[str, weakref.finalize[Any, Any]]] = {}
+        self._dropped: deque[str] = deque()
+        self._numbers = count()
+        with border("read the state folder"):
+            for file, size in sorted(disk.list().items()):
+                if file.endswith(TEMPORARY):
+                    disk.unlink(file)
+                elif (name := _name(file)) is not None:
+                    self._blobs[name] = _Blob(size, path=file, durable=True, sound=None)
+
+    # ---- making blobs ----------------------------------------------------------------------------------------------
+
+    def put(self, blob: Buffer | npt.NDArray[Any], *, pinned: bool = False) -> bytes:
+        """The name of this content, which is now here; volatile. Copied once, or not at all if it is here already.
+
+        `pinned` pins the name in the same step (see `pin`): a job must, because a commit may run before its end event
+        is handled.
+
+        Raises: Misuse for memory that is not contiguous; StateError if there is no space.
+        """
+        view = _bytes_of(blob)
+        tree = Tree.of(view)
+        if self.take(tree.root, pinned):
+            return tree.root
+        if len(view) < self._ram_bytes:
+            fresh = _Blob(len(view), buffer=memoryview(bytes(view)), tree=tree)
+        else:
+            fresh = _Blob(len(view), path=self._write_temporary(view), tree=tree)
+        return self._admit(tree.root, fresh, pinned)
+
+    def scratch(self, size: int) -> memoryview:
+        """`size` writable zero bytes to compute into; for `adopt`. If the view is dropped instead, so is its file."""
+        if size < self._ram_bytes:
+            return memoryview(bytearray(size))
+        path = self._temporary()
+        try:
+            with border("reserve space for a blob"):
+                view = self.disk.create(path, size)
+        except StateError:
+            self._unlink(path)
+            raise
+        self._scratch[id(view)] = (path, weakref.finalize(view, self._drop, id(view), path))
+        return view
+
+    def adopt(self, scratch: memoryview, *, pinned: bool = False) -> bytes:
+        """The name of what was written into this scratch, without a copy. Nobody may write into it afterwards."""
+        tree = Tree.of(scratch)
+        path = self._release(scratch)
+        return self._admit(tree.root, _Blob(len(scratch), scratch.toreadonly(), path, tree=tree), pinned)
+
+    def discard(self, scratch: memoryview) -> None:
+        """Give a scratch back at once, unadopted."""
+        path = self._release(scratch)
+        if path is not None:
+            self._unlink(path)
+
+    def incoming(self, root: bytes, size: int) -> Incoming:
+        """A payload under way: the one begun earlier in this process if there is one, else a new one.
+
+        Bound: at most `PARTIALS`; the one that rested longest makes room.
+
+        Raises: StateError if there is no space for all of it.
+        """
+        with self._lock:
+            partial = self._partials.pop(root, None)
+            if partial is not None and partial.size != size:
+                partial.drop()
+                partial = None
+            if partial is None:
+                here = self._blobs.get(root)
+                known = here is not None and here.size == size and here.sound is True
+                partial = Incoming(self, root, size, None if known else self.scratch(size))
+            if not partial.done:
+                while len(self._partials) >= PARTIALS:
+                    self._partials.pop(next(iter(self._partials))).drop()
+                self._partials[root] = partial
+            return partial
+
+    def abandon(self, root: bytes) -> None:
+        """Forget the unfinished payload of this name, if there is one."""
+        with self._lock:
+            partial = self._partials.pop(root, None)
+        if partial is not None:
+            partial.drop()
+
+    def complete(self, partial: Incoming, buffer: memoryview, pinned: bool) -> None:
+        """For Incoming.finish: what all chunks were written into becomes the blob."""
+        with self._lock:
+            if self._partials.get(partial.root) is partial:
+                del self._partials[partial.root]
+        path = self._release(buffer)
+        self._admit(partial.root, _Blob(partial.size, buffer.toreadonly(), path), pinned)
+
+    # ---- reading ---------------------------------------------------------------------------------------------------
+
+    def has(self, name: bytes) -> bool:
+        """Is it here? A file of an earlier process that nobody has read yet counts."""
+        with self._lock:
+            blob = self._blobs.get(name)
+            return blob is not None and blob.sound is not False
+
+    def is_durable(self, name: bytes) -> bool:
+        with self._lock:
+            blob = self._blobs.get(name)
+            return blob is not None and blob.durable and blob.sound is not False
+
+    def read(self, name: bytes) -> memoryview:
+        """The content, read-only, mapped if large; it stays valid as long as the view is held, removed or not.
+
+        Raises: Missing; Damaged if the content no longer has this name.
+        """
+        with self._lock:
+            blob = self._blobs.get(name)
+            if blob is None:
+                raise Missing(f"no blob {name.hex()} in the store; its link begins a new epoch")
+            view = self._view(name, blob)
+        if blob.sound is None:
+            self._verify(name, blob, view)
+        return view
+
+    def array(self, name: bytes, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """The content as a read-only vector, without a copy."""
+        view, kind = self.read(name), np.dtype(dtype)
+        if len(view) % kind.itemsize:
+            raise Misuse(f"blob {name.hex()} has {len(view)} bytes, which is no whole number of {kind}")
+        return np.frombuffer(view, kind)
+
+    def size(self, name: bytes) -> int:
+        """Bytes. Raises: Missing."""
+        with self._lock:
+            blob = self._blobs.get(name)
+        if blob is None:
+            raise Missing(f"no blob {name.hex()} in the store")
+        return blob.size
+
+    def tree(self, name: bytes) -> Tree:
+        """The hash tree, for the paths of chunks; kept since `put`, computed anew for a durable blob."""
+        with self._lock:
+            blob = self._blobs.get(name)
+        if blob is None or blob.tree is None:
+            tree = Tree.of(self.read(name))
+            with self._lock:
+                if (blob := self._blobs.get(name)) is not None:
+                    blob.tree = tree
+            return tree
+        return blob.tree
+
+    def missing(self, names: Iterable[bytes]) -> frozenset[bytes]:
+        """Those of `names` that are absent or damaged: each is read and checked. The empty name stands for no file."""
+        gone = set()
+        for name in sorted(set(names) - {b""}):
+            try:
+                self.read(name)
+            except (Missing, Damaged):
+                gone.add(name)
+        return frozenset(gone)
+
+    def names(self) -> frozenset[bytes]:
+        """All that is here."""
+        with self._lock:
+            return frozenset(name for name, blob in self._blobs.items() if blob.sound is not False)
+
+    # ---- keeping and removing --------------------------------------------------------------------------------------
+
+    def pin(self, names: Iterable[bytes]) -> None:
+        """In use by a job: not removed before as many `unpin`. A name need not be here yet."""
+        with self._lock:
+            self._pins.update(name for name in names if name)
+
+    def unpin(self, names: Iterable[bytes]) -> None:
+        with self._lock:
+            for name in filter(None, names):
+                if not self._pins[name]:
+                    raise Misuse(f"blob {name.hex()} is unpinned more often than pinned")
+                self._pins[name] -= 1
+                if not self._pins[name]:
+                    del self._pins[name]
+
+    def make_durable(self, names: Iterable[bytes]) -> None:
+        """They survive a loss of power from now on: content fsynced, renamed, one fsync of the folder for all.
+
+        Raises: Missing; Damaged; StateError (no space, for one): then none of them is lost, and none counts as durable.
+        """
+        with self._lock:
+            todo = {name: self._volatile(name) for name in sorted(set(names) - {b""}) if not self.is_durable(name)}
+        if not todo:
+            return
+        for blob in todo.values():
+            if blob.path is None and blob.buffer is not None:
+                blob.path = self._write_temporary(blob.buffer)
+            if blob.path is not None:
+                with border("make a blob durable"):
+                    self.disk.fsync(blob.path)
+        with border("make a blob durable"):
+            for name, blob in todo.items():
+                self._give_its_name(name, blob)
+            self.disk.fsync_dir()
+        with self._lock:
+            for blob in todo.values():
+                # From here on it is mapped on demand: a mapping holds a file descriptor, of which there are few.
+                blob.durable, blob.buffer, blob.tree = True, None, None
+
+    def remove_except(self, live: AbstractSet[bytes]) -> None:
+        """Remove every blob, volatile or durable, that is neither in `live` nor pinned. Unfinished payloads stay."""
+        with self._lock:
+            dead = sorted(name for name in self._blobs if name not in live and not self._pins[name])
+            paths = [self._blobs.pop(name).path for name in dead]
+        self._sweep()
+        for path in paths:
+            if path is not None:
+                self._unlink(path)
+
+    def close(self) -> None:
+        """Remove what is volatile. Views that are held stay valid."""
+        with self._lock:
+            for partial in self._partials.values():
+                partial.drop()
+            self._partials.clear()
+            self._pins.clear()
+        self.remove_except({name for name, blob in self._blobs.items() if blob.durable})
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def take(self, name: bytes, pinned: bool) -> bool:
+        """Is this content here and sound? Then it is pinned if so wished. Checks a file of an earlier process."""
+        with suppress(Missing, Damaged):
+            if self.has(name):
+                self.read(name)
+        with self._lock:
+            here = self.has(name)
+            if here and pinned:
+                self._pins[name] += 1
+            return here
+
+    def _admit(self, name: bytes, fresh: _Blob, pinned: bool) -> bytes:
+        with self._lock:
+            here = self.take(name, pinned)
+            if not here:
+                self._blobs[name] = fresh
+                if pinned:
+                    self._pins[name] += 1
+        if here and fresh.path is not None:
+            self._unlink(fresh.path)
+        return name
+
+    def _view(self, name: bytes, blob: _Blob) -> memoryview:
+        if blob.sound is False:
+            raise Damaged(f"blob {name.hex()} is damaged; check the disk; its link begins a new epoch")
+        if blob.buffer is not None:
+            return blob.buffer
+        assert blob.path is not None
+        try:
+            return self.disk.read(blob.path)
+        except FileNotFoundError as error:
+            self._blobs.pop(name, None)
+            raise Missing(f"the file of blob {name.hex()} is gone; nobody else may touch the state folder") from error
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise StateError(explain(f"read blob {name.hex()}", error)) from error
+            blob.sound = False
+            raise Damaged(explain(f"read blob {name.hex()}", error)) from error
+
+    def _verify(self, name: bytes, blob: _Blob, view: memoryview) -> None:
+        blob.sound = Tree.of(view).root == name
+        if not blob.sound:
+            self._view(name, blob)
+
+    def _volatile(self, name: bytes) -> _Blob:
+        blob = self._blobs.get(name)
+        if blob is None:
+            raise Missing(f"no blob {name.hex()} in the store, so it cannot be made durable")
+        self._view(name, blob)
+        return blob
+
+    def _give_its_name(self, name: bytes, blob: _Blob) -> None:
+        with self._lock:  # a reader must not find the old path gone
+            if blob.path is not None and blob.path != name.hex():
+                self.disk.rename(blob.path, name.hex())
+                blob.path = name.hex()
+
+    def _temporary(self) -> str:
+        return f"{next(self._numbers):08d}{TEMPORARY}"
+
+    def _write_temporary(self, content: memoryview) -> str:
+        path = self._temporary()
+        try:
+            with border("write a blob"):
+                self.disk.write(path, content)
+        except StateError:
+            self._unlink(path)
+            raise
+        return path
+
+    def _release(self, scratch: memoryview) -> str | None:
+        path, finalizer = self._scratch.pop(id(scratch), (None, None))
+        if finalizer is not None:
+            finalizer.detach()
+        return path
+
+    def _drop(self, key: int, path: str) -> None:
+        """Runs when the garbage collector likes: notes only, `_sweep` removes."""
+        self._scratch.pop(key, None)
+        self._dropped.append(path)
+
+    def _sweep(self) -> None:
+        while self._dropped:
+            self._unlink(self._dropped.popleft())
+
+    def _unlink(self, path: str) -> None:
+        with border("remove a file that is no longer needed"), suppress(FileNotFoundError):
+            self.disk.unlink(path)
+
+
+def _name(file: str) -> bytes | None:
+    """The name that this file's name spells; None for a file that is not ours, which is left alone."""
+    with suppress(ValueError):
+        name = bytes.fromhex(file)
+        if len(name) == 32 and name.hex() == file:
+            return name
+    return None
+
+
+def _bytes_of(blob: Buffer | npt.NDArray[Any]) -> memoryview:
+    view = memoryview(cast(Buffer, blob))
+    if not view.c_contiguous:
+        raise Misuse("a blob must be contiguous memory; use numpy.ascontiguousarray")
+    return view.cast("B") if view.nbytes else memoryview(b"")

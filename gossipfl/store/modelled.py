@@ -1,0 +1,205 @@
+"""A disk and rows in memory that forget, at a crash, what a real disk may forget. For the simulator and for tests.
+
+What the model says: content is safe after `fsync` of the file, names after `fsync_dir`; before that each change of the
+folder and each file's content may survive or not, on its own, and content may be torn. A commit of rows is one atomic
+step, done or not done: SQLite's inside is tested by killing real processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+from collections.abc import Iterable, Iterator
+from itertools import product
+from typing import Final, Literal
+
+from gossipfl.digest import Buffer
+from gossipfl.store.rows import Change, Fact, Key, Record, checked, encode_fields
+
+Fate = Literal["lost", "torn", "kept"]
+FATES: Final[tuple[Fate, ...]] = ("lost", "torn", "kept")
+
+
+class Crash(BaseException):
+    """The machine stops here. No Exception, so that no handler of the program's sees it."""
+
+
+class _Content:
+    """One file's bytes: as they are, and as they were at the last fsync."""
+
+    def __init__(self, now: bytes | bytearray, synced: bytes | None = None) -> None:
+        self.now = now
+        self.synced = synced
+
+    def after(self, fate: Fate, cut: float = 0.5) -> bytes:
+        now, old = bytes(self.now), self.synced or b""
+        if fate == "torn":
+            at = int(len(now) * cut)
+            return now[:at] + bytes(len(now) - at)
+        return now if fate == "kept" else old
+
+
+_Change = tuple[str | None, str | None, _Content | None]
+"""(name that goes, name that comes, its content)"""
+
+
+class ModelledDisk:
+    """The `Disk` of gossipfl.store.disk, in memory.
+
+    `crash_at`: the step (see `steps`) before which `Crash` is raised. `capacity`: bytes until OSError(ENOSPC).
+    """
+
+    def __init__(self, content: dict[str, bytes] | None = None, *, capacity: int | None = None) -> None:
+        self.capacity = capacity
+        self.crash_at: int | None = None
+        self.steps = 0
+        self._safe = {name: _Content(data, data) for name, data in (content or {}).items()}
+        self._now = dict(self._safe)
+        self._pending: list[_Change] = []
+
+    def step(self) -> None:
+        """One more thing is about to be done to the disk."""
+        if self.steps == self.crash_at:
+            raise Crash(f"at step {self.steps}")
+        self.steps += 1
+
+    def list(self) -> dict[str, int]:
+        return {name: len(content.now) for name, content in self._now.items()}
+
+    def write(self, name: str, content: Buffer) -> None:
+        self.step()
+        self._reserve(name, len(content))
+        self._change(None, name, _Content(bytes(content)))
+
+    def create(self, name: str, size: int) -> memoryview:
+        self.step()
+        self._reserve(name, size)
+        content = bytearray(size)
+        self._change(None, name, _Content(content))
+        return memoryview(content)
+
+    def read(self, name: str) -> memoryview:
+        return memoryview(self._find(name).now).toreadonly()
+
+    def fsync(self, name: str) -> None:
+        self.step()
+        content = self._find(name)
+        content.synced = bytes(content.now)
+
+    def rename(self, old: str, new: str) -> None:
+        self.step()
+        self._change(old, new, self._find(old))
+
+    def fsync_dir(self) -> None:
+        self.step()
+        self._safe = dict(self._now)
+        self._pending.clear()
+
+    def unlink(self, name: str) -> None:
+        self.step()
+        self._find(name)
+        self._change(name, None, None)
+
+    def images(self) -> Iterator[ModelledDisk]:
+        """Every disk that may be found after a crash now. Exponential in what is pending: for small tests."""
+        for survives in product((False, True), repeat=len(self._pending)):
+            names = self._survivors(survives)
+            unsafe = sorted(name for name, content in names.items() if content.synced is None or _changed(content))
+            for fates in product(FATES, repeat=len(unsafe)):
+                yield self._image(names, dict(zip(unsafe, fates, strict=True)))
+
+    def crash(self, rng: random.Random, survival: float) -> ModelledDisk:
+        """One of these: each pending change and content survives with probability `survival`; else lost or torn.
+
+        Randomness: one draw per pending change, then up to three per file.
+        """
+        names = self._survivors([rng.random() < survival for _ in self._pending])
+        image = {}
+        for name, content in sorted(names.items()):
+            fate: Fate = "kept" if rng.random() < survival else "torn" if rng.random() < 0.5 else "lost"
+            safe = content.synced is not None and not _changed(content)
+            image[name] = content.after("kept" if safe else fate, rng.random())
+        return ModelledDisk(image, capacity=self.capacity)
+
+    def flip(self, name: str, bit: int) -> None:
+        """Bit rot: one bit of a file's content, at rest."""
+        content = self._find(name)
+        data = bytearray(content.now)
+        data[bit // 8] ^= 1 << bit % 8
+        content.now, content.synced = bytes(data), bytes(data)
+
+    def _change(self, old: str | None, new: str | None, content: _Content | None) -> None:
+        self._pending.append((old, new, content))
+        _enact(self._now, (old, new, content))
+
+    def _survivors(self, survives: Iterable[bool]) -> dict[str, _Content]:
+        names = dict(self._safe)
+        for change, lives in zip(self._pending, survives, strict=True):
+            if lives:
+                _enact(names, change)
+        return names
+
+    def _image(self, names: dict[str, _Content], fates: dict[str, Fate]) -> ModelledDisk:
+        content = {name: content.after(fates.get(name, "kept")) for name, content in names.items()}
+        return ModelledDisk(content, capacity=self.capacity)
+
+    def _find(self, name: str) -> _Content:
+        if name not in self._now:
+            raise FileNotFoundError(errno.ENOENT, "no such file", name)
+        return self._now[name]
+
+    def _reserve(self, name: str, size: int) -> None:
+        used = sum(self.list().values()) if self.capacity is not None else 0
+        if self.capacity is not None and used + size > self.capacity:
+            raise OSError(errno.ENOSPC, "no space left on device", name)
+
+
+def _enact(names: dict[str, _Content], change: _Change) -> None:
+    old, new, content = change
+    if old is not None:
+        names.pop(old, None)
+    if new is not None and content is not None:
+        names[new] = content
+
+
+def _changed(content: _Content) -> bool:
+    return content.synced != content.now
+
+
+class ModelledRows:
+    """Rows and facts in memory. `disk`, if given, counts each commit as one of its steps."""
+
+    def __init__(self, disk: ModelledDisk | None = None) -> None:
+        self.disk = disk
+        self._rows: dict[Key, bytes] = {}
+        self._facts: list[tuple[int, int, str, str]] = []
+
+    def apply(self, rows: Iterable[Change], facts: Iterable[Fact], wall_ns: int) -> None:
+        changes = checked(rows)
+        said = [(fact.kind, encode_fields(fact)) for fact in facts]
+        if self.disk is not None:
+            self.disk.step()
+        for key, value in changes.items():
+            if value is None:
+                self._rows.pop(key, None)
+            else:
+                self._rows[key] = value
+        start = len(self._facts) + 1
+        self._facts += [(seq, wall_ns, kind, fields) for seq, (kind, fields) in enumerate(said, start)]
+
+    def load(self) -> dict[Key, bytes]:
+        return dict(self._rows)
+
+    def facts(self, after: int = 0, limit: int | None = None) -> list[Record]:
+        found = self._facts[max(0, after) :][:limit]
+        return [Record(seq, wall_ns, kind, json.loads(fields)) for seq, wall_ns, kind, fields in found]
+
+    def crash(self, disk: ModelledDisk | None = None) -> ModelledRows:
+        """What is found after a crash: every commit that was done."""
+        found = ModelledRows(disk)
+        found._rows, found._facts = dict(self._rows), list(self._facts)
+        return found
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,301 @@
+"""Laws of the commands: exit codes, what goes to stdout, what is never overwritten, and that help is light."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gossipfl import cli, config
+from gossipfl.cli import output
+from gossipfl.errors import ConfigError, Exit
+from gossipfl.trust import identity
+from gossipfl.trust.membership import LINE_PREFIX, Membership, read_member_line
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "sklearn", "pandas", "matplotlib", "networkx", "aiohttp", "numpy", "scipy", "pydantic", "nacl"}
+
+
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(output.PASSPHRASE_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: object) -> int:
+    """The exit code of one command."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(one) for one in arguments])
+    return int(caught.value.code or 0)
+
+
+def line_of(name: str, capsys: pytest.CaptureFixture[str], *more: object) -> str:
+    assert run("init", name, "--out", name, *more) == Exit.OK
+    return capsys.readouterr().out.strip()
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    counts = {"a": 100, "b": 300, "c": 1249}
+    return [
+        line_of(name, capsys, "--address", f"https://{name}.example:8470", "--count", n) for name, n in counts.items()
+    ]
+
+
+# ---- init ------------------------------------------------------------------------------------------------------------
+
+
+def test_init_makes_keys_certificate_and_config_and_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("init", "ward", "--out", "ward", "--address", "https://ward.example:8470", "--count", 1249) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(LINE_PREFIX) and told.out.count("\n") == 1
+    assert "NOT encrypted" in told.err
+    made = config.load_node(Path("ward/node.toml"))
+    member = read_member_line(told.out)
+    me = identity.Identity(identity.load_key(made.identity_key, None, "identity"))
+    node = identity.NodeKeys(identity.load_key(made.node_key, None, "node"))
+    assert (member.id, member.count, member.identity_bytes) == ("ward", 1200, me.public)
+    assert made.certificate.read_bytes() == member.certificate_bytes
+    assert member.certificate_read.noise == node.noise_public
+    assert member.certificate_read.valid_at(time.time_ns())
+    assert stat.S_IMODE(made.node.keys.stat().st_mode) == 0o700
+    assert stat.S_IMODE(made.node_key.stat().st_mode) == 0o600
+
+
+def test_init_never_overwrites(capsys: pytest.CaptureFixture[str]) -> None:
+    line_of("ward", capsys)
+    before = {path: path.read_bytes() for path in Path("ward").rglob("*") if path.is_file()}
+    assert run("init", "ward", "--out", "ward") == Exit.STATE
+    assert "exists already" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in Path("ward").rglob("*") if path.is_file()}
+
+
+def test_t27_with_a_passphrase_the_key_files_do_not_hold_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("secret").write_text("correct horse\n")
+    assert run("init", "ward", "--out", "ward", "--passphrase-file", "secret") == Exit.OK
+    assert "correct horse" not in "".join(capsys.readouterr())
+    path = Path("ward/keys/node.key")
+    secret = identity.load_key(path, "correct horse", "node")
+    assert secret.hex() not in path.read_text()
+    with pytest.raises(ConfigError) as caught:
+        identity.load_key(path, "wrong", "node")
+    assert caught.value.exit_code == Exit.PERMISSION
+
+
+@pytest.mark.parametrize("content", [None, "", "\n"])
+def test_an_absent_or_empty_passphrase_file_is_a_matter_of_keys(
+    content: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(output.PASSPHRASE_VARIABLE, "secret")
+    if content is not None:
+        Path("secret").write_text(content)
+    assert run("init", "ward", "--out", "ward") == Exit.PERMISSION
+    assert not Path("ward").exists()
+
+
+USAGE = {
+    "no command": ["nothing"],
+    "no id": ["init"],
+    "an id that is none": ["init", "Ward 1"],
+    "an address that is none": ["init", "ward", "--address", "ftp://x"],
+    "a count below zero": ["init", "ward", "--count", "-1"],
+    "a certificate of a year": ["init", "ward", "--days", "365"],
+    "a passphrase on the command line": ["init", "ward", "--passphrase", "x"],
+    "a federation of no task": ["federation", "create", "x.line"],
+    "an option without value": ["federation", "create", "--task", "toy", "--option", "x", "x.line"],
+}
+
+
+@pytest.mark.parametrize("arguments", USAGE.values(), ids=USAGE)
+def test_wrong_usage_exits_2_and_makes_nothing(arguments: list[str]) -> None:
+    assert run(*arguments) == Exit.USAGE
+    assert not list(Path().iterdir())
+
+
+# ---- federation ------------------------------------------------------------------------------------------------------
+
+
+def test_create_makes_a_federation_file_and_a_secret_key_from_lines_and_files(
+    lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("two.lines").write_text(f"{lines[0]}\n\n{lines[1]}\n")
+    assert run("federation", "create", "--task", "toy", "--out", "fed", "two.lines", lines[2], "--json") == Exit.OK
+    told = json.loads(capsys.readouterr().out)
+    made = Membership.load(Path("fed/federation.json"))
+    assert made.active == ("a", "b", "c") and made.version == 1
+    assert told["digest"] == made.digest.hex()
+    assert "holdout_key" not in told["study"]
+    psk = identity.load_key(Path("fed/psk.key"), None, "psk")
+    assert len(psk) == 32 and psk.hex() not in made.dump()
+    assert run("federation", "create", "--task", "toy", "--out", "fed", *lines) == Exit.STATE
+
+
+def test_a_study_file_sets_the_constants_and_the_command_line_wins(lines: list[str]) -> None:
+    Path("study.toml").write_text('name = "trial"\ntask = "digits"\neta = 0.5\nlocal_rounds = 7\n')
+    assert run("federation", "create", "--task", "toy", "--study", "study.toml", "--topology", "ring", *lines) == 0
+    made = Membership.load(Path("federation.json"))
+    assert (made.study.name, made.study.task, made.study.eta, made.study.local_rounds) == ("trial", "toy", 0.5, 7)
+    assert made.topology.rule == "ring"
+
+
+def test_faults_of_a_study_file_and_of_a_task_are_told_and_nothing_is_made(
+    lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("study.toml").write_text('eta = "high"\nloacl_rounds = 7\n')
+    assert run("federation", "create", "--task", "toy", "--study", "study.toml", "--out", "fed", *lines) == Exit.CONFIG
+    told = capsys.readouterr().err
+    assert "study.toml:1: eta = 'high'" in told and "study.toml:2: unknown key loacl_rounds" in told
+    assert "did you mean 'local_rounds'?" in told
+    assert run("federation", "create", "--task", "toi", "--out", "fed", *lines) == Exit.CONFIG
+    assert "did you mean 'toy'?" in capsys.readouterr().err
+    assert run("federation", "create", "--task", "toy", "--out", "fed", lines[0][:-9], "absent.line") == Exit.CONFIG
+    assert not Path("fed").exists()
+
+
+TABLE = """\
+name = "mortality"
+task = "table"
+[task_options.schema]
+features = [{name = "age", unit = "years", range = [0, 120]}, {name = "smoker", type = "boolean"}]
+label = {name = "died", type = "boolean"}
+"""
+
+
+def test_a_site_deploys_its_own_table_without_python(lines: list[str]) -> None:
+    """The study's schema from study.toml, the site's columns from node.toml: together they read the site's rows."""
+    from gossipfl import tasks
+
+    Path("study.toml").write_text(TABLE)
+    assert run("federation", "create", "--study", "study.toml", *lines) == 0
+    study = Membership.load(Path("federation.json")).study
+    Path("rows.csv").write_text(
+        "\n".join(["ALTER;raucht;died", *(f"{30 + n};{n % 2};{n % 3 == 0:d}" for n in range(30))])
+    )
+    Path("node.toml").write_text(
+        '[node]\nid = "a"\n[data]\nfile = "rows.csv"\ndelimiter = ";"\nmissing = [-9]\n'
+        '[data.columns]\nage = "ALTER"\nsmoker = "raucht"\n'
+    )
+    data = tasks.load(study.task, study.task_options).data(config.load_node(Path("node.toml")).data.source())
+    assert data.x.shape == (30, 2) and data.x[0, 0] == 30 and data.y.sum() == 10
+
+
+@pytest.mark.parametrize("task", ["breast-cancer", "digits", "heart"])
+def test_the_study_takes_the_defaults_of_its_task_where_it_says_nothing(task: str, lines: list[str]) -> None:
+    from gossipfl import tasks
+
+    assert run("federation", "create", "--task", task, *lines) == 0
+    own = tasks.load(task)
+    assert Membership.load(Path("federation.json")).study.l2 == own.l2  # type: ignore[attr-defined]
+
+
+def test_add_and_leave_raise_the_version_and_show_says_so(lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("federation", "create", "--task", "toy", *lines[:2]) == 0
+    assert run("federation", "add", "federation.json", lines[2]) == 0
+    assert run("federation", "leave", "federation.json", "a") == 0
+    capsys.readouterr()
+    assert run("federation", "show", "federation.json", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["version"] == 3
+    assert [(member["id"], member["status"]) for member in told["members"]] == [
+        ("a", "left"),
+        ("b", "active"),
+        ("c", "active"),
+    ]
+    assert run("federation", "leave", "federation.json", "a") == Exit.CONFIG
+    assert run("federation", "show", "absent.json") == Exit.CONFIG
+    assert run("federation", "show", "federation.json") == 0
+    assert "version 3" in capsys.readouterr().out
+
+
+def test_check_is_content_with_a_good_federation_and_names_its_disk_need(
+    lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("federation", "create", "--task", "toy", *lines) == 0
+    capsys.readouterr()
+    assert run("federation", "check", "federation.json", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert {one["result"] for one in found} == {"ok", "info"}
+    assert {one["check"] for one in found} == {"certificate", "reachable", "topology", "model", "disk"}
+
+
+def test_check_names_what_is_wrong_and_exits_78(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line_of(name, capsys) for name in ("a", "b")]
+    assert run("federation", "create", "--task", "toy", *lines) == 0
+    path = Path("federation.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"x0": "0" * 64}))
+    capsys.readouterr()
+    assert run("federation", "check", path, "--json") == Exit.CONFIG
+    found = json.loads(capsys.readouterr().out)["findings"]
+    failed = {one["check"]: one["found"] for one in found if one["result"] == "fail"}
+    assert "nobody to talk to: a, b" in failed["reachable"]
+    assert "not connected" in failed["topology"]
+    assert "differ" in failed["model"]
+    assert [one["found"] for one in found if one["check"] == "counts"] == ["not declared: a, b"]
+    assert all(one["fix"] for one in found if one["result"] in ("warn", "fail"))
+
+
+def test_an_ended_certificate_is_warned_of(lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from gossipfl.cli.federation import findings
+
+    assert run("federation", "create", "--task", "toy", *lines) == 0
+    made = Membership.load(Path("federation.json"))
+    now = int(time.time())
+    for later_s, says in ((26, "ends in"), (31, "ended"), (-1, "not valid yet")):
+        found = [one.found for one in findings(made, now + later_s * 86_400) if one.check == "certificate"]
+        assert len(found) == 4 and all(says in one for one in found[:3])
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="no read-only place at hand")
+def test_a_folder_that_cannot_be_written_exits_73(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("init", "ward", "--out", "/proc/gossipfl") == Exit.STATE
+    assert "--out" in capsys.readouterr().err
+
+
+# ---- help ------------------------------------------------------------------------------------------------------------
+
+
+VERBS = [[], ["init"], ["federation"], *(["federation", verb] for verb in ("create", "add", "leave", "show", "check"))]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_of_every_verb_has_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*verb, "--help") == 0
+    assert ("Example" if verb else "Exit codes") in capsys.readouterr().out
+
+
+def test_help_is_light_and_fast() -> None:
+    """Best of three, because other work shares the machine."""
+    code = (
+        "import sys, time; from gossipfl import cli\n"
+        "try: cli.main(['--help'])\n"
+        f"except SystemExit: print(sorted({HEAVY!r} & set(sys.modules)), time.process_time(), file=sys.stderr)"
+    )
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        loaded, _, cpu = done.stderr.strip().rpartition(" ")
+        assert loaded == "[]"
+        seconds.append(float(cpu))
+    assert min(seconds) < 0.5
+
+
+def test_the_package_itself_is_light() -> None:
+    code = f"import sys, gossipfl; gossipfl.__version__; dir(gossipfl); print(sorted({HEAVY!r} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        == "[]\n"
+    )
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    import tomllib
+
+    assert run("--version") == 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out.strip() == project["version"]

@@ -1,0 +1,91 @@
+"""The names of blobs: RFC 6962's tree, its published proofs, and that exactly one path proves a chunk."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gossipfl import digest
+from gossipfl.digest import CHUNK, EMPTY, Tree, chunk_count, leaf, name_of, node, proves
+
+VECTORS = Path(os.environ.get("GOSSIPFL_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
+
+LEAVES = st.lists(st.binary(min_size=32, max_size=32), max_size=40)
+SOME_LEAVES = st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=40)
+
+
+def test_the_published_inclusion_proofs_are_judged_as_published() -> None:
+    path = VECTORS / "rfc6962_proofs.json"
+    if not path.exists():
+        pytest.skip(f"the public vectors are not at {VECTORS}")
+    rows = json.loads(path.read_text())["inclusion"]
+    assert len(rows) == 98
+    for row in rows:
+        root, leaf_hash = (base64.b64decode(row[key] or "") for key in ("root", "leafHash"))
+        siblings = [base64.b64decode(one) for one in row["proof"] or []]
+        assert proves(root, row["treeSize"], row["leafIdx"], leaf_hash, siblings) == (not row["wantErr"]), row["name"]
+
+
+def by_definition(leaves: list[bytes]) -> bytes:
+    """RFC 6962, 2.1: split at the largest power of two below the number of leaves."""
+    if len(leaves) <= 1:
+        return leaves[0] if leaves else hashlib.sha256(b"").digest()
+    split = 1 << (len(leaves) - 1).bit_length() - 1
+    return node(by_definition(leaves[:split]), by_definition(leaves[split:]))
+
+
+@given(LEAVES)
+def test_the_root_is_that_of_the_definition(leaves: list[bytes]) -> None:
+    assert Tree(leaves).root == by_definition(leaves)
+
+
+@given(SOME_LEAVES)
+def test_every_path_of_a_tree_proves_its_leaf_and_no_other_index(leaves: list[bytes]) -> None:
+    tree = Tree(leaves)
+    for index, one in enumerate(leaves):
+        path = tree.path(index)
+        assert proves(tree.root, len(leaves), index, one, path)
+        assert not any(
+            proves(tree.root, len(leaves), other, one, path) for other in range(-1, len(leaves) + 1) if other != index
+        ) or len(set(leaves)) < len(leaves)
+
+
+@settings(max_examples=200)
+@given(SOME_LEAVES, st.data())
+def test_any_other_path_root_leaf_or_count_proves_nothing(leaves: list[bytes], data: st.DataObject) -> None:
+    tree, count = Tree(leaves), len(leaves)
+    index = data.draw(st.integers(0, count - 1))
+    path, one = tree.path(index), leaves[index]
+    other = data.draw(st.binary(min_size=32, max_size=32).filter(lambda value: value not in (*path, one, tree.root)))
+    assert not proves(other, count, index, one, path)
+    assert not proves(tree.root, count, index, other, path)
+    assert not proves(tree.root, count, index, one, [*path, other])
+    assert not proves(tree.root, count, count, one, path)
+    assert not proves(tree.root, 0, 0, one, path)
+    if path:
+        at = data.draw(st.integers(0, len(path) - 1))
+        assert not proves(tree.root, count, index, one, path[:at] + path[at + 1 :])
+        assert not proves(tree.root, count, index, one, [*path[:at], other, *path[at + 1 :]])
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * CHUNK + 7])
+def test_a_blob_is_named_by_its_chunks(size: int) -> None:
+    blob = hashlib.shake_256(b"blob").digest(size)
+    chunks = [blob[start : start + CHUNK] for start in range(0, size, CHUNK)]
+    assert len(chunks) == chunk_count(size)
+    assert name_of(blob) == Tree([leaf(one) for one in chunks]).root == name_of(bytearray(blob))
+    assert name_of(memoryview(blob)) == name_of(blob)
+    assert size == 0 or name_of(blob) != name_of(blob + b"\0") != EMPTY
+
+
+def test_a_leaf_is_never_taken_for_a_node() -> None:
+    left, right = leaf(b"a"), leaf(b"b")
+    assert leaf(left + right) != node(left, right)
+    assert leaf(b"") == hashlib.sha256(b"\0").digest() and digest.name_of(b"") == EMPTY

@@ -1,0 +1,75 @@
+"""Exactly once, on the real Peer with real crypto in the simulated network: loss and crashes bias nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from worlds import federation, quadratics, toy_specs
+
+from gossipfl.simulator.network import Faults, World
+
+TWELVE = {f"site-{number:02d}": 5 + 7 * number for number in range(12)}
+
+
+def mixing_world(seed: int, dtype: str, faults: Faults) -> tuple[World, Any]:
+    """Twelve nodes that only mix, each from its own random vector, and the mass-weighted mean that they must reach."""
+    rng = np.random.default_rng(seed)
+    vectors = {name: rng.normal(size=16).astype(dtype) for name in TWELVE}
+    members = federation(TWELVE, x0=np.zeros(16, dtype))
+    specs = toy_specs(
+        members, lambda name: None, begin=lambda name: vectors[name], trains=False, turn_ns=500_000_000, clip=0.0
+    )
+    masses = {name: members.mass(name) for name in TWELVE}
+    mean = sum(masses[name] * vectors[name].astype("float64") for name in TWELVE) / sum(masses.values())
+    return World(specs, seed, faults), mean
+
+
+def furthest(world: World, mean: Any) -> float:
+    return max(float(np.abs(world.model(name).astype("float64") - mean).max()) for name in world.nodes)
+
+
+@pytest.mark.parametrize(("dtype", "exact", "seed"), [("float64", 1e-9, 0), ("float64", 1e-9, 1), ("float32", 1e-5, 2)])
+def test_the_weighted_mean_survives_cuts_refusals_and_crashes(dtype: str, exact: float, seed: int) -> None:
+    faults = Faults(cuts_per_hour=1200, crashes_per_hour=60, refused_dials=0.2, down_s=10, until_s=80)
+    world, mean = mixing_world(seed, dtype, faults)
+    world.run(80)
+    assert world.counts["crash"] > 5
+    assert world.counts["cut"] > 50
+    world.run(300, until=lambda: furthest(world, mean) < exact / 10)
+    assert furthest(world, mean) < exact
+    assert not any(link.resets for node in world.nodes.values() for link in node.peer.links.values())
+
+
+def test_one_seed_is_one_history() -> None:
+    faults = Faults(cuts_per_hour=600, crashes_per_hour=30, refused_dials=0.2, until_s=30)
+    runs = [mixing_world(5, "float64", faults)[0] for _ in range(2)]
+    for world in runs:
+        world.run(40)
+    first, second = runs
+    assert first.events == second.events
+    assert [node.facts for node in first.nodes.values()] == [node.facts for node in second.nodes.values()]
+
+
+def training_world(seed: int, faults: Faults, **study: Any) -> tuple[World, Any, dict[str, float]]:
+    counts = {f"site-{number}": 10 + 15 * number for number in range(6)}
+    members = federation(counts, **({"local_rounds": 4000, "leak": 0.0, "cap": 0.0, "clip": 0.0} | study))
+    trainers, optimum = quadratics(members.active, seed)
+    speed = {name: 1.0 + index for index, name in enumerate(members.active)}
+    specs = toy_specs(members, lambda name: trainers[name], speed=lambda name: speed[name], turn_ns=200_000_000)
+    masses = {name: members.mass(name) for name in members.active}
+    return World(specs, seed, faults), optimum(masses), masses
+
+
+def test_the_ledger_reaches_the_weighted_optimum_through_idle_nodes_cuts_and_unequal_work() -> None:
+    faults = Faults(cuts_per_hour=600, refused_dials=0.2, crashes_per_hour=30, down_s=10, until_s=60)
+    world, optimum, _ = training_world(1, faults, eta=0.05)
+    world.run(300, until=lambda: furthest(world, optimum) < 1e-7)
+    assert furthest(world, optimum) < 1e-6
+
+
+def test_plain_gossip_misses_the_optimum_that_the_ledger_reaches() -> None:
+    world, optimum, _ = training_world(1, Faults(), eta=0.05, correction="none")
+    world.run(100)
+    assert furthest(world, optimum) > 1e-2
