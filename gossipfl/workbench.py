@@ -22,6 +22,7 @@ from gossipfl.learning.blocks import difference_norm
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.store.errors import Damaged, Missing
+from gossipfl.tasks import normalisation
 
 Vector = NDArray[Any]
 
@@ -62,6 +63,26 @@ class Bench:
     """of this node's own draws (minibatches); never shared"""
     estimate: Callable[[Vector], tuple[tuple[float, ...], ms.Normalisation | None]] = lambda vector: ((), None)
     """reads a statistics vector"""
+
+
+def statistics_reader(
+    federation: bytes, me: str, members: Sequence[str]
+) -> Callable[[Vector], tuple[tuple[float, ...], ms.Normalisation | None]]:
+    """What reads a statistics vector for the core: (presence of each active member, this node's candidate).
+
+    A member whose rows are not in at all is not among the candidate's members; None while only this site's are."""
+
+    def read(vector: Vector) -> tuple[tuple[float, ...], ms.Normalisation | None]:
+        state = normalisation.estimate(vector, len(members))
+        inside = tuple(name for name, there in zip(members, state.presence, strict=True) if there > 0)
+        presence = tuple(float(there) for there in state.presence)
+        if len(inside) < 2 <= len(members):
+            return presence, None
+        said = normalisation.candidate(state)
+        parts = (tuple(float(value) for value in row) for row in (said.count, said.mean, said.spread))
+        return presence, ms.Normalisation(federation, me, inside, *parts)
+
+    return read
 
 
 class Workbench:
@@ -137,7 +158,9 @@ class Workbench:
                 f"local training diverged in local round {job.local_round}; the node has paused: lower the study's eta, or look "
                 f"for wrong units in this site's data",
             )
-        return ev.Trained(job.job, self.put(job.job, moved), outcome.steps, float(outcome.gradient), float(outcome.loss))
+        return ev.Trained(
+            job.job, self.put(job.job, moved), outcome.steps, float(outcome.gradient), float(outcome.loss)
+        )
 
     def absorb(self, job: ev.Absorb) -> ev.Absorbed:
         model = self.vector(job.model)
@@ -213,7 +236,9 @@ class Workbench:
         norm = correction.booked_norm(before, q, job.kappa, job.leak, job.lower)
         cap = job.cap if job.q else correction.cap_factor(norm, job.cap_norm)
         if cap * norm > job.cap_norm * (1 + ROUNDING):
-            raise Refused("implausible", "the reply's cap leaves more flow than the study allows; the peer is faulty or hostile")
+            raise Refused(
+                "implausible", "the reply's cap leaves more flow than the study allows; the peer is faulty or hostile"
+            )
         after = correction.book(before, q, job.kappa, job.leak, cap, job.lower)
         drift = self.tensors.array(job.correction, q.dtype) if job.correction else None
         drift = correction.advance(drift, before, after, job.mass)

@@ -11,9 +11,7 @@ from gossipfl.protocol.link import DAY_S, Answered, Link, Pending, begin_anew, d
 from gossipfl.protocol.messages import LinkView
 
 digests = st.sampled_from([b"", b"a" * 32, b"b" * 32])
-views = st.builds(
-    LinkView, st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), digests, digests
-)
+views = st.builds(LinkView, st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), digests, digests)
 
 
 @given(views, views)

@@ -21,7 +21,7 @@ EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 69 peers unreachable, 73 st
 
 def application() -> typer.Typer:
     """All commands, assembled."""
-    from gossipfl.cli import federation, init
+    from gossipfl.cli import federation, init, node
 
     app = typer.Typer(
         name="gossipfl",
@@ -36,6 +36,7 @@ def application() -> typer.Typer:
     app.callback()(_gossipfl)
     app.command("init", epilog=init.EPILOG)(init.init)
     app.add_typer(federation.app(), name="federation")
+    app.add_typer(node.app(), name="node")
     return app
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -103,6 +103,8 @@ class Connection:
         """whom we dialled, or who it is once it is up"""
         self.initiator: Final = bool(peer)
         self.up = False
+        self.admitted: Callable[[], bool] = lambda: True
+        """asked when the session comes up: is there room for this member?"""
         self.why = ""
         """why it was closed, if by us"""
         self.outbox: deque[ms.Message] = deque()
@@ -163,7 +165,7 @@ class Connection:
         writer = group.create_task(self.write())
         try:
             why = await self.read()
-        except (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError, RuntimeError) as error:
+        except (TimeoutError, aiohttp.ClientError, ConnectionError, RuntimeError) as error:
             why = f"connection lost: {error}"
         finally:
             if self.ending:
@@ -195,7 +197,10 @@ class Connection:
             if isinstance(heard, ss.Reply):
                 await self.socket.send_bytes(heard.record)
             elif isinstance(heard, ss.Up):
-                self.up, self.peer = True, heard.peer
+                self.peer = heard.peer
+                if not self.admitted():
+                    raise Refused("quota", f"{heard.peer} holds more connections than it may")
+                self.up = True
                 await self.host.up(self, ev.Opened(self.id, heard.peer, self.initiator, heard.certificate))
             elif isinstance(heard, ss.Arrived):
                 await self.host.tell(ev.Received(self.id, heard.message))
@@ -233,7 +238,7 @@ class Connection:
                 else:
                     self.work.clear()
             await asyncio.wait_for(self.socket.close(), timeout=CLOSING_S)
-        except (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError, RuntimeError, Misuse) as error:
+        except (TimeoutError, aiohttp.ClientError, ConnectionError, RuntimeError, Misuse) as error:
             self.why = self.why or f"connection lost while writing: {error}"
         except (Missing, Damaged) as lost:
             self.why = f"a payload that was offered is gone: {lost}"

@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gossipfl import __version__
 from gossipfl.config import NodeConfig
-from gossipfl.errors import Exit, GossipError
+from gossipfl.errors import GossipError
 from gossipfl.node.client import Client
 from gossipfl.node.connection import Connection
 from gossipfl.node.gate import Caps
@@ -33,6 +33,9 @@ from gossipfl.store import Store
 from gossipfl.trust.identity import Certificate, NodeKeys
 from gossipfl.trust.membership import Membership
 from gossipfl.workbench import Bench, Workbench
+
+if TYPE_CHECKING:
+    from gossipfl.node.server import Door
 
 TICK_S: Final = 0.5
 """Seconds between two looks at what nobody announces: hours, slow transfers, old sessions, the watchdog."""
@@ -85,7 +88,8 @@ class Driver:
         self.history: list[dict[str, Any]] = []
         self.running = asyncio.Event()
         self.began_ns = time.monotonic_ns()
-        self.listening = ""
+        self.listening = self.admin = ""
+        self.door: Door | None = None
         self.held_by_operator = False
         self.held = False
         self.after: Callable[[ev.Event], None] = lambda event: None
@@ -102,7 +106,8 @@ class Driver:
         self._judging = False
         self._saved_ns, self._budget = time.monotonic_ns(), 0.0
         self.group: asyncio.TaskGroup
-        for certificate in parts.settings.certificates:
+        seen = [Certificate.decode(value) for (kind, _), value in parts.started.rows.items() if kind == "certificate"]
+        for certificate in (*parts.settings.certificates, *seen):
             self.know(certificate)
 
     # ---- life ------------------------------------------------------------------------------------------------------
@@ -113,19 +118,22 @@ class Driver:
 
         try:
             async with asyncio.TaskGroup() as self.group:
-                closers = [await admin.serve(self), await server.serve(self)]
+                closers: list[Callable[[], Awaitable[None]]] = [self.client.close]
                 tick = self.group.create_task(self._tick())
+                self.post(self.parts.started)
                 try:
-                    self.post(self.parts.started)
+                    closers += [await admin.serve(self), await server.serve(self)]
                     await self._think()
                 finally:
                     tick.cancel()
                     await self._settle()
                     for close in closers:
                         await close()
-                    await self.client.close()
-        except* GossipError as group:
-            raise _first(group) from None
+        except BaseExceptionGroup as group:
+            ours = group.subgroup(GossipError)
+            if ours is None:
+                raise
+            raise _first(ours) from group
         finally:
             self._end()
 
@@ -359,7 +367,8 @@ class Driver:
             return
         stage, local_round, model = self._judged
         every = max(1, peer.settings.local_rounds // EVALUATIONS)
-        rested = time.monotonic_ns() - self._judged_ns > SITTING_S * 1e9
+        now = time.monotonic_ns()
+        rested = now - self._judged_ns > max(SITTING_S * 1e9, (now - self.began_ns) / 1000)
         due = peer.stage != stage or peer.local_round >= local_round + every or (rested and peer.stage != "training")
         if due and peer.current["model"] != model:
             self._judging = True
@@ -396,6 +405,10 @@ class Driver:
             "evaluation": self.history[-1] if self.history else None,
         }
 
+    def expelled(self) -> dict[str, int]:
+        """Raw connections closed at the gate, by why."""
+        return dict(self.door.gate.counts) if self.door else {}
+
     def unready(self) -> list[str]:
         """Why this node does not take part now; empty if it does."""
         reasons = []
@@ -424,7 +437,6 @@ def _append(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _first(group: BaseExceptionGroup[Any]) -> GossipError:
-    for error in group.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    return GossipError("the node stopped for an unknown reason", Exit.FAILED)
+def _first(group: BaseExceptionGroup[Any]) -> Any:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -42,4 +42,4 @@ class Log:
 def _nowhere() -> TextIO:
     import os
 
-    return open(os.devnull, "w")  # noqa: SIM115
+    return open(os.devnull, "w")

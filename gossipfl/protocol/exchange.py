@@ -211,7 +211,9 @@ class Exchanges:
     def note(self, kind: str, **fields: Any) -> ev.Note:
         return ev.Note(kind, fields)
 
-    def commit(self, *facts: ev.Note, links: tuple[Link, ...] = (), keep: tuple[bytes, ...] = (), gone: str = "") -> None:
+    def commit(
+        self, *facts: ev.Note, links: tuple[Link, ...] = (), keep: tuple[bytes, ...] = (), gone: str = ""
+    ) -> None:
         """One transaction: the links, the model and the course as they are now, with the facts."""
         for link in links:
             self.links[link.peer] = link
@@ -410,7 +412,9 @@ class Exchanges:
                 else f"{conn.peer} must take the newer federation file" if theirs < mine
                 else "two different files carry one version: agree on one and raise its version"
             )  # fmt: skip
-            raise Refused("membership-old", f"{self.me} holds federation version {mine}, {conn.peer} {theirs}; {remedy}")
+            raise Refused(
+                "membership-old", f"{self.me} holds federation version {mine}, {conn.peer} {theirs}; {remedy}"
+            )
         if hello.layout != self.settings.layout:
             raise Refused(
                 "layout",
@@ -426,9 +430,11 @@ class Exchanges:
         self.on_let_go(link.peer)
 
     def recompute_correction(self) -> None:
-        flows = lambda: tuple(link.flow for _, link in sorted(self.links.items()) if link.flow)
-        mass = self.settings.members.mass(self.me)
-        self.change(lambda job: ev.Correct(job, flows(), mass), self.corrected)
+        def make(job: int) -> ev.Job:
+            flows = tuple(link.flow for _, link in sorted(self.links.items()) if link.flow)
+            return ev.Correct(job, flows, self.settings.members.mass(self.me))
+
+        self.change(make, self.corrected)
 
     def corrected(self, event: ev.Corrected | ev.Failed) -> None:
         if isinstance(event, ev.Corrected):
@@ -437,7 +443,9 @@ class Exchanges:
     def refused(self, conn: Conn, refusal: ms.Refusal) -> None:
         """The peer refuses: the session (k = 0) or my proposal k."""
         self.do(
-            self.note("refusal", peer=conn.peer, k=refusal.k, reason=refusal.reason, detail=refusal.detail, by=conn.peer)
+            self.note(
+                "refusal", peer=conn.peer, k=refusal.k, reason=refusal.reason, detail=refusal.detail, by=conn.peer
+            )
         )
         neighbour = self.neighbour(conn.peer)
         if refusal.k == 0:
@@ -495,9 +503,7 @@ class Exchanges:
             return
         manifest = self.manifest(peer, link, k, "propose", space, event.root, event.size)
         raw = ms.encode(manifest)
-        pending = Pending(
-            k, link.done, space, raw, self.settings.sign("manifest", raw), event.root, event.size
-        )
+        pending = Pending(k, link.done, space, raw, self.settings.sign("manifest", raw), event.root, event.size)
         link = msgspec.structs.replace(link, pending=pending, high=k, sent=link.sent + event.size)
         fact = self.note("egress", peer=peer, space=space, epoch=epoch, k=k, role="propose", codec=manifest.codec,
                          bytes=event.size, root=event.root.hex())  # fmt: skip
@@ -594,8 +600,12 @@ class Exchanges:
         self.check_manifest(conn, link, reply, "reply", proposal.space)
         if not (reply.k == pending.k and reply.prev == pending.prev and reply.epoch == link.epoch):
             raise Refused("gap", "the reply's epoch or counters are not those of the proposal")
-        if not (reply.kappa <= proposal.kappa and reply.tau <= proposal.tau and reply.leak in (1.0, 1 - self.settings.leak)):
-            raise Refused("implausible", "the reply raises kappa or tau or invents a leak; the peer is faulty or hostile")
+        if not (
+            reply.kappa <= proposal.kappa and reply.tau <= proposal.tau and reply.leak in (1.0, 1 - self.settings.leak)
+        ):
+            raise Refused(
+                "implausible", "the reply raises kappa or tau or invents a leak; the peer is faulty or hostile"
+            )
         receipt = ms.decode_receipt(message.receipt)
         self.verify(conn, "receipt", reply.certificate, message.receipt, message.receipt_signature)
         expected = ms.Receipt(
@@ -607,7 +617,7 @@ class Exchanges:
         self.do(ev.ReceiveBulk(conn.id, reply.root, reply.size))
 
     def mix_reply(self, conn: Conn, reply: ms.Manifest, message: ms.Reply) -> None:
-        peer, space = conn.peer, reply.space
+        peer = conn.peer
         link = self.link(peer)
         pending = link.pending
         if pending is None or peer in self.mixing:
@@ -615,33 +625,38 @@ class Exchanges:
         self.mixing[peer] = reply.root
 
         def make(job: int) -> ev.Job:
-            agreed = self.reference(link, space)
-            return ev.Mix(
-                job,
-                space,  # type: ignore[arg-type]
-                lower=self.me < peer,
-                incoming=reply.root,
-                reference_in=agreed.theirs,
-                reference_out=agreed.own,
-                model=self.current[space],
-                flow=link.flow if space == "model" else b"",
-                correction=self.correction,
-                codec=self.codec(space),
-                seed=self.seed(link.epoch, pending.k, self.me, peer),
-                mass=self.mass(self.me, space),
-                mass_peer=self.mass(peer, space),
-                gamma=reply.gamma,
-                kappa=reply.kappa,
-                tau=reply.tau,
-                leak=reply.leak,
-                cap_norm=self.cap_norm(reply.kappa, self.gradient, reply.gradient, peer),
-                payload=pending.root,
-                clip=reply.clip,
-                cap=reply.cap,
-                q=reply.q,
-            )
+            known = {"payload": pending.root, "clip": reply.clip, "cap": reply.cap, "q": reply.q}
+            return self.mix_job(job, link, reply, reply.kappa, reply.tau, reply.leak, **known)
 
         self.change(make, lambda event: self.mixed_reply(event, peer, reply, message, link.epoch))
+
+    def mix_job(
+        self, job: int, link: Link, came: ms.Manifest, kappa: float, tau: float, leak: float, **known: Any
+    ) -> ev.Mix:
+        """One half of an exchange, made from the state of now; `known` is what the reply tells the initiator."""
+        peer, space = link.peer, came.space
+        agreed = self.reference(link, space)
+        return ev.Mix(
+            job,
+            space,  # type: ignore[arg-type]
+            lower=self.me < peer,
+            incoming=came.root,
+            reference_in=agreed.theirs,
+            reference_out=agreed.own,
+            model=self.current[space],
+            flow=link.flow if space == "model" else b"",
+            correction=self.correction,
+            codec=self.codec(space),
+            seed=self.seed(link.epoch, came.k, self.me, peer),
+            mass=self.mass(self.me, space),
+            mass_peer=self.mass(peer, space),
+            gamma=self.gamma(space),
+            kappa=kappa,
+            tau=tau,
+            leak=leak,
+            cap_norm=self.cap_norm(kappa, self.gradient, came.gradient, peer),
+            **known,
+        )
 
     def mixed_reply(
         self, event: ev.Mixed | ev.Failed, peer: str, reply: ms.Manifest, message: ms.Reply, epoch: int
@@ -712,11 +727,19 @@ class Exchanges:
         """The reply cannot be applied here: nobody shall have applied this exchange."""
         note = ms.encode(
             ms.AbortNote(
-                self.settings.members.federation_id, self.me, link.peer, link.epoch, pending.k, pending.digest, failed.reason
+                self.settings.members.federation_id,
+                self.me,
+                link.peer,
+                link.epoch,
+                pending.k,
+                pending.digest,
+                failed.reason,
             )
         )
         aborting = msgspec.structs.replace(pending, abort=note, abort_signature=self.settings.sign("abort", note))
-        fact = self.note("abort", peer=link.peer, epoch=link.epoch, k=pending.k, reason=failed.reason, detail=failed.detail)
+        fact = self.note(
+            "abort", peer=link.peer, epoch=link.epoch, k=pending.k, reason=failed.reason, detail=failed.detail
+        )
         self.counts[failed.reason] = self.counts.get(failed.reason, 0) + 1
         self.commit(fact, links=(msgspec.structs.replace(link, pending=aborting),))
         conn = self.by_peer.get(link.peer)
@@ -733,9 +756,13 @@ class Exchanges:
             return
         if (note.federation, note.sender, note.recipient) != (self.settings.members.federation_id, conn.peer, self.me):
             raise Refused("recipient", "an abort that is not from this peer to this node")
-        if answered is None or not answered.open or (note.epoch, note.k, note.of) != (link.epoch, answered.k, answered.proposal):
+        if (
+            answered is None
+            or not answered.open
+            or (note.epoch, note.k, note.of) != (link.epoch, answered.k, answered.proposal)
+        ):
             raise Refused("replay", "an abort of an exchange that is not the last one answered")
-        self.verify(conn, "abort", ms.decode_manifest(answered.manifest).certificate, message.note, message.signature)
+        self.verify_any(conn, "abort", message.note, message.signature)
         if conn.peer in self.mixing:
             return
         begin_anew(link, link.epoch + 1, self.now.wall_ns // 10**9, self.settings.resets_per_day)
@@ -825,7 +852,9 @@ class Exchanges:
             self.me,
             self.settings.members.federation_id,
         ):
-            raise Refused("recipient", f"a manifest from {manifest.sender} to {manifest.recipient} came from {conn.peer}")
+            raise Refused(
+                "recipient", f"a manifest from {manifest.sender} to {manifest.recipient} came from {conn.peer}"
+            )
 
     def check_manifest(self, conn: Conn, link: Link, manifest: ms.Manifest, role: str, space: str) -> None:
         """Everything that must hold of a manifest of either role, before a byte of its payload is asked for."""
@@ -872,27 +901,7 @@ class Exchanges:
         scalars = {"kappa": kappa, "tau": tau, "leak": leak}
 
         def make(job: int) -> ev.Job:
-            agreed = self.reference(link, space)
-            return ev.Mix(
-                job,
-                space,  # type: ignore[arg-type]
-                lower=self.me < peer,
-                incoming=manifest.root,
-                reference_in=agreed.theirs,
-                reference_out=agreed.own,
-                model=self.current[space],
-                flow=link.flow if space == "model" else b"",
-                correction=self.correction,
-                codec=self.codec(space),
-                seed=self.seed(link.epoch, manifest.k, self.me, peer),
-                mass=self.mass(self.me, space),
-                mass_peer=self.mass(peer, space),
-                gamma=self.gamma(space),
-                kappa=kappa,
-                tau=tau,
-                leak=leak,
-                cap_norm=self.cap_norm(kappa, self.gradient, manifest.gradient, peer),
-            )
+            return self.mix_job(job, link, manifest, kappa, tau, leak)
 
         self.change(make, lambda event: self.mixed_proposal(event, peer, manifest, proposal, scalars))
 

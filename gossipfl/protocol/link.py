@@ -102,7 +102,9 @@ class Link(Row, frozen=True):
 
     def view(self) -> LinkView:
         pending = self.pending
-        return LinkView(self.epoch, self.done, pending.k if pending else 0, pending.digest if pending else b"", self.last)
+        return LinkView(
+            self.epoch, self.done, pending.k if pending else 0, pending.digest if pending else b"", self.last
+        )
 
     def names(self) -> frozenset[bytes]:
         """Every name that this link still needs on disk."""

@@ -247,7 +247,9 @@ class Peer(Exchanges):
         elif held is not None and held.member == candidate.author:
             verify("statistics", message.normalisation, message.signature, held.signing)
         else:
-            raise Refused("auth", f"statistics by {candidate.author}, signed under a certificate that {self.me} never saw")
+            raise Refused(
+                "auth", f"statistics by {candidate.author}, signed under a certificate that {self.me} never saw"
+            )
         name = hashlib.sha256(message.normalisation).digest()
         conn.statistics = name
         if self.estimate is None or not self.frozen:

@@ -226,7 +226,9 @@ class Session:
         if certificate.member == own.member or {certificate.identity, certificate.signing, certificate.noise} & {
             own.identity, own.signing, own.noise
         }:  # fmt: skip
-            raise Refused("auth", "this node's own key or name came back; two nodes share it, or a message was reflected")
+            raise Refused(
+                "auth", "this node's own key or name came back; two nodes share it, or a message was reflected"
+            )
         self._must_be_valid(certificate, now)
         member = self._admit(certificate)
         if member != certificate.member or (self._dialled is not None and member != self._dialled):

@@ -10,6 +10,7 @@ import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -244,7 +245,9 @@ class End:
 class World:
     """All nodes, the network between them, the clock and the faults, from one seed."""
 
-    def __init__(self, specs: dict[str, Spec], seed: int, faults: Faults | None = None, pace: Pace | None = None) -> None:
+    def __init__(
+        self, specs: dict[str, Spec], seed: int, faults: Faults | None = None, pace: Pace | None = None
+    ) -> None:
         self.rng = random.Random(seed)
         self.faults, self.pace = faults or Faults(), pace or Pace()
         self.mono = self.events = self.numbers = 0
@@ -253,9 +256,13 @@ class World:
         self.counts = {"cut": 0, "refused": 0, "crash": 0}
         self.nodes = {name: Node(name, spec, self) for name, spec in sorted(specs.items())}
         for node in self.nodes.values():
-            self.at(int(self.rng.random() * SECOND), node.boot)
+            self.at(int(self.rng.random() * SECOND), self.boot(node))
             self.trouble(node, self.faults.cuts_per_hour, self.cut)
             self.trouble(node, self.faults.crashes_per_hour, self.crash)
+
+    @staticmethod
+    def boot(node: Node) -> Callable[[], None]:
+        return lambda: node.boot()
 
     def now(self) -> Instant:
         return Instant(self.mono, WALL_START_NS + self.mono)
@@ -327,12 +334,11 @@ class World:
                 continue
             side.closed = True
             side.node.ends.pop(side.id, None)
-            if side.node.alive:
-                delay = 0 if side is end else self.latency()
-                if side.up:
-                    side.node.later(delay, lambda side=side: side.node.feed(ev.Closed(side.id, why)))
-                elif side.initiator:
-                    side.node.later(delay, lambda side=side: side.node.feed(ev.DialFailed(side.peer, why)))
+            told: ev.Event | None = ev.Closed(side.id, why) if side.up else None
+            if told is None and side.initiator:
+                told = ev.DialFailed(side.peer, why)
+            if side.node.alive and told is not None:
+                side.node.later(0 if side is end else self.latency(), partial(side.node.feed, told))
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
@@ -362,7 +368,7 @@ class World:
             return
         self.counts["crash"] += 1
         node.crash()
-        self.at(self.mono + int(self.rng.expovariate(1 / self.faults.down_s) * SECOND), node.boot)
+        self.at(self.mono + int(self.rng.expovariate(1 / self.faults.down_s) * SECOND), self.boot(node))
 
     # ---- what an observer outside sees ---------------------------------------------------------------------------
 

@@ -108,6 +108,14 @@ class Bundled(Classifier):
         sites = [Site(f"hospital-{i + 1}", data.rows(train[part]), held_out) for i, part in enumerate(parts)]
         return sites, held_out
 
+    def demo_sources(self, n: int, seed: int, data_dir: str | Path | None = None) -> list[dict[str, Any]]:
+        """The `[data]` tables with which `n` nodes read what `demo_sites` gives."""
+        return [{"site": site, "sites": n, "seed": seed} for site in range(n)]
+
+    def judged_by(self, source: Mapping[str, Any]) -> Data:
+        """The held-out patients, the same for every site."""
+        return self.data({**source, "part": "test"})
+
     def data(self, source: Mapping[str, Any]) -> Data:
         """The rows of `site` out of `sites`: the same as demo_sites gives."""
         chosen = settings(source, {**SPLIT_KEYS, "site": Key(0, int, *_below(source.get("sites", 1)))})

@@ -69,6 +69,17 @@ class Heart(Classifier):
         sites = [Site(name, *_split(folder, name)) for name in HOSPITALS]
         return sites, pooled([site.holdout for site in sites])
 
+    demo_nodes = len(HOSPITALS)
+
+    def demo_sources(self, n: int, seed: int, data_dir: str | Path | None = None) -> list[dict[str, Any]]:
+        """The `[data]` tables with which four nodes read what `demo_sites` gives."""
+        folder = str(_folder(data_dir).parent.resolve())
+        return [{"hospital": name, "data_dir": folder} for name in HOSPITALS]
+
+    def judged_by(self, source: Mapping[str, Any]) -> Data:
+        """The test rows of all four hospitals: the files are public, and lie in one folder."""
+        return self.data({**source, "part": "pooled-test"})
+
     def data(self, source: Mapping[str, Any]) -> Data:
         """The training rows, own test rows, or all hospitals' test rows, of one hospital."""
         chosen = settings(source, SOURCE_KEYS)

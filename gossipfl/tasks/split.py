@@ -7,11 +7,13 @@ The key is the study's: nobody outside can tell from an id on which side its pat
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from gossipfl.errors import Misuse
-from gossipfl.tasks.task import Data, Site
+from gossipfl.tasks.task import Data, Site, Task
 
 SHARE = 0.25
 """Held out by default: of 100 patients 25 judge, enough for an AUC within about .1."""
@@ -32,3 +34,16 @@ def split(name: str, data: Data, key: bytes, share: float = SHARE) -> Site:
         raise Misuse(f"split() takes a share in [0, 1) and a key of 1 to 64 bytes; got {share} and {len(key)} bytes")
     apart = np.array([held_out(identity, key, share) for identity in data.ids], dtype=bool)
     return Site(name, data.rows(np.flatnonzero(~apart)), data.rows(np.flatnonzero(apart)))
+
+
+def site_of(task: Task, name: str, source: Mapping[str, Any], key: bytes, share: float = SHARE) -> Site:
+    """The site that a node, its local baseline and `doctor` all mean by the `[data]` table of a node.toml.
+
+    A public data set that comes parted into training and test rows (optional member `judged_by` of a task) keeps its
+    own parting; any other site's hold-out is `split`'s.
+
+    **Raises**: ConfigError with every fault of the rows.
+    """
+    data = task.data(source)
+    own = getattr(task, "judged_by", None)
+    return split(name, data, key, share) if own is None else Site(name, data, own(source))

@@ -85,6 +85,10 @@ class Toy:
         everything = pooled(parts)
         return [Site(f"hospital-{site + 1}", part, everything) for site, part in enumerate(parts)], everything
 
+    def demo_sources(self, n: int, seed: int, data_dir: str | Path | None = None) -> list[dict[str, Any]]:
+        """The `[data]` tables with which `n` nodes read what `demo_sites` gives."""
+        return [{"site": site, "seed": seed, "rows": 10 * (site + 1)} for site in range(n)]
+
 
 TOY_KEYS = {
     "site": Key(0, int, lambda n: n >= 0, "site: a number, 0 or more"),

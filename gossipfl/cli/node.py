@@ -1,0 +1,141 @@
+"""`gossipfl node`: run a node, ask it how it is, and give it orders through its admin listener on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+TOML = Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Passphrase = Annotated[Path | None, typer.Option("--passphrase-file", help="File with the passphrase of the keys.")]
+
+ANSWER_S: Final = 5.0
+
+
+def app() -> typer.Typer:
+    """The group of verbs."""
+    group = typer.Typer(
+        help="Run a node, ask how it is, give it orders.",
+        epilog="Example: [bold]gossipfl node run node.toml[/bold]",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+    )
+    group.command("run", epilog="Example: [bold]gossipfl node run node.toml[/bold]; SIGTERM or Ctrl-C stops it well")(run)
+    group.command("status", epilog="Example: [bold]gossipfl node status node.toml --json[/bold]")(status)
+    for order, text in ORDERS.items():
+        group.command(order, help=text, epilog=f"Example: [bold]gossipfl node {order} node.toml[/bold]")(_verb(order))
+    return group
+
+
+ORDERS: Final = {
+    "pause": "Train and exchange no more until `resume`; the node stays up and ends what is under way.",
+    "resume": "Go on after `pause`.",
+    "leave": "Train no more, mix until the models have come together, then stop. The federation file must say so, too.",
+    "stop": "End what is under way, write everything to disk, stop; the same as SIGTERM.",
+}
+
+
+def run(
+    file: TOML = Path("node.toml"),
+    accept_new_data: Annotated[
+        bool, typer.Option("--accept-new-data", help="The rows may differ from those at the last start.")
+    ] = False,
+    passphrase_file: Passphrase = None,
+) -> None:
+    """Run the node until it is stopped. Logs go to stderr."""
+    from gossipfl.cli import output
+    from gossipfl.config import load_node
+
+    config = load_node(file)
+    passphrase = output.passphrase(passphrase_file) if _is_encrypted(config.node_key) else None
+
+    from gossipfl.node import Node
+
+    Node(config, passphrase=lambda: passphrase, accept_new_data=accept_new_data).run()
+    if threading.active_count() > 1:  # a local round that outlasts the drain; nothing waits for its result
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _is_encrypted(path: Path) -> bool:
+    """Is a passphrase needed at all? What is wrong with the file is said when it is loaded."""
+    try:
+        return b" argon2id" in path.read_bytes()[:200]
+    except OSError:
+        return False
+
+
+def status(file: TOML = Path("node.toml"), json_: JSON = False) -> None:
+    """How is the node: stage, progress, and each peer's state."""
+    from gossipfl.cli import output
+
+    found = ask(file, "/status")
+    if json_:
+        output.emit(found)
+        return
+    evaluation = (found.get("evaluation") or {}).get("metrics", {})
+    judged = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
+    done = f"local round {found['local_round']} of {found['local_rounds']}, {found['exchanges']} exchanges"
+    title = f"{found['node']}: {found['stage']}, {done}, up {found['uptime_s']:.0f} s" + (f"\n{judged}" if judged else "")
+    rows = [
+        (name, peer["state"], peer["exchanges"], peer["sent_bytes"], peer["received_bytes"], peer["epoch"],
+         "yes" if peer["in_doubt"] else "", peer["why"])
+        for name, peer in found["peers"].items()
+    ]  # fmt: skip
+    output.table(title, ("peer", "state", "exchanges", "sent", "received", "epoch", "in doubt", "why"), rows)
+
+
+def _verb(order: str) -> Any:
+    def give(file: TOML = Path("node.toml")) -> None:
+        from gossipfl.cli import output
+
+        ask(file, "/order", {"order": order})
+        output.say(f"{order}: the node has been told")
+
+    return give
+
+
+def ask(file: Path, path: str, body: dict[str, Any] | None = None) -> Any:
+    """One question to the admin listener of the node that `file` describes.
+
+    **Raises**: ConfigError with exit code 69 where no node answers, 77 where this user may not.
+    """
+    import urllib.error
+    import urllib.request
+
+    from gossipfl.config import load_node
+    from gossipfl.errors import ConfigError, Exit, Fault
+
+    config = load_node(file)
+    access = config.node.state / "admin.json"
+    try:
+        known = json.loads(access.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise ConfigError(
+            Fault(str(access), None, "not readable by this user", "run as the user of the node"), exit_code=Exit.PERMISSION
+        ) from None
+    except (OSError, ValueError):
+        raise ConfigError(
+            Fault(str(access), None, "is not there: the node does not run", f"start it: gossipfl node run {file}"),
+            exit_code=Exit.UNREACHABLE,
+        ) from None
+    request = urllib.request.Request(
+        f"http://{known['address']}{path}",
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {known['token']}", "Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=ANSWER_S) as answer:
+            return json.load(answer)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        what = f"no node answers at {known['address']}: {error}"
+        raise ConfigError(
+            Fault(str(file), None, what, f"is process {known['pid']} alive? start it: gossipfl node run {file}"),
+            exit_code=Exit.UNREACHABLE,
+        ) from None

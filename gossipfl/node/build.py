@@ -1,0 +1,430 @@
+"""From a node.toml to what a driver needs: keys, membership, task, data, x^0, settings. Every fault is a ConfigError.
+
+Not here: anything that runs. Paths and passphrases come from the operator; what the federation decides comes from its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from gossipfl import tasks
+from gossipfl.config import NodeConfig
+from gossipfl.digest import name_of
+from gossipfl.errors import ConfigError, Exit, Fault
+from gossipfl.learning import compression, correction
+from gossipfl.learning.training import Plan
+from gossipfl.node.driver import Parts
+from gossipfl.node.logs import Log
+from gossipfl.protocol import events as ev
+from gossipfl.protocol import messages as ms
+from gossipfl.protocol.exchange import Settings
+from gossipfl.protocol.link import decode_link
+from gossipfl.store import Store
+from gossipfl.store.errors import border
+from gossipfl.tasks import fitting, normalisation
+from gossipfl.tasks.split import site_of
+from gossipfl.trust.identity import Certificate, NodeKeys, load_key
+from gossipfl.trust.membership import Membership, Study, replaces
+from gossipfl.workbench import Bench
+
+if TYPE_CHECKING:
+    from gossipfl.learning.parameters import Layout
+    from gossipfl.tasks import Data, Site, Task
+
+SECOND: Final = 1_000_000_000
+
+TURN_NS: Final = 5_000_000
+"""Least time between two turns, where the study asks for none: a node that finds nobody must not spin."""
+
+MOSTLY: Final = 1e-3
+"""A member counts as heard of once so much of its share has come."""
+
+SCHEDULES: Final = {"tail": "linear-tail"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What this site learns with: the task and its rows, the same in every node of the study but for the rows."""
+
+    task: Task
+    layout: Layout
+    site: Site | None
+    """None where the node has no data: an observer, or a loop of the user's own"""
+    start: Any
+    """x^0"""
+
+    @property
+    def normalised(self) -> bool:
+        return bool(self.task.standardise and self.task.features)
+
+
+def build(
+    config: NodeConfig,
+    *,
+    passphrase: Callable[[], str | None] = lambda: None,
+    accept_new_data: bool = False,
+    external: bool = False,
+    begin: Any = None,
+    change: Callable[[Settings], Settings] = lambda settings: settings,
+) -> Parts:
+    """All parts of the node that `config` describes; its store is open and locked.
+
+    `begin` and `change` are for tests: a model to begin with instead of x^0, and settings other than the study's.
+
+    **Raises**: ConfigError with exit code 73, 77 or 78; StateError.
+    """
+    membership = Membership.load(config.node.federation)
+    me = member_of(config, membership)
+    keys, certificate, psk = load_keys(config, membership, passphrase())
+    work = load_work(config, membership, external)
+    store = Store.open(config.node.state)
+    try:
+        rows = store.load()
+        take_membership(store, rows, membership, config.node.federation)
+        if work.site is not None:
+            take_data(store, rows, work.site, accept_new_data, config)
+        log = Log(me, config.node.log)
+        settings = change(settings_of(config, membership, me, work, keys, certificate, external))
+        return Parts(
+            config=config,
+            membership=membership,
+            keys=keys,
+            certificate=certificate,
+            psk=psk,
+            settings=settings,
+            bench=bench_of(config, membership, me, work, log),
+            store=store,
+            started=started(store, rows, membership, me, work, begin),
+            log=log,
+            entropy=os.urandom,
+            judge=judge_of(work),
+        )
+    except BaseException:
+        store.close()
+        raise
+
+
+# ---- who -------------------------------------------------------------------------------------------------------------
+
+
+def member_of(config: NodeConfig, membership: Membership) -> str:
+    """My id, which must be that of an active member."""
+    me = config.node.id
+    if me not in membership:
+        raise _fault(config.node.federation, f"{me!r} is not a member of version {membership.version}",
+                     "correct [node] id, or have whoever made the file add you")  # fmt: skip
+    if membership.has_left(me):
+        raise _fault(config.node.federation, f"{me!r} has left this federation",
+                     "to come back a node needs a new id, and a new federation file")  # fmt: skip
+    return me
+
+
+def load_keys(config: NodeConfig, membership: Membership, passphrase: str | None) -> tuple[NodeKeys, Certificate, bytes]:
+    """(operational keys, certificate, psk): they belong together, to this member, and are valid now."""
+    keys = NodeKeys(load_key(config.node_key, passphrase, "node"))
+    psk = load_key(config.psk_key, passphrase, "psk")
+    if len(psk) != 32:
+        raise _fault(config.psk_key, f"holds {len(psk)} bytes, a psk has 32", "copy psk.key of the federation again")
+    certificate = own_certificate(config, membership, keys)
+    if (certificate.signing, certificate.noise) != (keys.signing.public, keys.noise_public):
+        raise _fault(config.certificate, "is not the certificate of node.key", "put the two files of one `init` together")
+    if certificate.member != config.node.id:
+        raise _fault(config.certificate, f"is that of {certificate.member!r}, not {config.node.id!r}", "correct [node] id")
+    if certificate.identity != membership.member(config.node.id).identity_bytes:
+        raise _fault(config.node.federation, f"names another identity key for {config.node.id!r}",
+                     "the federation file must be made from this node's own line")  # fmt: skip
+    if not certificate.valid_at(time.time_ns()):
+        day = time.strftime("%Y-%m-%d", time.gmtime(certificate.not_after))
+        raise _fault(config.certificate, f"is not valid now (it ends {day})", "renew it, or correct this machine's clock")
+    return keys, certificate, psk
+
+
+def own_certificate(config: NodeConfig, membership: Membership, keys: NodeKeys) -> Certificate:
+    """The newest of the file beside the keys and the membership's copy that are of these keys."""
+    found = [membership.member(config.node.id).certificate_read]
+    path = config.certificate
+    if path.exists():
+        try:
+            found.append(Certificate.decode(path.read_bytes()))
+        except OSError as error:
+            raise ConfigError(
+                Fault(str(path), None, f"cannot be read: {error.strerror}", "check its owner and mode"),
+                exit_code=Exit.PERMISSION,
+            ) from None
+        except Exception as error:
+            raise _fault(path, f"is no certificate: {error}", "copy it again from where `init` made it") from None
+    fitting = [one for one in found if one.noise == keys.noise_public]
+    return max(fitting or found, key=lambda one: one.counter)
+
+
+def take_membership(store: Store, rows: Mapping[tuple[str, str], bytes], new: Membership, path: Path) -> None:
+    """Keep the federation file's content; a lower version, or another file of the same version, is refused."""
+    held = rows.get(("membership", "document"))
+    if held is not None:
+        old = Membership.parse(held.decode(), "the federation file that this node used last")
+        if old.digest == new.digest:
+            return
+        if new.version <= old.version:
+            raise _fault(path, f"is version {new.version}; this node has used version {old.version} already",
+                         "install the newest federation file; it never goes back")  # fmt: skip
+        if not replaces(old, new):
+            raise _fault(path, "does not follow from the version that this node used: another federation or first model, "
+                         "or a member forgotten", "for another study use a state folder of its own")  # fmt: skip
+        if len(new.members) > len(old.members) and any(kind == "course" for kind, _ in rows):
+            joined = sorted({member.id for member in new.members} - {member.id for member in old.members})
+            raise _fault(path, f"names new members ({', '.join(joined)}) in a study that has begun",
+                         "make a new federation file for a new study, with a state folder of its own")  # fmt: skip
+    store.rows.apply([("membership", "document", new.dump().encode())], [_Fact("membership", {"version": new.version})],
+                     time.time_ns())  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Fact:
+    kind: str
+    fields: dict[str, Any]
+
+
+# ---- what ------------------------------------------------------------------------------------------------------------
+
+
+def load_work(config: NodeConfig, membership: Membership, external: bool) -> Work:
+    """Task, layout and x^0 as this machine makes them, and this site's rows; they must be the federation's."""
+    study = membership.study
+    task = tasks.load(study.task, study.task_options)
+    layout = fitting.layout_of(task)
+    start = fitting.start(task, layout, study.seed)
+    if layout.digest != membership.layout_digest or name_of(start.data) != membership.x0_name:
+        what = "layout" if layout.digest != membership.layout_digest else "first model"
+        raise _fault(config.node.federation, f"the {what} of task {study.task!r} is another on this machine",
+                     "install the version of gossipfl and of the task that made the federation file")  # fmt: skip
+    observer = membership.member(config.node.id).role == "observer"
+    without = observer or (external and config.data.is_empty)
+    site = None if without else load_site(config, study, task)
+    return Work(task, layout, site, start)
+
+
+def load_site(config: NodeConfig, study: Study, task: Task) -> Site:
+    """This site's rows, its hold-out set apart."""
+    site = site_of(task, config.node.id, config.data.source(), study.holdout_key_bytes, study.holdout)
+    if not len(site.train):
+        rows = len(site.holdout)
+        raise ConfigError(Fault("[data]", None, f"{rows} rows, none of them left to train on", "name more rows"))
+    return site
+
+
+def take_data(
+    store: Store, rows: Mapping[tuple[str, str], bytes], site: Site, accept: bool, config: NodeConfig
+) -> None:
+    """The rows are those of the last start, or the operator says that they may differ."""
+    mark = hashlib.sha256(site.train.digest + site.holdout.digest).digest()
+    held = rows.get(("data", "fingerprint"))
+    if held is not None and held != mark and not accept:
+        raise ConfigError(
+            Fault(
+                "[data]",
+                None,
+                "the rows are not those that this study began with here",
+                "restore the file; or, if the change is meant, start once with --accept-new-data",
+            )
+        )
+    if held != mark:
+        fact = _Fact("data", {"rows": len(site.train) + len(site.holdout), "train": len(site.train)})
+        store.rows.apply([("data", "fingerprint", mark)], [fact], time.time_ns())
+
+
+def empty(task: Task) -> Data:
+    width = len(task.features)
+    return tasks.Data(np.empty((0, width)), np.empty(0))
+
+
+def statistics_of(work: Work, membership: Membership, me: str) -> Any:
+    """This site's statistics vector. Every member of the document has a coordinate, so that who leaves shifts nobody."""
+    if not work.normalised:
+        return np.zeros(1)
+    data = work.site.train if work.site else empty(work.task)
+    ids = [member.id for member in membership.members]
+    return normalisation.statistics_vector(ids.index(me), len(ids), data, membership.study.minimum_count)
+
+
+def started(
+    store: Store, rows: dict[tuple[str, str], bytes], membership: Membership, me: str, work: Work, begin: Any
+) -> ev.Started:
+    """The first event, with the vectors that it names in the store."""
+    files = store.files
+    own = statistics_of(work, membership, me)
+    named: set[bytes] = set()
+    for (kind, _), value in rows.items():
+        if kind == "link":
+            named |= decode_link(value).names()
+    return ev.Started(
+        rows=rows,
+        model=files.put(work.start),
+        statistics=files.put(own),
+        statistics_base=files.put(np.zeros_like(own)),
+        begin=b"" if begin is None else files.put(begin),
+        missing=files.missing(named),
+    )
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def settings_of(
+    config: NodeConfig,
+    membership: Membership,
+    me: str,
+    work: Work,
+    keys: NodeKeys,
+    certificate: Certificate,
+    external: bool,
+) -> Settings:
+    """What the core is told: the study's constants, and this node's place in it."""
+    study, layout = membership.study, work.layout
+    itemsize = np.dtype(layout.dtype).itemsize
+    vector = statistics_of(work, membership, me)
+    name = SCHEDULES.get(study.schedule, study.schedule)
+    known = {one.member: one for one in (membership.member(peer).certificate_read for peer in membership.active)}
+    return Settings(
+        me=me,
+        members=membership,
+        certificate=certificate.digest,
+        certificates=(*(known[peer] for peer in membership.active), certificate),
+        sign=keys.sign,
+        random=random.SystemRandom(),
+        layout=layout.digest,
+        codec=study.codec,
+        model_size=compression.payload_size(study.codec, layout.n_parameters, layout.n_moments, itemsize),
+        statistics_size=compression.payload_size("f64", vector.size, 0, 8) if work.normalised else 0,
+        eta=lambda local_round: correction.schedule(name, study.eta, local_round, study.local_rounds),
+        local_rounds=study.local_rounds,
+        local_steps=study.local_steps,
+        ledger=study.correction == "ledger",
+        theta=study.theta,
+        gamma=study.gamma,
+        leak=study.leak,
+        cap=study.cap,
+        clip=study.clip,
+        release_exchanges=membership.release_exchanges,
+        tolerance=study.statistics_tolerance,
+        inbound_per_minute=study.inbound_per_minute,
+        resets_per_day=study.resets_per_day,
+        patience_ns=int(study.exchange_patience_s * SECOND),
+        turn_ns=max(TURN_NS, int(study.local_round_s * SECOND)),
+        checkpoint_ns=int(config.limits.checkpoint_s * SECOND),
+        trains=membership.member(me).role == "trainer",
+        external=external,
+        dialable=frozenset(peer for peer in membership.active if known[peer].addresses),
+    )
+
+
+def bench_of(config: NodeConfig, membership: Membership, me: str, work: Work, log: Log) -> Bench:
+    """The hands over this site's rows."""
+    study, layout = membership.study, work.layout
+
+    def plan(steps: int, eta: float) -> Plan:
+        return Plan(steps, eta, study.batch_size, study.optimizer, study.momentum, study.proximal, study.l2)
+
+    def learner(statistics: ms.Normalisation | None) -> Any:
+        if work.site is None:
+            return None
+        if statistics is not None and work.normalised:
+            compare(config, work, statistics, log)
+        return trainer(config, work, normaliser_of(statistics))
+
+    return Bench(
+        n_parameters=layout.n_parameters,
+        n_moments=layout.n_moments,
+        dtype=layout.dtype,
+        learner=learner,
+        plan=plan,
+        seed=tuple(os.urandom(16)),
+        estimate=estimator(membership, me) if work.normalised else lambda vector: ((), None),
+    )
+
+
+def trainer(config: NodeConfig, work: Work, normaliser: normalisation.Normaliser) -> Any:
+    assert work.site is not None
+    rows = fitting.prepare(work.task, normaliser, work.site.train)
+    if hasattr(work.task, "trainer"):
+        return fitting.trainer(work.task, work.layout, rows, work.site.train.y)
+    import torch
+
+    torch.set_num_threads(config.limits.threads)
+    if config.limits.device == "cpu":
+        return fitting.trainer(work.task, work.layout, rows, work.site.train.y)
+    from gossipfl.learning.training import Trainer
+
+    try:
+        device = torch.device(config.limits.device)
+        module = work.task.model().to(device)
+        x, y = torch.tensor(rows, device=device), torch.tensor(work.site.train.y, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(Fault("[limits] device", None, f"{config.limits.device}: {error}", 'write device = "cpu"')) from None
+    return Trainer(module, work.layout, work.task.loss, x, y)
+
+
+def normaliser_of(statistics: ms.Normalisation | None) -> normalisation.Normaliser:
+    if statistics is None or not statistics.mean:
+        return normalisation.Normaliser.none()
+    return normalisation.Normaliser(np.array(statistics.mean), np.array(statistics.spread))
+
+
+def estimator(membership: Membership, me: str) -> Callable[[Any], tuple[tuple[float, ...], ms.Normalisation | None]]:
+    """Reads a statistics vector: who is in, and the candidate that it makes."""
+    ids = [member.id for member in membership.members]
+    places = [ids.index(one) for one in membership.active]
+    share = len(membership.active) / len(ids)
+
+    def estimate(vector: Any) -> tuple[tuple[float, ...], ms.Normalisation | None]:
+        state = normalisation.estimate(vector, len(ids))
+        presence = tuple(float(state.presence[place] * share) for place in places)
+        there = tuple(one for one, here in zip(membership.active, presence, strict=True) if here > MOSTLY)
+        if len(there) < min(2, len(places)):
+            return presence, None
+        made = normalisation.candidate(replace(state, count=state.count * share))
+        values = (tuple(float(each) for each in row) for row in (made.count, made.mean, made.spread))
+        return presence, ms.Normalisation(membership.federation_id, me, there, *values)
+
+    return estimate
+
+
+def compare(config: NodeConfig, work: Work, statistics: ms.Normalisation, log: Log) -> None:
+    """This site's mean and spread beside the federation's: a file in the state folder, and a warning for what looks wrong."""
+    assert work.site is not None
+    arrays = (np.array(row) for row in (statistics.count, statistics.mean, statistics.spread))
+    rows = normalisation.compare(work.site.train, *arrays)
+    path = config.node.state / "normalisation.json"
+    with border(f"write {path}"):
+        path.write_text(json.dumps([vars(row) for row in rows], indent=1), encoding="utf-8")
+    for row in rows:
+        if row.warning:
+            log.say("feature", feature=row.feature, own=round(row.own_mean, 6), others=round(row.mean, 6), warning=row.warning)
+    log.say("normalised", features=len(rows), warnings=sum(bool(row.warning) for row in rows), file=str(path))
+
+
+def judge_of(work: Work) -> Callable[[bytes, Any], dict[str, float]] | None:
+    """Metrics of a model on this site's hold-out; None where it has none."""
+    if work.site is None or not len(work.site.holdout):
+        return None
+    holdout = work.site.holdout
+
+    def judge(frozen: bytes, vector: Any) -> dict[str, float]:
+        normaliser = normaliser_of(ms.decode_normalisation(frozen) if frozen else None)
+        metrics = fitting.evaluate(work.task, work.layout, vector, normaliser, holdout)
+        return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
+
+    return judge
+
+
+def _fault(path: Path, what: str, remedy: str) -> ConfigError:
+    return ConfigError(Fault(str(path), None, what, remedy))

@@ -1,0 +1,120 @@
+"""The listener for peers: two paths, and limits from the first accepted byte. No other route, no access log.
+
+aiohttp has no timeout for headers or an idle connection; the gate has: what is no session after 10 seconds is closed,
+whatever it sent or did not send. Not here: what a session says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+
+from gossipfl.errors import ConfigError, Exit, Fault
+from gossipfl.node.client import CERTIFICATE_PATH, MESSAGE_MAX, WEBSOCKET_PATH
+from gossipfl.node.gate import Gate
+from gossipfl.protocol.session import SUBPROTOCOL
+
+if TYPE_CHECKING:
+    from gossipfl.node.driver import Driver
+
+BACKLOG: Final = 1024
+"""Connections that the kernel holds for us: a flood must not make it drop an honest one."""
+
+_silent: Final = logging.getLogger("gossipfl.node.server")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
+
+
+class Door(web.Server):
+    """aiohttp's low-level server, with the gate at every accepted connection."""
+
+    def __init__(self, driver: Driver, gate: Gate) -> None:
+        super().__init__(
+            self.answer,  # type: ignore[arg-type]
+            access_log=None,
+            logger=_silent,
+            keepalive_timeout=0,
+            lingering_time=0,
+            auto_decompress=False,
+            tcp_keepalive=True,
+        )
+        self.driver = driver
+        self.gate = gate
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self.gate.enter(transport)
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        for transport in [each for each in self.gate.guests if each.is_closing()]:
+            self.gate.leave(transport)
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The one handler."""
+        if request.method == "GET" and request.path == WEBSOCKET_PATH:
+            return await self.meet(request)
+        if request.method == "GET" and request.path == CERTIFICATE_PATH:
+            return _brief(web.Response(body=self.driver.parts.certificate.encoded, content_type="application/octet-stream"))
+        return _brief(web.Response(status=404))
+
+    async def meet(self, request: web.BaseRequest) -> web.StreamResponse:
+        socket = web.WebSocketResponse(
+            protocols=(SUBPROTOCOL,), compress=False, max_msg_size=MESSAGE_MAX, timeout=2.0, heartbeat=None
+        )
+        if not socket.can_prepare(request) or SUBPROTOCOL not in request.headers.get("Sec-WebSocket-Protocol", ""):
+            return _brief(web.Response(status=400))
+        await socket.prepare(request)
+        connection = self.driver.connection(socket, self.driver.session(None))
+        connection.transport = request.transport
+        connection.admitted = lambda: self.gate.confirm(request.transport, connection.peer)
+        await self.driver.group.create_task(self.driver.serve(connection))
+        return socket
+
+
+def _brief(response: web.Response) -> web.Response:
+    response.force_close()
+    return response
+
+
+async def serve(driver: Driver) -> Callable[[], Awaitable[None]]:
+    """Listen as node.toml says; returns what ends it. A node that only dials listens nowhere."""
+    address = driver.parts.config.node.listen_address
+    if address is None:
+        return _nothing
+    host, port = address
+    loop = asyncio.get_running_loop()
+    trusted = driver.parts.config.node.trusted_proxies
+    door = Door(driver, Gate(driver.caps, trusted, driver.parts.settings.random, loop.call_later))
+    driver.door = door
+    try:
+        listener = await loop.create_server(door, host, port, backlog=BACKLOG, reuse_address=True)
+    except OSError as error:
+        raise port_taken("listen", host, port, error) from None
+    bound = listener.sockets[0].getsockname()
+    driver.listening = f"{bound[0]}:{bound[1]}"
+
+    async def close() -> None:
+        listener.close()
+        await door.shutdown(1.0)
+
+    return close
+
+
+async def _nothing() -> None:
+    pass
+
+
+def port_taken(key: str, host: str, port: int, error: OSError) -> ConfigError:
+    """The operator's: an address that cannot be had."""
+    remedy = f"find who has it with `ss -ltnp 'sport = :{port}'` and stop it, or change {key} in node.toml"
+    return ConfigError(
+        Fault(f"[node] {key}", None, f"cannot listen on {host}:{port}: {error.strerror or error}", remedy),
+        exit_code=Exit.CONFIG,
+    )
+
+

@@ -1,0 +1,226 @@
+"""Laws of a federation of real Peers in the simulated network: stages, statistics, aborts, hostile members, stops."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_exactly_once import furthest
+from worlds import federation, quadratics, toy_specs
+
+from gossipfl.protocol import events as ev
+from gossipfl.simulator.network import Faults, World
+from gossipfl.tasks.normalisation import statistics_size, statistics_vector
+from gossipfl.tasks.task import Data
+from gossipfl.trust.membership import Topology, without
+from gossipfl.workbench import statistics_reader
+
+FIVE = {f"site-{number}": 30 + 10 * number for number in range(5)}
+
+
+def statistics_world(seed: int, faults: Faults | None = None, topology: Topology | None = None) -> tuple[World, Any]:
+    """Five sites with their own rows that make statistics and then only mix; and all rows together."""
+    rng = np.random.default_rng(seed)
+    rows = {name: rng.normal(loc=[50, -3, 0.1], scale=[9, 0.5, 2], size=(count, 3)) for name, count in FIVE.items()}
+    members = federation(FIVE, topology=topology)
+    size = 8 * statistics_size(5, 3)
+    specs = toy_specs(members, lambda name: None, trains=False, statistics_size=size, clip=0.0)
+    for index, name in enumerate(members.active):
+        own = statistics_vector(index, 5, Data(rows[name], np.zeros(len(rows[name])), ()))
+        bench = replace(specs[name].bench, estimate=statistics_reader(members.federation_id, name, members.active),
+                        learner=lambda statistics: None)  # fmt: skip
+        specs[name] = replace(specs[name], bench=bench, statistics=own)
+    return World(specs, seed, faults), np.concatenate(list(rows.values()))
+
+
+def frozen(world: World) -> list[bytes]:
+    return [node.peer.frozen for node in world.nodes.values()]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_sites_freeze_the_statistics_of_all_rows(seed: int) -> None:
+    from gossipfl.protocol.messages import decode_normalisation
+
+    faults = Faults(cuts_per_hour=600, crashes_per_hour=60, down_s=5, until_s=20)
+    world, rows = statistics_world(seed, faults)
+    world.run(200, until=lambda: all(node.boots and node.peer.frozen for node in world.nodes.values()))
+    world.run(30)
+    used = set(frozen(world))
+    assert len(used) == 1
+    said = decode_normalisation(used.pop())
+    assert said.members == tuple(sorted(FIVE))
+    assert np.allclose(said.mean, rows.mean(axis=0), rtol=1e-5)
+    assert np.allclose(said.spread, rows.std(axis=0), rtol=1e-5)
+    assert said.count == (float(len(rows)),) * 3
+
+
+def test_nobody_freezes_before_every_member_is_in() -> None:
+    world, _ = statistics_world(0)
+    absent = world.nodes["site-3"]
+    absent.boot = lambda: None  # type: ignore[method-assign]
+    world.run(60)
+    others = [node for node in world.nodes.values() if node is not absent]
+    assert not any(node.peer.frozen for node in others)
+    assert all(abs(node.peer.presence[3]) == 0 for node in others)
+
+
+def small_world(seed: int = 0, faults: Faults | None = None, **study: Any) -> tuple[World, Any]:
+    """Three nodes that train on quadratics, and the weighted optimum."""
+    counts = {"a": 10, "b": 20, "c": 30}
+    members = federation(counts, **({"local_rounds": 100, "eta": 0.05, "leak": 0.0, "cap": 0.0, "clip": 0.0} | study))
+    trainers, optimum = quadratics(members.active, seed)
+    specs = toy_specs(members, lambda name: trainers[name], turn_ns=200_000_000)
+    return World(specs, seed, faults), optimum({name: members.mass(name) for name in members.active})
+
+
+def test_a_study_ends_in_a_release_and_every_node_finishes() -> None:
+    world, optimum = small_world(local_rounds=60)
+    world.run(200, until=lambda: all(node.boots and node.peer.stage == "finished" for node in world.nodes.values()))
+    assert [node.peer.stage for node in world.nodes.values()] == ["finished"] * 3
+    assert furthest(world, optimum) < 1e-3
+
+
+def test_a_stopped_node_has_all_on_disk_and_goes_on_where_it_was() -> None:
+    world, _ = small_world()
+    world.run(10)
+    node = world.nodes["b"]
+    before = node.peer.local_round
+    node.feed(ev.Stopping())
+    world.run(10)
+    assert node.stopped
+    model = node.peer.current["model"]
+    node.stopped = False
+    node.store = node.store.crash(world.rng, 0.0)
+    node.boot()
+    assert node.peer.current["model"] == model
+    assert node.peer.local_round >= before > 0
+
+
+def test_a_paused_node_neither_trains_nor_answers_until_it_resumes() -> None:
+    world, _ = small_world()
+    world.run(5)
+    node = world.nodes["b"]
+    node.feed(ev.Operator("pause"))
+    world.run(5)
+    rounds, exchanges = node.peer.local_round, node.peer.status()["exchanges"]
+    world.run(20)
+    assert (node.peer.local_round, node.peer.status()["exchanges"]) == (rounds, exchanges)
+    assert any(note.kind == "refusal" and note.fields["reason"] == "paused" for note in node.facts)
+    node.feed(ev.Operator("resume"))
+    world.run(20)
+    assert node.peer.local_round > rounds
+    assert node.peer.status()["exchanges"] > exchanges
+
+
+def test_silent_members_that_mix_and_never_train_do_not_spoil_the_optimum() -> None:
+    counts = dict.fromkeys("abcdef", 10)
+    members = federation(counts, local_rounds=4000, eta=0.05, leak=0.0, cap=0.0, clip=0.0)
+    trainers, optimum = quadratics(("a", "b", "c", "d"), 3)
+    idle = {"e", "f"}
+    specs = toy_specs(
+        members, lambda name: trainers.get(name), turn_ns=200_000_000, trains=lambda name: name not in idle
+    )
+    world = World(specs, 3)
+    world.run(120)
+    assert furthest(world, optimum(dict.fromkeys("abcd", 1.0))) < 1e-8
+
+
+def hostile(world: World, name: str, push: Callable[[Any], Any]) -> None:
+    """A member with valid keys and sessions whose every local round answers with a displacement of its own."""
+    bench = world.nodes[name]
+    whole = bench.boot
+
+    def boot() -> None:
+        whole()
+        honest = bench.bench.train
+
+        def train(job: ev.Train) -> ev.Event:
+            trained = honest(job)
+            assert isinstance(trained, ev.Trained)
+            moved = push(bench.bench.vector(trained.displacement))
+            return replace(trained, displacement=bench.bench.put(job.job, moved))
+
+        bench.bench.train = train  # type: ignore[method-assign]
+
+    bench.boot = boot  # type: ignore[method-assign]
+
+
+def distance_of_the_honest(push: Callable[[Any], Any] | None, present: bool = True) -> float:
+    counts = dict.fromkeys("abcdefgh", 10)
+    members = federation(counts, local_rounds=400, eta=0.05)
+    trainers, optimum = quadratics(tuple("abcdefgh"), 3)
+    world = World(toy_specs(members, lambda name: trainers[name], turn_ns=200_000_000), 3)
+    if push is not None:
+        hostile(world, "h", push)
+    world.run(50)
+    target = optimum(dict.fromkeys("abcdefgh", 1.0))
+    return max(float(np.abs(world.model(name) - target).max()) for name in "abcdefg")
+
+
+def test_the_ledger_stays_bounded_beside_a_member_that_always_pushes_one_way() -> None:
+    """With the default leak, cap and clip: a push of a thousand a round moves the others by no more than a push of one
+    hundred, both within a few units of everybody's optimum, which lies within three of the origin."""
+    hundred = distance_of_the_honest(lambda moved: np.full_like(moved, 100.0))
+    thousand = distance_of_the_honest(lambda moved: np.full_like(moved, 1000.0))
+    assert thousand < 1.5 * hundred + 0.5
+    assert thousand < 10
+
+
+def test_who_has_left_is_no_neighbour_and_its_flow_is_dropped() -> None:
+    world, _ = small_world()
+    world.run(20)
+    node = world.nodes["a"]
+    assert node.peer.links["c"].flow
+    members = without(node.peer.settings.members, "c")  # type: ignore[arg-type]
+    ordinary = node.spec.settings
+    node.spec = replace(node.spec, settings=lambda random: replace(ordinary(random), members=members))
+    node.crash()
+    node.boot()
+    world.run(1)
+    assert set(node.peer.links) == {"b"}
+    assert ("link", "c") not in node.store.load()
+    flows = [link.flow for link in node.peer.links.values() if link.flow]
+    expected = -sum(node.store.files.array(flow, "float64") for flow in flows) / members.mass("a")
+    if node.peer.correction:
+        assert np.allclose(node.store.files.array(node.peer.correction, "float64"), expected, rtol=1e-12)
+
+
+def spoil(world: World, name: str, change: Callable[[ev.Mix, ev.Event], ev.Event]) -> None:
+    """Node `name` computes its half of every exchange wrongly, and signs it."""
+    node = world.nodes[name]
+    whole = node.boot
+
+    def boot() -> None:
+        whole()
+        honest = node.bench.mix
+        node.bench.mix = lambda job: change(job, honest(job))  # type: ignore[method-assign]
+
+    node.boot = boot  # type: ignore[method-assign]
+
+
+def test_a_reply_whose_flow_differs_is_aborted_and_both_take_their_halves_back() -> None:
+    """The responder signs another q than the initiator computes: nobody keeps the exchange, and a new epoch follows."""
+    vectors = {"a": np.full(8, 1.0), "b": np.full(8, 3.0)}
+    members = federation({"a": 10, "b": 10})
+    specs = toy_specs(members, lambda name: None, begin=lambda name: vectors[name], trains=False, clip=0.0)
+    world = World(specs, 1)
+    lies = [3]
+
+    def lie(job: ev.Mix, honest: ev.Event) -> ev.Event:
+        if isinstance(honest, ev.Mixed) and not job.payload and lies[0]:
+            lies[0] -= 1
+            return replace(honest, q=hashlib.sha256(b"another q").digest())
+        return honest
+
+    spoil(world, "b", lie)
+    world.run(60)
+    aborted = [note for note in world.nodes["a"].facts if note.kind == "abort"]
+    assert [note.fields["reason"] for note in aborted] == ["numeric"] * len(aborted)
+    assert 1 <= len(aborted) <= 3
+    total = world.model("a") + world.model("b")
+    assert np.allclose(total, 4.0, atol=1e-12)
+    assert world.nodes["a"].peer.link("b").epoch == world.nodes["b"].peer.link("a").epoch >= 1
