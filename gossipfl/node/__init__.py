@@ -183,7 +183,8 @@ class Node:
             newest, report = taken
             parameters.write(layout, newest, model)
             self._given = parameters.read(layout, model)
-            return report
+            made: MixReport = report
+            return made
 
     def _layout(self, model: nn.Module, driver: Driver) -> Any:
         from gossipfl import tasks

@@ -22,7 +22,6 @@ from gossipfl.config import NodeConfig
 from gossipfl.digest import name_of
 from gossipfl.errors import ConfigError, Exit, Fault
 from gossipfl.learning import compression, correction
-from gossipfl.learning.training import Plan
 from gossipfl.node.driver import Parts
 from gossipfl.node.logs import Log
 from gossipfl.protocol import events as ev
@@ -39,6 +38,7 @@ from gossipfl.workbench import Bench
 
 if TYPE_CHECKING:
     from gossipfl.learning.parameters import Layout
+    from gossipfl.learning.training import Plan
     from gossipfl.tasks import Data, Site, Task
 
 SECOND: Final = 1_000_000_000
@@ -332,6 +332,8 @@ def bench_of(config: NodeConfig, membership: Membership, me: str, work: Work, lo
     study, layout = membership.study, work.layout
 
     def plan(steps: int, eta: float) -> Plan:
+        from gossipfl.learning.training import Plan
+
         return Plan(steps, eta, study.batch_size, study.optimizer, study.momentum, study.proximal, study.l2)
 
     def learner(statistics: ms.Normalisation | None) -> Any:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -86,7 +88,8 @@ class Driver:
         self.certificates: dict[str, Certificate] = {}
         """the newest of each member"""
         self.history: list[dict[str, Any]] = []
-        self.running = asyncio.Event()
+        self.running, self._alone = asyncio.Event(), asyncio.Event()
+        self._alone.set()
         self.began_ns = time.monotonic_ns()
         self.listening = self.admin = ""
         self.door: Door | None = None
@@ -141,11 +144,11 @@ class Driver:
         """The last bytes of every connection, then none is left."""
         if self._alarm is not None:
             self._alarm.cancel()
-        end = time.monotonic() + SETTLE_S
         for connection in self.connections.values():
             connection.close("this node stops")
-        while self.connections and time.monotonic() < end:
-            await asyncio.sleep(0.02)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S):
+                await self._alone.wait()
         for connection in list(self.connections.values()):
             connection.abort()
 
@@ -290,11 +293,14 @@ class Driver:
     async def serve(self, connection: Connection) -> str:
         """A connection's whole life; why it ended."""
         self.connections[connection.id] = connection
+        self._alone.clear()
         why = "cancelled"
         try:
             why = await connection.live(self.group)
         finally:
             self.connections.pop(connection.id, None)
+            if not self.connections:
+                self._alone.set()
             if connection.up:
                 self.post(ev.Closed(connection.id, why))
         return why
@@ -391,8 +397,6 @@ class Driver:
 
     def status(self) -> dict[str, Any]:
         """The core's status, with what only the driver knows."""
-        import os
-
         return {
             **self.peer.status(),
             "version": __version__,

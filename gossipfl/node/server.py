@@ -34,7 +34,7 @@ class Door(web.Server):
 
     def __init__(self, driver: Driver, gate: Gate) -> None:
         super().__init__(
-            self.answer,  # type: ignore[arg-type]
+            self.answer,
             access_log=None,
             logger=_silent,
             keepalive_timeout=0,

@@ -623,17 +623,19 @@ class Exchanges:
         if pending is None or peer in self.mixing:
             return
         self.mixing[peer] = reply.root
+        proposal = ms.decode_manifest(pending.manifest)
 
         def make(job: int) -> ev.Job:
             known = {"payload": pending.root, "clip": reply.clip, "cap": reply.cap, "q": reply.q}
-            return self.mix_job(job, link, reply, reply.kappa, reply.tau, reply.leak, **known)
+            return self.mix_job(job, link, reply, proposal.gradient, reply.kappa, reply.tau, reply.leak, **known)
 
         self.change(make, lambda event: self.mixed_reply(event, peer, reply, message, link.epoch))
 
     def mix_job(
-        self, job: int, link: Link, came: ms.Manifest, kappa: float, tau: float, leak: float, **known: Any
+        self, job: int, link: Link, came: ms.Manifest, gradient: float, kappa: float, tau: float, leak: float, **known: Any
     ) -> ev.Mix:
-        """One half of an exchange, made from the state of now; `known` is what the reply tells the initiator."""
+        """One half of an exchange, on the models of now and with the scalars that the two manifests sign; `known` is what
+        the reply tells the initiator."""
         peer, space = link.peer, came.space
         agreed = self.reference(link, space)
         return ev.Mix(
@@ -654,7 +656,7 @@ class Exchanges:
             kappa=kappa,
             tau=tau,
             leak=leak,
-            cap_norm=self.cap_norm(kappa, self.gradient, came.gradient, peer),
+            cap_norm=self.cap_norm(kappa, gradient, came.gradient, peer),
             **known,
         )
 
@@ -682,6 +684,7 @@ class Exchanges:
                       signature=message.receipt_signature.hex()),
         )  # fmt: skip
         self.commit(*facts, links=(link,))
+        self.neighbour(peer).answered()
         if conn and conn.greeted:
             self.send(conn, ms.Done(receipt, self.settings.sign("receipt", receipt)))
         self.on_exchanged(peer, space, reply.stage, True)
@@ -898,10 +901,11 @@ class Exchanges:
         kappa = min(manifest.kappa, self.kappa(space))
         tau = min(manifest.tau, self.tau(space))
         leak = 1 - self.settings.leak if kappa else 1.0
-        scalars = {"kappa": kappa, "tau": tau, "leak": leak}
+        gradient = self.gradient if space == "model" else 0.0
+        scalars = {"kappa": kappa, "tau": tau, "leak": leak, "gradient": gradient}
 
         def make(job: int) -> ev.Job:
-            return self.mix_job(job, link, manifest, kappa, tau, leak)
+            return self.mix_job(job, link, manifest, gradient, kappa, tau, leak)
 
         self.change(make, lambda event: self.mixed_proposal(event, peer, manifest, proposal, scalars))
 

@@ -16,10 +16,6 @@ from gossipfl.errors import Refused
 from gossipfl.protocol.messages import LinkView
 
 DAY_S: Final = 86_400
-EXCHANGES_JUDGED: Final = 5
-"""Straightness of a link is judged over this many exchanges (algorithms: 12 of 12 hostile links, no honest one)."""
-
-STRAIGHT: Final = 0.8
 
 
 class Row(msgspec.Struct, array_like=True, frozen=True):

@@ -6,7 +6,6 @@ neighbour; only the membership does.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -37,7 +36,6 @@ class Neighbour:
     versions: dict[str, str] = field(default_factory=dict)
     credit: float = BURST
     credited_ns: int = 0
-    steps: deque[float] = field(default_factory=lambda: deque(maxlen=5))
 
     def is_now(self, state: str, wall_ns: int, why: str = "") -> None:
         if (state, why) != (self.state, self.why):
@@ -50,6 +48,10 @@ class Neighbour:
 
     def answered(self) -> None:
         self.backoff_ns = self.retry_ns = 0
+
+    def earn(self) -> None:
+        """One more inbound exchange for every turn of this node's own, so that a study's pace sets the limit."""
+        self.credit = min(BURST, self.credit + 1)
 
     def allow_inbound(self, now_ns: int, per_minute: float) -> bool:
         """Token bucket: may this neighbour begin one more exchange now?"""

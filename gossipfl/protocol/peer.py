@@ -24,6 +24,10 @@ from gossipfl.trust.identity import Certificate, verify
 DRAIN_NS: Final = 8_000_000_000
 """A stop waits this long for what is under way; what is still in doubt then is settled after the next start."""
 
+BUSY_NS: Final = 50_000_000
+LONELY_NS: Final = 1_000_000_000
+"""A node whose neighbours are all busy, or all away, looks again after this at the latest: it must not spin."""
+
 AGREE: Final = 2e-5
 """Relative tolerance between two candidates: both are rounded to six digits, so one step of rounding may lie between."""
 
@@ -351,6 +355,7 @@ class Peer(Exchanges):
         peer = choose(candidates, self.settings.random)
         if peer is None:
             self.turn_over()
+            self.turn_next = max(self.turn_next, self.worth_trying())
             return
         self.turn, self.turn_peer, self.turn_until = "choosing", peer, self.now.mono_ns + self.settings.patience_ns
         conn = self.by_peer.get(peer)
@@ -358,6 +363,14 @@ class Peer(Exchanges):
             self.ask(peer)
         elif conn is None:
             self.dial(peer)
+
+    def worth_trying(self) -> int:
+        """When a neighbour may be free again."""
+        soonest = self.now.mono_ns + (BUSY_NS if self.by_peer else LONELY_NS)
+        for peer in self.settings.members.neighbours(self.me):
+            retry = self.neighbour(peer).retry_ns
+            soonest = min(soonest, retry) if retry > self.now.mono_ns else soonest
+        return soonest
 
     def dial(self, peer: str) -> None:
         if self.neighbour(peer).state != "dialling":
@@ -393,6 +406,8 @@ class Peer(Exchanges):
 
     def turn_over(self) -> None:
         self.turn, self.turn_peer = "rest", ""
+        for neighbour in self.neighbours.values():
+            neighbour.earn()
         self.turn_next = self.now.mono_ns + self.settings.turn_ns
 
     def on_greeted(self, peer: str) -> None:

@@ -107,7 +107,7 @@ class Study(Strict):
     """How a delta is written."""
     release_exchanges: Annotated[int, Field(ge=0, le=10**6)] | None = None
     """Mixing-only exchanges at the end; none: as many as the topology needs."""
-    statistics_tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-9
+    statistics_tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-12
     """Largest relative difference at which a node's statistics count as settled."""
     minimum_count: Annotated[int, Field(ge=2, le=10**6)] = 10
     """Fewest non-missing values from which a site adds a feature's sums: below, sums are nearly rows."""

@@ -1,0 +1,210 @@
+"""The page that a demo leaves: one self-contained file, no script, no network; pictures are SVG drawn here.
+
+Everything shown comes from `results.Result`. Not here: numbers of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import Any, Final
+
+from gossipfl.simulator.results import LOWER_IS_BETTER, Result, mean, table, worst
+
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000")
+"""Okabe and Ito's, which colour-blind readers can tell apart."""
+
+LOCAL, GOSSIP, WHOLE: Final = "#e69f00", "#0072b2", "#333333"
+
+WIDTH: Final = 760
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 40
+
+POINTS: Final = 1500
+"""Dots in a picture; more make the file large and show nothing more."""
+
+
+def page(result: Result, manifest: Mapping[str, Any]) -> str:
+    """The HTML text."""
+    import jinja2
+
+    source = files("gossipfl.simulator")
+    style = source.joinpath("report.css").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(source.joinpath("report.html").read_text("utf-8"))
+    header, rows = table(result)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return template.render(
+        result=result,
+        manifest=manifest,
+        name=label(result.metric),
+        share=result.share(),
+        local=result.of("local", result.metric),
+        gossip=result.of("gossip", result.metric),
+        mean=mean,
+        worst=lambda values: worst(values, result.metric),
+        header=header,
+        rows=rows,
+        style=jinja2.utils.markupsafe.Markup(style),
+        style_digest=digest,
+        bars=jinja2.utils.markupsafe.Markup(bars(result)),
+        curves=jinja2.utils.markupsafe.Markup(curves(result)),
+        apart=jinja2.utils.markupsafe.Markup(apart(result)),
+        started_below=started_below(result),
+    )
+
+
+def label(metric: str) -> str:
+    return {"auc": "AUC"}.get(metric, metric.replace("_", " "))
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Axes:
+    """A rectangle of the picture, and what its edges mean."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    height: int
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        inner_x, inner_y = WIDTH - LEFT - RIGHT, self.height - TOP - BOTTOM
+        across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1.0)
+        up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1.0)
+        return LEFT + across * inner_x, TOP + (1 - up) * inner_y
+
+    def frame(self, xs: Sequence[float], ys: Sequence[tuple[float, str]], below: str) -> list[str]:
+        """Grid lines, their numbers, and what the horizontal axis is."""
+        parts = []
+        for y, text in ys:
+            _, place = self.at(self.x[0], y)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
+            parts.append(f'<text class="tick" x="{LEFT - 6}" y="{place + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+        for x in xs:
+            place, floor = self.at(x, self.y[0])
+            parts.append(f'<text class="tick" x="{place:.1f}" y="{floor + 17:.1f}" text-anchor="middle">{x:g}</text>')
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        parts.append(f'<text class="tick" x="{middle}" y="{self.height - 5}" text-anchor="middle">{escape(below)}</text>')
+        return parts
+
+    def line(self, points: Sequence[tuple[float, float]], colour: str, dash: str = "") -> str:
+        """Joined points; what is outside of the rectangle is cut off by the clip path."""
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in (self.at(*point) for point in points))
+        dashed = f' stroke-dasharray="{dash}"' if dash else ""
+        return f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"{dashed} clip-path="url(#inside)"/>'
+
+    def picture(self, parts: Sequence[str], title: str) -> str:
+        inside = f'<clipPath id="inside"><rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" '
+        inside += f'height="{self.height - TOP - BOTTOM}"/></clipPath>'
+        head = f'<svg viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(title)}">'
+        return head + f"<defs>{inside}</defs>" + "".join(parts) + "</svg>"
+
+
+def steps(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers between low and high, about `count` of them.
+
+    >>> steps(0.0, 120.0)
+    [0.0, 20.0, 40.0, 60.0, 80.0, 100.0, 120.0]
+    """
+    raw = (high - low) / count or 1.0
+    size = 10 ** math.floor(math.log10(raw))
+    unit = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * 0.8)
+    first = math.ceil(low / unit - 1e-9)
+    return [round(n * unit, 10) for n in range(first, math.floor(high / unit + 1e-9) + 1)]
+
+
+def value_range(result: Result) -> tuple[float, float]:
+    """From a little below the worst local model to a little above the best of all."""
+    values = [*result.of("local", result.metric), *result.of("gossip", result.metric), result.centralized[result.metric]]
+    known = [value for value in values if math.isfinite(value)]
+    low, high = min(known), max(known)
+    room = max((high - low) * 0.15, 1e-3)
+    top = high + room if result.metric in LOWER_IS_BETTER or high > 1 else min(1.0, high + room)
+    return low - room, top
+
+
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    found = steps(low, high)
+    places = max(2, -math.floor(math.log10((found[1] - found[0]) if len(found) > 1 else 0.1)))
+    return [(value, f"{value:.{places}f}") for value in found]
+
+
+def bars(result: Result) -> str:
+    """Per hospital: alone beside in the federation; a line for centralized."""
+    metric, count = result.metric, len(result.sites)
+    axes = Axes((0, count), value_range(result), 260)
+    parts = axes.frame([], _ticks(*axes.y), "")
+    for at, site in enumerate(result.sites):
+        for value, place, colour in ((site.local, 0.18, LOCAL), (site.gossip, 0.51, GOSSIP)):
+            if math.isfinite(shown := value.get(metric, math.nan)):
+                parts.append(_bar(axes, at + place, shown, colour))
+        x, floor = axes.at(at + 0.5, axes.y[0])
+        text = f"{site.name}" if count <= 8 else str(at + 1)
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 16:.1f}" text-anchor="middle">{escape(text)}</text>')
+        rows = f"{site.rows} rows" if count <= 8 else str(site.rows)
+        parts.append(f'<text class="faint" x="{x:.1f}" y="{floor + 30:.1f}" text-anchor="middle">{rows}</text>')
+    whole = result.centralized[metric]
+    parts.append(axes.line([(0, whole), (count, whole)], WHOLE, "6 4"))
+    return axes.picture(parts, f"{label(metric)} of each hospital alone and in the federation")
+
+
+def _bar(axes: Axes, x: float, value: float, colour: str) -> str:
+    left, top = axes.at(x, value)
+    right, floor = axes.at(x + 0.31, axes.y[0])
+    text = f'<text class="value" x="{(left + right) / 2:.1f}" y="{top - 4:.1f}" text-anchor="middle">{value:.3f}</text>'
+    height = max(0.0, floor - top)
+    return f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{height:.1f}" fill="{colour}"/>{text}'
+
+
+def curves(result: Result) -> str:
+    """The metric over local rounds, one line a hospital."""
+    lines = [_curve(site.curve, result.metric) for site in result.sites]
+    end = max((x for line in lines for x, _ in line), default=1.0)
+    axes = Axes((0, end or 1.0), value_range(result), 300)
+    parts = axes.frame(steps(0, end or 1.0), _ticks(*axes.y), "local rounds")
+    whole = result.centralized[result.metric]
+    parts.append(axes.line([(0, whole), (end, whole)], WHOLE, "6 4"))
+    parts += [axes.line(line, COLOURS[at % len(COLOURS)]) for at, line in enumerate(lines) if line]
+    if result.killed:
+        place, top = axes.at(float(result.killed["local_round"]), axes.y[1])
+        _, floor = axes.at(0, axes.y[0])
+        parts.append(f'<line class="kill" x1="{place:.1f}" x2="{place:.1f}" y1="{top:.1f}" y2="{floor:.1f}"/>')
+        parts.append(f'<text class="killed" x="{place + 5:.1f}" y="{floor - 8:.1f}">{escape(result.killed["site"])} killed</text>')
+    return axes.picture(parts, f"{label(result.metric)} over local rounds")
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
+    found = [(row.get("local_round"), (row.get("metrics") or {}).get(metric)) for row in rows]
+    return [(float(x), float(y)) for x, y in found if x is not None and y is not None]
+
+
+def started_below(result: Result) -> float | None:
+    """The first value of the first hospital, where it lies below the picture."""
+    line = _curve(result.sites[0].curve, result.metric)
+    return line[0][1] if line and line[0][1] < value_range(result)[0] else None
+
+
+def apart(result: Result) -> str:
+    """Distance of the two models at every exchange, over seconds, on a logarithmic axis."""
+    known = [(at, math.log10(distance)) for at, distance in result.distances if distance > 0]
+    if not known:
+        return ""
+    known = known[:: max(1, len(known) // POINTS)]
+    low, high = math.floor(min(y for _, y in known)), math.ceil(max(y for _, y in known))
+    axes = Axes((math.floor(known[0][0]), math.ceil(known[-1][0])), (low, max(high, low + 1)), 240)
+    powers = range(low, high + 1, max(1, (high - low) // 6))
+    parts = axes.frame(steps(*axes.x, 8), [(float(n), _power(n)) for n in powers], "seconds since the start")
+    for point in known:
+        x, y = axes.at(*point)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.6" fill="{GOSSIP}" fill-opacity="0.45"/>')
+    return axes.picture(parts, "distance of two models when they meet")
+
+
+def _power(exponent: int) -> str:
+    return f"{10.0**exponent:g}" if exponent >= -3 else f"1e{exponent}"
