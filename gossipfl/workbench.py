@@ -15,10 +15,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipfl.digest import name_of
 from gossipfl.errors import Refused
 from gossipfl.learning import checks, compression, correction, mixing
-from gossipfl.learning.blocks import difference_norm
+from gossipfl.learning.blocks import difference_norm, slices
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.store.errors import Damaged, Missing
@@ -37,6 +36,20 @@ class Tensors(Protocol):
     def read(self, name: bytes) -> memoryview: ...
     def put(self, blob: Any, *, pinned: bool = False) -> bytes: ...
     def unpin(self, names: Iterable[bytes]) -> None: ...
+    def name(self, blob: Any) -> bytes: ...
+    def scratch(self, size: int) -> memoryview: ...
+    def adopt(self, scratch: memoryview, *, pinned: bool = False) -> bytes: ...
+
+
+class Room:
+    """Space of the store's to compute into: in RAM when small, else a mapped file, so that O(P) work needs no O(P) memory.
+
+    Kept under a name by `Workbench.keep`; dropped, it is gone."""
+
+    def __init__(self, tensors: Tensors, size: int, dtype: Any) -> None:
+        dtype = np.dtype(dtype)
+        self.view = tensors.scratch(size * dtype.itemsize)
+        self.array: Vector = np.frombuffer(self.view, dtype)
 
 
 class Learner(Protocol):
@@ -63,6 +76,10 @@ class Bench:
     """of this node's own draws (minibatches); never shared"""
     estimate: Callable[[Vector], tuple[tuple[float, ...], ms.Normalisation | None]] = lambda vector: ((), None)
     """reads a statistics vector"""
+
+
+def finite(vector: Vector) -> bool:
+    return all(bool(np.isfinite(vector[piece]).all()) for piece in slices(vector.size))
 
 
 def statistics_reader(
@@ -120,8 +137,9 @@ class Workbench:
         """The core has heard of the end of this job, and its commands are carried out."""
         self.tensors.unpin(self._made.pop(job, ()))
 
-    def put(self, job: int, blob: Any) -> bytes:
-        name = self.tensors.put(blob, pinned=True)
+    def keep(self, job: int, room: Room) -> bytes:
+        """The name of what was computed into this room."""
+        name = self.tensors.adopt(room.view, pinned=True)
         self._made.setdefault(job, []).append(name)
         return name
 
@@ -132,6 +150,9 @@ class Workbench:
 
     def vector(self, name: bytes, space: str = "model") -> Vector:
         return self.tensors.array(name, self.dtype(space))
+
+    def room(self, like: Vector) -> Room:
+        return Room(self.tensors, like.size, like.dtype)
 
     def split(self, space: str, vector: Vector) -> int:
         """How many leading elements the codec and the ledger act on."""
@@ -150,8 +171,9 @@ class Workbench:
         drift = self.tensors.array(job.correction, start.dtype) if job.correction else None
         rng = np.random.Generator(np.random.PCG64([*self.bench.seed, job.local_round]))
         outcome = self._learner.train(start, drift, self.bench.plan(job.steps, job.eta), rng)
-        moved = np.subtract(outcome.vector, start)
-        if not np.isfinite(moved).all():
+        moved = self.room(start)
+        np.subtract(outcome.vector, start, out=moved.array)
+        if not finite(moved.array):
             return ev.Failed(
                 job.job,
                 "nonfinite",
@@ -159,65 +181,81 @@ class Workbench:
                 f"for wrong units in this site's data",
             )
         return ev.Trained(
-            job.job, self.put(job.job, moved), outcome.steps, float(outcome.gradient), float(outcome.loss)
+            job.job, self.keep(job.job, moved), outcome.steps, float(outcome.gradient), float(outcome.loss)
         )
 
     def absorb(self, job: ev.Absorb) -> ev.Absorbed:
         model = self.vector(job.model)
-        return ev.Absorbed(job.job, self.put(job.job, np.add(model, self.vector(job.displacement))))
+        moved = self.room(model)
+        np.add(model, self.vector(job.displacement), out=moved.array)
+        return ev.Absorbed(job.job, self.keep(job.job, moved))
 
     def encode(self, job: ev.Encode) -> ev.Encoded:
-        model, reference = self.vector(job.model, job.space), self.vector(job.reference, job.space)
-        payload = compression.encode(
-            job.codec, model, reference, n_parameters=self.split(job.space, model), seed=job.seed
-        )
-        return ev.Encoded(job.job, self.put(job.job, payload), len(payload))
+        payload = self.payload(job)
+        return ev.Encoded(job.job, self.keep(job.job, payload), len(payload.view))
 
-    def replica(self, job: ev.Mix, payload: Any, reference: Vector) -> Vector:
-        return compression.decode(job.codec, payload, reference, n_parameters=self.split(job.space, reference))
+    def payload(self, job: ev.Encode | ev.Mix) -> Room:
+        """C(model - reference), the reference being the replica of this node at the peer."""
+        name = job.reference if isinstance(job, ev.Encode) else job.reference_out
+        model, reference = self.vector(job.model, job.space), self.vector(name, job.space)
+        p = self.split(job.space, model)
+        room = Room(self.tensors, compression.payload_size(job.codec, p, model.size - p, model.itemsize), np.uint8)
+        compression.encode(job.codec, model, reference, n_parameters=p, seed=job.seed, out=room.array)
+        return room
+
+    def replica(self, job: ev.Mix, payload: Any, reference: Vector) -> Room:
+        room = self.room(reference)
+        compression.decode(
+            job.codec, payload, reference, n_parameters=self.split(job.space, reference), out=room.array
+        )
+        return room
 
     def mix(self, job: ev.Mix) -> ev.Event:
         """One half of an exchange; see events.Mix."""
         model = self.vector(job.model, job.space)
-        reference = self.vector(job.reference_out, job.space)
-        payload: Any = self.tensors.read(job.payload) if job.payload else compression.encode(
-            job.codec, model, reference, n_parameters=self.split(job.space, model), seed=job.seed
-        )  # fmt: skip
-        own = self.replica(job, payload, reference)
-        base = self.vector(job.reference_in, job.space)
-        theirs = self.replica(job, self.tensors.read(job.incoming), base)
-        checks.check(theirs, model, limit=checks.LIMIT if job.space == "model" else math.inf)
-        y_lo, y_hi = (own, theirs) if job.lower else (theirs, own)
+        answer = None if job.payload else self.payload(job)
+        sent = self.tensors.read(job.payload) if answer is None else answer.view
+        own = self.replica(job, sent, self.vector(job.reference_out, job.space))
+        theirs = self.replica(job, self.tensors.read(job.incoming), self.vector(job.reference_in, job.space))
+        checks.check(theirs.array, model, limit=checks.LIMIT if job.space == "model" else math.inf)
+        y_lo, y_hi = (own.array, theirs.array) if job.lower else (theirs.array, own.array)
         parameters = slice(0, self.split(job.space, model))
         distance = difference_norm(y_lo[parameters], y_hi[parameters])
-        m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
         clip = self.clip(job, distance)
-        q = mixing.flow_step(y_lo, y_hi, job.gamma, m_lo, m_hi, clip)
-        q_name = name_of(q.data)
+        q = self.flow_step(job, y_lo, y_hi, clip)
+        q_name = self.tensors.name(q.array)
         if job.q and q_name != job.q:
             raise Refused(
                 "numeric",
                 "this node and the peer computed different flows from the same bytes; both must run the same version of "
                 "gossipfl on little-endian IEEE hardware",
             )
-        moved = mixing.apply(model, q, job.mass, job.lower)
-        if not np.isfinite(moved).all():
+        moved = self.room(model)
+        mixing.apply(model, q.array, job.mass, job.lower, out=moved.array)
+        if not finite(moved.array):
             raise Refused("nonfinite", "the mixed model would not be finite; the model stays as it was")
-        flow, drift, cap = self.book(job, q)
+        flow, drift, cap = self.book(job, q.array)
         return ev.Mixed(
             job.job,
-            model=self.put(job.job, moved),
+            model=self.keep(job.job, moved),
             flow=flow,
             correction=drift,
-            own=self.put(job.job, own),
-            theirs=self.put(job.job, theirs),
+            own=self.keep(job.job, own),
+            theirs=self.keep(job.job, theirs),
             q=q_name,
             clip=clip,
             cap=cap,
             distance=distance,
-            payload=b"" if job.payload else self.put(job.job, payload),
-            size=len(payload),
+            payload=b"" if answer is None else self.keep(job.job, answer),
+            size=len(sent),
         )
+
+    def flow_step(self, job: ev.Mix | ev.Undo, y_lo: Vector, y_hi: Vector, clip: float) -> Room:
+        """q, in the orientation that both sides share."""
+        m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
+        q = self.room(y_lo)
+        mixing.flow_step(y_lo, y_hi, job.gamma, m_lo, m_hi, clip, out=q.array)
+        return q
 
     def clip(self, job: ev.Mix, distance: float) -> float:
         """The responder computes the clip; the initiator takes the reply's, if it lets no more through than it should."""
@@ -239,24 +277,27 @@ class Workbench:
             raise Refused(
                 "implausible", "the reply's cap leaves more flow than the study allows; the peer is faulty or hostile"
             )
-        after = correction.book(before, q, job.kappa, job.leak, cap, job.lower)
-        drift = self.tensors.array(job.correction, q.dtype) if job.correction else None
-        drift = correction.advance(drift, before, after, job.mass)
-        return self.put(job.job, after), self.put(job.job, drift), cap
+        after, drift = self.room(q), self.room(q)
+        correction.book(before, q, job.kappa, job.leak, cap, job.lower, out=after.array)
+        ran = self.tensors.array(job.correction, q.dtype) if job.correction else None
+        correction.advance(ran, before, after.array, job.mass, out=drift.array)
+        return self.keep(job.job, after), self.keep(job.job, drift), cap
 
     def undo(self, job: ev.Undo) -> ev.Undone:
         own, theirs = self.vector(job.own, job.space), self.vector(job.theirs, job.space)
-        y_lo, y_hi = (own, theirs) if job.lower else (theirs, own)
-        m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
-        q = mixing.flow_step(y_lo, y_hi, job.gamma, m_lo, m_hi, job.clip)
-        model = mixing.apply(self.vector(job.model, job.space), q, job.mass, not job.lower)
-        return ev.Undone(job.job, self.put(job.job, model))
+        q = self.flow_step(job, *((own, theirs) if job.lower else (theirs, own)), job.clip)
+        model = self.vector(job.model, job.space)
+        moved = self.room(model)
+        mixing.apply(model, q.array, job.mass, not job.lower, out=moved.array)
+        return ev.Undone(job.job, self.keep(job.job, moved))
 
     def correct(self, job: ev.Correct) -> ev.Corrected:
         if not job.flows:
             return ev.Corrected(job.job, b"")
         flows: Sequence[Vector] = [self.tensors.array(name, self.bench.dtype) for name in job.flows]
-        return ev.Corrected(job.job, self.put(job.job, correction.from_flows(flows, job.mass)))
+        drift = self.room(flows[0])
+        correction.from_flows(flows, job.mass, out=drift.array)
+        return ev.Corrected(job.job, self.keep(job.job, drift))
 
     def estimate(self, job: ev.Estimate) -> ev.Estimated:
         return ev.Estimated(job.job, *self.bench.estimate(self.vector(job.model, "statistics")))

@@ -76,7 +76,7 @@ def breast_cancer(names: list[str], seed: int = 0) -> dict[str, str]:
 
 
 def ask(toml: Path, path: str, body: dict[str, Any] | None = None) -> Any:
-    """The admin listener's answer."""
+    """The admin listener's answer: JSON, or bytes of /model."""
     known = json.loads((toml.parent / "state" / "admin.json").read_text())
     request = urllib.request.Request(
         f"http://{known['address']}{path}",
@@ -84,4 +84,5 @@ def ask(toml: Path, path: str, body: dict[str, Any] | None = None) -> Any:
         headers={"Authorization": f"Bearer {known['token']}"},
     )
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
-        return json.load(answer)
+        content = answer.read()
+        return content if path == "/model" else json.loads(content)

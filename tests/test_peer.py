@@ -141,8 +141,10 @@ def hostile(world: World, name: str, push: Callable[[Any], Any]) -> None:
         def train(job: ev.Train) -> ev.Event:
             trained = honest(job)
             assert isinstance(trained, ev.Trained)
-            moved = push(bench.bench.vector(trained.displacement))
-            return replace(trained, displacement=bench.bench.put(job.job, moved))
+            honestly = bench.bench.vector(trained.displacement)
+            moved = bench.bench.room(honestly)
+            moved.array[...] = push(honestly)
+            return replace(trained, displacement=bench.bench.keep(job.job, moved))
 
         bench.bench.train = train  # type: ignore[method-assign]
 

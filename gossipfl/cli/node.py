@@ -11,6 +11,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from gossipfl.cli import model
+
 TOML = Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Passphrase = Annotated[Path | None, typer.Option("--passphrase-file", help="File with the passphrase of the keys.")]
@@ -28,6 +30,7 @@ def app() -> typer.Typer:
     )
     group.command("run", epilog="Example: [bold]gossipfl node run node.toml[/bold]; SIGTERM or Ctrl-C stops it well")(run)
     group.command("status", epilog="Example: [bold]gossipfl node status node.toml --json[/bold]")(status)
+    group.command("model", epilog=model.MODEL_EPILOG)(model.model)
     for order, text in ORDERS.items():
         group.command(order, help=text, epilog=f"Example: [bold]gossipfl node {order} node.toml[/bold]")(_verb(order))
     return group

@@ -19,10 +19,16 @@ from gossipfl.simulator.results import LOWER_IS_BETTER, Result, mean, table, wor
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000")
 """Okabe and Ito's, which colour-blind readers can tell apart."""
 
-LOCAL, GOSSIP, WHOLE: Final = "#e69f00", "#0072b2", "#333333"
+LOCAL: Final = "#e69f00"
+GOSSIP: Final = "#0072b2"
+WHOLE: Final = "#333333"
 
 WIDTH: Final = 760
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 40
+LEFT: Final = 56
+RIGHT: Final = 16
+TOP: Final = 14
+BOTTOM: Final = 40
+"""Margins around a picture's inside, for numbers and words."""
 
 POINTS: Final = 1500
 """Dots in a picture; more make the file large and show nothing more."""

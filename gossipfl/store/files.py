@@ -9,11 +9,13 @@ from any thread.
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -22,7 +24,7 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from gossipfl.digest import Buffer, Tree
+from gossipfl.digest import CHUNK, Buffer, Tree, chunk_count, leaf
 from gossipfl.errors import Misuse
 from gossipfl.store.disk import Disk
 from gossipfl.store.errors import Damaged, Missing, StateError, border, explain
@@ -30,6 +32,11 @@ from gossipfl.store.incoming import Incoming
 
 RAM_BYTES: Final = 1 << 20
 """From this size on a volatile blob is a temporary file: hundreds may be held, and memory is bounded."""
+
+PARALLEL_BYTES: Final = 4 << 20
+"""From this size on a blob is hashed in threads (hashlib releases the GIL): a quarter of a second becomes an eighth."""
+
+HASHERS: Final = min(4, os.cpu_count() or 1)
 
 PARTIALS: Final = 256
 """Unfinished payloads kept for resumption: one for each connection that there may be."""
@@ -59,6 +66,7 @@ class Files:
         self.disk = disk
         self._ram_bytes = ram_bytes
         self._lock = threading.RLock()
+        self._hashers = ThreadPoolExecutor(HASHERS, "gossipfl-hash")
         self._blobs: dict[bytes, _Blob] = {}
         self._pins: Counter[bytes] = Counter()
         self._partials: dict[bytes, Incoming] = {}
@@ -83,7 +91,7 @@ class Files:
         Raises: Misuse for memory that is not contiguous; StateError if there is no space.
         """
         view = _bytes_of(blob)
-        tree = Tree.of(view)
+        tree = self._tree_of(view)
         if self.take(tree.root, pinned):
             return tree.root
         if len(view) < self._ram_bytes:
@@ -91,6 +99,10 @@ class Files:
         else:
             fresh = _Blob(len(view), path=self._write_temporary(view), tree=tree)
         return self._admit(tree.root, fresh, pinned)
+
+    def name(self, blob: Buffer | npt.NDArray[Any]) -> bytes:
+        """The name that this content has, or would have; nothing is kept."""
+        return self._tree_of(_bytes_of(blob)).root
 
     def scratch(self, size: int) -> memoryview:
         """`size` writable zero bytes to compute into; for `adopt`. If the view is dropped instead, so is its file."""
@@ -108,7 +120,7 @@ class Files:
 
     def adopt(self, scratch: memoryview, *, pinned: bool = False) -> bytes:
         """The name of what was written into this scratch, without a copy. Nobody may write into it afterwards."""
-        tree = Tree.of(scratch)
+        tree = self._tree_of(scratch)
         path = self._release(scratch)
         return self._admit(tree.root, _Blob(len(scratch), scratch.toreadonly(), path, tree=tree), pinned)
 
@@ -202,7 +214,7 @@ class Files:
         with self._lock:
             blob = self._blobs.get(name)
         if blob is None or blob.tree is None:
-            tree = Tree.of(self.read(name))
+            tree = self._tree_of(self.read(name))
             with self._lock:
                 if (blob := self._blobs.get(name)) is not None:
                     blob.tree = tree
@@ -282,8 +294,23 @@ class Files:
             self._partials.clear()
             self._pins.clear()
         self.remove_except({name for name, blob in self._blobs.items() if blob.durable})
+        self._hashers.shutdown()
 
     # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _tree_of(self, view: memoryview) -> Tree:
+        """Tree.of, in threads where the blob is large."""
+        if len(view) < PARALLEL_BYTES or HASHERS < 2:
+            return Tree.of(view)
+        total = chunk_count(len(view))
+        share = -(-total // HASHERS)
+
+        def leaves(first: int) -> list[bytes]:
+            last = min(first + share, total)
+            return [leaf(view[index * CHUNK : (index + 1) * CHUNK]) for index in range(first, last)]
+
+        parts = self._hashers.map(leaves, range(0, total, share))
+        return Tree([one for part in parts for one in part])
 
     def take(self, name: bytes, pinned: bool) -> bool:
         """Is this content here and sound? Then it is pinned if so wished. Checks a file of an earlier process."""
@@ -325,7 +352,7 @@ class Files:
             raise Damaged(explain(f"read blob {name.hex()}", error)) from error
 
     def _verify(self, name: bytes, blob: _Blob, view: memoryview) -> None:
-        blob.sound = Tree.of(view).root == name
+        blob.sound = self._tree_of(view).root == name
         if not blob.sound:
             self._view(name, blob)
 
