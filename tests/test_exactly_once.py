@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 from worlds import federation, quadratics, toy_specs
 
+from gossipfl.protocol import events as ev
+from gossipfl.protocol.peer import Peer
 from gossipfl.simulator.network import Faults, World
 
 TWELVE = {f"site-{number:02d}": 5 + 7 * number for number in range(12)}
@@ -73,3 +76,57 @@ def test_plain_gossip_misses_the_optimum_that_the_ledger_reaches() -> None:
     world, optimum, _ = training_world(1, Faults(), eta=0.05, correction="none")
     world.run(100)
     assert furthest(world, optimum) > 1e-2
+
+
+def test_flows_are_opposite_bit_for_bit_once_links_are_quiet() -> None:
+    faults = Faults(cuts_per_hour=600, refused_dials=0.2, crashes_per_hour=60, down_s=5, until_s=40)
+    world, _, _ = training_world(2, faults, eta=0.05, leak=0.02, cap=2.0, clip=2.0)
+    world.run(45)
+    world.run(30)
+    for node in world.nodes.values():
+        node.feed(ev.Operator("pause"))
+    world.run(120)
+    booked = 0
+    for name, node in world.nodes.items():
+        for peer, link in node.peer.links.items():
+            other = world.nodes[peer].peer.links[name]
+            assert (link.epoch, link.done) == (other.epoch, other.done)
+            assert bool(link.flow) == bool(other.flow)
+            if link.flow:
+                mine = node.store.files.array(link.flow, "float64")
+                theirs = world.nodes[peer].store.files.array(other.flow, "float64")
+                assert np.array_equal(mine, -theirs)
+                booked += 1
+    assert booked == 30
+
+
+def test_a_core_is_a_function_of_its_events() -> None:
+    """What one node was fed, fed again to a fresh core, gives the same commands."""
+    world, _, _ = training_world(4, Faults(cuts_per_hour=600, until_s=20), eta=0.05)
+    node = world.nodes["site-2"]
+    tape: list[tuple[Any, Any, list[Any]]] = []
+    whole = node.boot
+
+    def boot() -> None:
+        state = world.rng.getstate()
+        node.seed = random.Random()  # type: ignore[attr-defined]
+        node.seed.setstate(state)  # type: ignore[attr-defined]
+        feed = node.feed
+
+        def recorded(event: Any) -> None:
+            now, handle = world.now(), node.peer.handle
+            node.peer.handle = lambda event, now: tape.append((event, now, handle(event, now))) or tape[-1][2]  # type: ignore
+            feed(event)
+            node.peer.handle = handle  # type: ignore[method-assign]
+            assert tape[-1][1] == now
+
+        node.feed = recorded  # type: ignore[method-assign]
+        whole()
+
+    node.boot = boot  # type: ignore[method-assign]
+    world.run(25)
+    settings = node.spec.settings(random.Random(node.seed.getrandbits(64)))  # type: ignore[attr-defined]
+    again = Peer(settings)
+    assert len(tape) > 300
+    for event, now, commands in tape:
+        assert again.handle(event, now) == commands

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_exactly_once import furthest
-from worlds import federation, quadratics, toy_specs
+from worlds import certificate_of, federation, quadratics, toy_specs
 
 from gossipfl.protocol import events as ev
 from gossipfl.simulator.network import Faults, World
@@ -226,3 +226,16 @@ def test_a_reply_whose_flow_differs_is_aborted_and_both_take_their_halves_back()
     total = world.model("a") + world.model("b")
     assert np.allclose(total, 4.0, atol=1e-12)
     assert world.nodes["a"].peer.link("b").epoch == world.nodes["b"].peer.link("a").epoch >= 1
+
+
+def test_a_replaced_certificate_opens_no_session_and_few_are_kept() -> None:
+    world, _ = small_world()
+    world.run(5)
+    peer = world.nodes["a"].peer
+    for counter in range(1, 9):
+        assert peer.remember(certificate_of("b", counter))
+    held = [known.counter for known in peer.certificates.values() if known.member == "b"]
+    assert sorted(held) == [5, 6, 7, 8]
+    assert not peer.remember(certificate_of("b", 7))
+    commands = peer.handle(ev.Opened(999, "b", False, certificate_of("b", 0)), world.now())
+    assert any(isinstance(command, ev.Close) and command.conn == 999 for command in commands)

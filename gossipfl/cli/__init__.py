@@ -21,7 +21,7 @@ EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 69 peers unreachable, 73 st
 
 def application() -> typer.Typer:
     """All commands, assembled."""
-    from gossipfl.cli import demo, federation, init, model, node
+    from gossipfl.cli import demo, doctor, federation, init, model, node
 
     app = typer.Typer(
         name="gossipfl",
@@ -39,6 +39,7 @@ def application() -> typer.Typer:
     app.add_typer(node.app(), name="node")
     app.command("predict", epilog=model.PREDICT_EPILOG)(model.predict)
     app.command("train-local", epilog=model.LOCAL_EPILOG)(model.train_local)
+    app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
     app.command("demo", epilog=demo.EPILOG)(demo.demo)
     return app
 

@@ -50,6 +50,9 @@ GREETING_NS: Final = 15_000_000_000
 CLOCK_TOLERANCE_S: Final = 300
 """A peer's clock further off than this is told to the operator: certificates are judged by it."""
 
+CERTIFICATES_KEPT: Final = 4
+"""Of each member: a proposal in doubt may be as old as the longest outage, and certificates last up to thirty days."""
+
 CAPABILITIES: Final = ("resume",)
 
 
@@ -278,7 +281,9 @@ class Exchanges:
         if peer not in self.settings.members.neighbours(self.me):
             self.do(ev.Close(event.conn, f"{peer} is not a neighbour of {self.me} in this federation's topology"))
             return
-        self.remember(event.certificate)
+        if not self.remember(event.certificate):
+            self.do(ev.Close(event.conn, f"{peer} came with a certificate that a newer one of its own has replaced"))
+            return
         conn = Conn(
             event.conn,
             peer,
@@ -298,10 +303,19 @@ class Exchanges:
         self.conns[conn.id] = self.by_peer[peer] = conn
         self.hello(conn)
 
-    def remember(self, certificate: Certificate) -> None:
+    def remember(self, certificate: Certificate) -> bool:
+        """Keep the newest certificates of each member, under which older manifests may still be signed. False for one
+        that is older than the newest seen: its key may have been replaced because it was stolen."""
+        held = [known for known in self.certificates.values() if known.member == certificate.member]
+        if any(known.counter > certificate.counter for known in held):
+            return False
         if certificate.digest not in self.certificates:
             self.certificates[certificate.digest] = certificate
             self.fresh_rows["certificate", certificate.digest.hex()] = certificate.encoded
+            for oldest in sorted(held, key=lambda known: known.counter)[: len(held) + 1 - CERTIFICATES_KEPT]:
+                del self.certificates[oldest.digest]
+                self.fresh_rows["certificate", oldest.digest.hex()] = None
+        return True
 
     def hello(self, conn: Conn) -> None:
         members = self.settings.members
@@ -324,6 +338,7 @@ class Exchanges:
         if conn is None:
             return
         self.drop(conn)
+        self.do(self.note("closed", peer=conn.peer, detail=event.why))
         neighbour = self.neighbour(conn.peer)
         if neighbour.state != "refused":
             neighbour.is_now("silent", self.now.wall_ns, event.why)
@@ -422,8 +437,8 @@ class Exchanges:
                 f"same version",
             )
 
-    def start_anew(self, link: Link, epoch: int, why: str) -> None:
-        fresh = begin_anew(link, epoch, self.now.wall_ns // 10**9, self.settings.resets_per_day)
+    def start_anew(self, link: Link, epoch: int, why: str, limited: bool = True) -> None:
+        fresh = begin_anew(link, epoch, self.now.wall_ns // 10**9, self.settings.resets_per_day if limited else None)
         self.links[link.peer] = fresh
         self.commit(self.note("reset", peer=link.peer, epoch=epoch, detail=why), links=(fresh,))
         self.recompute_correction()
@@ -632,7 +647,15 @@ class Exchanges:
         self.change(make, lambda event: self.mixed_reply(event, peer, reply, message, link.epoch))
 
     def mix_job(
-        self, job: int, link: Link, came: ms.Manifest, gradient: float, kappa: float, tau: float, leak: float, **known: Any
+        self,
+        job: int,
+        link: Link,
+        came: ms.Manifest,
+        gradient: float,
+        kappa: float,
+        tau: float,
+        leak: float,
+        **known: Any,
     ) -> ev.Mix:
         """One half of an exchange, on the models of now and with the scalars that the two manifests sign; `known` is what
         the reply tells the initiator."""
@@ -795,7 +818,7 @@ class Exchanges:
         if isinstance(event, ev.Failed) or link.epoch != note.epoch:
             return
         self.current[space] = event.model
-        self.start_anew(link, note.epoch + 1, f"{peer} aborted exchange {note.k}: {note.reason}")
+        self.start_anew(link, note.epoch + 1, f"{peer} aborted exchange {note.k}: {note.reason}", limited=False)
         if conn and conn.greeted:
             self.send(conn, ms.Aborted(note.epoch, note.k))
 

@@ -139,13 +139,14 @@ def _answered(doubtful: LinkView, other: LinkView) -> bool:
     return doubtful.pending > 0 and other.done == doubtful.pending and other.last == doubtful.doubt
 
 
-def begin_anew(link: Link, epoch: int, wall_s: int, limit: int) -> Link:
+def begin_anew(link: Link, epoch: int, wall_s: int, limit: int | None) -> Link:
     """The link in a fresh epoch: no flow, base references, nothing in doubt.
 
-    Raises Refused("quota") when the link was begun anew `limit` times within a day: each costs a full model.
+    Raises Refused("quota") when the link was begun anew `limit` times within a day: each costs a full model. None: no
+    limit, where this node has no choice (its own file is gone, or its half is taken back already).
     """
     recent = tuple(at for at in link.resets if wall_s - at < DAY_S)
-    if len(recent) >= limit:
+    if limit is not None and len(recent) >= limit:
         raise Refused(
             "quota",
             f"link with {link.peer} was begun anew {len(recent)} times within a day, {limit} are allowed; a state folder is "

@@ -147,6 +147,7 @@ class Peer(Exchanges):
         if self.frozen:
             self.normalisation = hashlib.sha256(self.frozen).digest()
             self.hear(self.normalisation, ms.Candidate(self.frozen, *self.frozen_by))
+            self.estimate = ms.decode_normalisation(self.frozen)
         self.prepared = not self.settings.statistics_size
 
     def check_link(self, link: Any, missing: frozenset[bytes]) -> None:
@@ -155,8 +156,9 @@ class Peer(Exchanges):
             del self.links[link.peer]
             self.commit(self.note("left", peer=link.peer), gone=link.peer)
         elif link.names() & missing:
-            lost = msgspec.structs.replace(link, resets=())
-            self.start_anew(lost, link.epoch + 1, "a file of this link is missing or damaged on this disk")
+            self.start_anew(
+                link, link.epoch + 1, "a file of this link is missing or damaged on this disk", limited=False
+            )
 
     def state_rows(self) -> list[tuple[str, str, bytes | None]]:
         course = Course(
@@ -198,8 +200,10 @@ class Peer(Exchanges):
             self.turn_over()
         if isinstance(event, ev.Failed):
             return
-        self.presence, self.estimate = event.presence, event.normalisation
         converged = bool(event.presence) and all(abs(p - 1) <= self.settings.tolerance for p in event.presence)
+        if self.frozen and not converged:  # one who froze first still mixes with those who have not: that says less, not more
+            return
+        self.presence, self.estimate = event.presence, event.normalisation
         if self.frozen:
             self.take_smallest()
         if self.frozen or not converged or event.normalisation is None:

@@ -37,6 +37,7 @@ POINTS: Final = 1500
 def page(result: Result, manifest: Mapping[str, Any]) -> str:
     """The HTML text."""
     import jinja2
+    from markupsafe import Markup
 
     source = files("gossipfl.simulator")
     style = source.joinpath("report.css").read_text("utf-8")
@@ -55,11 +56,14 @@ def page(result: Result, manifest: Mapping[str, Any]) -> str:
         worst=lambda values: worst(values, result.metric),
         header=header,
         rows=rows,
-        style=jinja2.utils.markupsafe.Markup(style),
+        style=Markup(style),
         style_digest=digest,
-        bars=jinja2.utils.markupsafe.Markup(bars(result)),
-        curves=jinja2.utils.markupsafe.Markup(curves(result)),
-        apart=jinja2.utils.markupsafe.Markup(apart(result)),
+        bars=Markup(bars(result)),
+        curves=Markup(curves(result, result.metric, value_range(result))),
+        losses=Markup(
+            curves(result, "log_loss", loss_range(result)) if "log_loss" in result.centralized else ""
+        ),
+        apart=Markup(apart(result)),
         started_below=started_below(result),
     )
 
@@ -163,18 +167,20 @@ def bars(result: Result) -> str:
 def _bar(axes: Axes, x: float, value: float, colour: str) -> str:
     left, top = axes.at(x, value)
     right, floor = axes.at(x + 0.31, axes.y[0])
-    text = f'<text class="value" x="{(left + right) / 2:.1f}" y="{top - 4:.1f}" text-anchor="middle">{value:.3f}</text>'
+    text = f'<text class="value" x="{(left + right) / 2:.1f}" y="{top - 4:.1f}" text-anchor="middle">{value:.4f}</text>'
     height = max(0.0, floor - top)
     return f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{height:.1f}" fill="{colour}"/>{text}'
 
 
-def curves(result: Result) -> str:
-    """The metric over local rounds, one line a hospital."""
-    lines = [_curve(site.curve, result.metric) for site in result.sites]
-    end = max((x for line in lines for x, _ in line), default=1.0)
-    axes = Axes((0, end or 1.0), value_range(result), 300)
+def curves(result: Result, metric: str, limits: tuple[float, float]) -> str:
+    """A metric over local rounds, one line a hospital; empty where nobody measured it."""
+    lines = [_curve(site.curve, metric) for site in result.sites]
+    if not any(lines):
+        return ""
+    end = max(x for line in lines for x, _ in line)
+    axes = Axes((0, end or 1.0), limits, 260)
     parts = axes.frame(steps(0, end or 1.0), _ticks(*axes.y), "local rounds")
-    whole = result.centralized[result.metric]
+    whole = result.centralized[metric]
     parts.append(axes.line([(0, whole), (end, whole)], WHOLE, "6 4"))
     parts += [axes.line(line, COLOURS[at % len(COLOURS)]) for at, line in enumerate(lines) if line]
     if result.killed:
@@ -182,7 +188,16 @@ def curves(result: Result) -> str:
         _, floor = axes.at(0, axes.y[0])
         parts.append(f'<line class="kill" x1="{place:.1f}" x2="{place:.1f}" y1="{top:.1f}" y2="{floor:.1f}"/>')
         parts.append(f'<text class="killed" x="{place + 5:.1f}" y="{floor - 8:.1f}">{escape(result.killed["site"])} killed</text>')
-    return axes.picture(parts, f"{label(result.metric)} over local rounds")
+    return axes.picture(parts, f"{label(metric)} over local rounds")
+
+
+def loss_range(result: Result) -> tuple[float, float]:
+    """From below the least loss to the first one."""
+    values = [y for site in result.sites for _, y in _curve(site.curve, "log_loss")]
+    values.append(result.centralized.get("log_loss", math.nan))
+    known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    room = 0.06 * (max(known) - min(known)) or 0.1
+    return max(0.0, min(known) - room), max(known) + room
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:

@@ -1,0 +1,519 @@
+"""`gossipfl doctor`: everything that a node needs, checked before it starts; a table of check, result and how to fix.
+
+It changes nothing, trains one local step on the site's own rows, and shakes hands with each peer; no model is sent. Where
+a check needs what an earlier one could not load, it says so. Not here: the checks of a federation file (cli.federation).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from gossipfl.cli.federation import Finding
+from gossipfl.errors import ConfigError, Exit, Fault, GossipError
+
+if TYPE_CHECKING:
+    from gossipfl.config import NodeConfig
+    from gossipfl.node.build import Work
+    from gossipfl.trust.identity import Certificate, NodeKeys
+    from gossipfl.trust.membership import Membership
+
+EPILOG: Final = "Example: [bold]gossipfl doctor node.toml --egress[/bold]  -- run it before `gossipfl node run node.toml`."
+
+DIAL_S: Final = 10.0
+"""For one peer, all its addresses together; as long as a node itself waits for a handshake."""
+
+CLOCK_S: Final = 60.0
+"""A clock that is off by more is worth a word: certificates and logs are dated by it."""
+
+DAY_S: Final = 86_400
+
+
+def doctor(
+    file: Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.")] = Path("node.toml"),
+    egress: Annotated[bool, typer.Option("--egress", help="Say to whom what will go, how much, and what never.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Dial nobody.")] = False,
+    passphrase_file: Annotated[
+        Path | None, typer.Option("--passphrase-file", help="File with the passphrase of the keys.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check this node before it runs: files, keys, clock, data, disk, ports, one training step, every peer."""
+    from gossipfl.cli import output
+
+    patient = Patient(file, passphrase_file)
+    checks = [_config, _federation, _keys, _certificate, _model, _data, _statistics, _disk, _ports, _step]
+    for check in checks if offline else [*checks, _peers]:
+        patient.examine(check)
+    going = _egress(patient) if egress else None
+    if json_:
+        said: dict[str, Any] = {"file": str(file), "ok": patient.exit_code is Exit.OK, "exit_code": int(patient.exit_code)}
+        output.emit(said | {"findings": [asdict(one) for one in patient.found]} | ({"egress": going} if egress else {}))
+    else:
+        rows = [(one.check, one.result, one.found, one.fix) for one in patient.found]
+        output.table("", ("check", "result", "found", "how to fix"), rows)
+        if egress:
+            print("\n" + (_told(going) if going else "egress: not known while the federation file or the task is not"))
+    if patient.exit_code is not Exit.OK:
+        raise typer.Exit(int(patient.exit_code))
+
+
+@dataclass
+class Patient:
+    """One node.toml, and what has been loaded of it so far."""
+
+    file: Path
+    passphrase_file: Path | None
+    found: list[Finding] = field(default_factory=list)
+    exit_code: Exit = Exit.OK
+    """that of the first check that failed"""
+    config: NodeConfig | None = None
+    membership: Membership | None = None
+    keys: tuple[NodeKeys, Certificate, bytes] | None = None
+    work: Work | None = None
+    running: int = 0
+    """process that holds the state folder: this very node, up already"""
+
+    def examine(self, check: Callable[[Patient], Iterator[Finding]]) -> None:
+        """One check. What it raises is a finding; a check that crashed says so, and never that all is well."""
+        name = check.__name__.strip("_")
+        try:
+            for finding in check(self):
+                self.found.append(finding)
+                if finding.result == "fail":
+                    self.failed(Exit.UNREACHABLE if name == "peers" else Exit.CONFIG)
+        except _NotYet as missing:
+            self.found.append(Finding(name, "info", f"not checked: {missing}", "mend what failed above"))
+        except ConfigError as error:
+            self.failed(error.exit_code)
+            self.found += [_of_fault(name, fault) for fault in error.faults]
+        except GossipError as error:
+            self.failed(error.exit_code)
+            self.found.append(Finding(name, "fail", str(error), ""))
+        except Exception as error:  # a fault in a task's own code, for instance
+            self.failed(Exit.FAILED)
+            what = f"the check itself failed: {type(error).__name__}: {error}"
+            self.found.append(Finding(name, "fail", what, "if this is your task's code, mend it; else report it to us"))
+
+    def failed(self, code: Exit) -> None:
+        self.exit_code = self.exit_code or code
+
+    def has(self, name: str) -> Any:
+        """What an earlier check loaded."""
+        value = getattr(self, name)
+        if value is None:
+            raise _NotYet(f"it needs the {name}")
+        return value
+
+
+class _NotYet(Exception):
+    """A check needs what an earlier one could not load."""
+
+
+def _of_fault(check: str, fault: Fault | str) -> Finding:
+    if isinstance(fault, str):
+        what, _, remedy = fault.partition(" -- ")
+        return Finding(check, "fail", what, remedy)
+    where = fault.file if fault.line is None else f"{fault.file}:{fault.line}"
+    return Finding(check, "fail", f"{where}: {fault.what}", fault.remedy)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _config(patient: Patient) -> Iterator[Finding]:
+    from gossipfl.config import load_node
+
+    patient.config = load_node(patient.file)
+    yield Finding("config", "ok", f"{patient.file}: {patient.config.node.id}")
+
+
+def _federation(patient: Patient) -> Iterator[Finding]:
+    from gossipfl.node.build import member_of
+    from gossipfl.trust.membership import Membership
+
+    config: NodeConfig = patient.has("config")
+    membership = Membership.load(config.node.federation)
+    me = member_of(config, membership)
+    patient.membership = membership
+    role, mass = membership.member(me).role, membership.mass(me)
+    what = f"version {membership.version}, {len(membership.active)} active members; {me} is {role} with mass {mass:.3g}"
+    yield Finding("federation", "ok", what)
+    neighbours = membership.neighbours(me)
+    if neighbours:
+        yield Finding("neighbours", "ok", ", ".join(neighbours))
+    else:
+        yield Finding("neighbours", "fail", "nobody to talk to", "all others only dial, or this is the only member")
+
+
+def _keys(patient: Patient) -> Iterator[Finding]:
+    from gossipfl.cli import output
+    from gossipfl.cli.node import _is_encrypted
+    from gossipfl.node.build import load_keys
+
+    config: NodeConfig = patient.has("config")
+    mode = config.node.keys.stat().st_mode & 0o777 if config.node.keys.is_dir() else 0o700
+    if mode & 0o077:
+        yield Finding("keys", "warn", f"{config.node.keys} has mode {mode:04o}", f"chmod 700 {config.node.keys}")
+    membership: Membership = patient.has("membership")
+    sealed = _is_encrypted(config.node_key)
+    passphrase = output.passphrase(patient.passphrase_file) if sealed else None
+    patient.keys = load_keys(config, membership, passphrase)
+    yield Finding("keys", "ok", "node.key, certificate and psk.key belong together; " + ("encrypted" if sealed else "0600"))
+    if not sealed:
+        yield Finding("passphrase", "info", "the keys are not encrypted", "`gossipfl init --passphrase-file` encrypts them")
+    if config.identity_key.exists():
+        fix = "keep it offline: a node needs it only to renew its certificate"
+        yield Finding("identity key", "info", f"{config.identity_key} lies on this machine", fix)
+
+
+def _certificate(patient: Patient) -> Iterator[Finding]:
+    keys = patient.has("keys")
+    membership: Membership = patient.has("membership")
+    certificate: Certificate = keys[1]
+    days = (certificate.not_after - time.time()) / DAY_S
+    result, fix = ("ok", "") if days > 5 else ("warn", "`gossipfl node renew`")
+    yield Finding("certificate", result, f"valid for {days:.1f} more days", fix)  # type: ignore[arg-type]
+    reached = ", ".join(certificate.addresses) or "no address: this node dials"
+    yield Finding("addresses", "ok", reached)
+    if certificate.digest != membership.member(certificate.member).certificate_read.digest:
+        yield Finding("certificate", "info", "newer than the one in the federation file; peers fetch it from this node")
+
+
+def _model(patient: Patient) -> Iterator[Finding]:
+    from gossipfl.cli.federation import model_findings
+
+    membership: Membership = patient.has("membership")
+    for finding in model_findings(membership):
+        if finding.check != "disk":
+            yield Finding(finding.check, "fail" if finding.result == "warn" else finding.result, finding.found, finding.fix)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def _data(patient: Patient) -> Iterator[Finding]:
+    from gossipfl.node.build import load_work
+
+    config, membership = patient.has("config"), patient.has("membership")
+    patient.work = work = load_work(config, membership, False)
+    if work.site is None:
+        yield Finding("data", "info", "an observer has none")
+        return
+    yield Finding("data", "ok", f"{len(work.site.train)} rows to train on, {len(work.site.holdout)} held out")
+    declared = membership.member(config.node.id).count
+    if declared and not 0.5 <= len(work.site.train) / declared <= 2:
+        what = f"{declared} rows are declared in the federation file"
+        yield Finding("data", "warn", what, "its mass is by that count: ask for a new federation file, or check the file of rows")
+
+
+def _statistics(patient: Patient) -> Iterator[Finding]:
+    """Mean and spread beside the federation's, where the node has got so far."""
+    import json
+
+    config: NodeConfig = patient.has("config")
+    path = config.node.state / "normalisation.json"
+    if not path.exists():
+        yield Finding("statistics", "info", "not known yet: they are compared when the statistics stage has ended")
+        return
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    odd = [row for row in rows if row["warning"]]
+    for row in odd:
+        what = f"{row['feature']}: mean {row['own_mean']:.4g} here, {row['mean']:.4g} in the federation"
+        yield Finding("statistics", "warn", what, row["warning"])
+    if not odd:
+        yield Finding("statistics", "ok", f"{len(rows)} features: nothing looks like another unit or coding")
+
+
+def _step(patient: Patient) -> Iterator[Finding]:
+    """One local step from x^0, on this site's own normalisation: does the model train here at all?"""
+    import numpy as np
+
+    from gossipfl.learning.training import Plan
+    from gossipfl.node.build import trainer
+    from gossipfl.tasks.normalisation import Normaliser, own_normaliser
+
+    config, work, membership = patient.has("config"), patient.has("work"), patient.has("membership")
+    if work.site is None:
+        yield Finding("training step", "info", "an observer does not train")
+        return
+    study = membership.study
+    own = own_normaliser(work.site.train) if work.normalised else Normaliser.none()
+    learner = trainer(config, work, own)
+    plan = Plan(1, study.eta, study.batch_size, study.optimizer, study.momentum, study.proximal, study.l2)
+    began = time.perf_counter()
+    outcome = learner.train(np.array(work.start), None, plan, np.random.Generator(np.random.PCG64(0)))
+    took = (time.perf_counter() - began) * 1000
+    if not np.isfinite(outcome.vector).all() or not np.isfinite(outcome.loss):
+        yield Finding("training step", "fail", f"diverged: loss {outcome.loss}", "check units in the data, or lower the study's eta")
+        return
+    yield Finding("training step", "ok", f"loss {outcome.loss:.4g}, {took:.0f} ms on {config.limits.device}")
+
+
+# ---- machine ---------------------------------------------------------------------------------------------------------
+
+
+def _disk(patient: Patient) -> Iterator[Finding]:
+    """Is the state folder ours to write, with room for the replicas of every link? Touches nothing."""
+    config: NodeConfig = patient.has("config")
+    state = config.node.state
+    there = next(folder for folder in (state, *state.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            Fault(str(state), None, f"{there} is not writable by this user", "give it to the user that runs the node"),
+            exit_code=Exit.STATE,
+        )
+    patient.running = _holder(state)
+    if patient.running:
+        yield Finding("state", "info", f"in use by process {patient.running}: this node runs already")
+    membership, work = patient.has("membership"), patient.has("work")
+    need = len(membership.neighbours(config.node.id)) * 3 * work.start.nbytes
+    free = shutil.disk_usage(there).free
+    what = f"{need / 2**20:.1f} MiB for the replicas of all links, {free / 2**20:,.0f} MiB free"
+    if free < 2 * need:
+        raise ConfigError(Fault(str(state), None, what, "free some space, or name another folder"), exit_code=Exit.STATE)
+    yield Finding("disk", "ok", what)
+
+
+def _holder(state: Path) -> int:
+    """The process that has the state folder locked, 0 for none."""
+    import fcntl
+
+    try:
+        with (state / "lock").open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(lock.read(20).split()[0] or b"1")
+    except (OSError, ValueError, IndexError):
+        return 0
+    return 0
+
+
+def _ports(patient: Patient) -> Iterator[Finding]:
+    import socket
+
+    from gossipfl.node.server import port_taken
+
+    config: NodeConfig = patient.has("config")
+    if patient.running:
+        yield Finding("ports", "info", "this node holds them itself")
+        return
+    wanted = [("admin", config.node.admin_address)]
+    if config.node.listen_address is not None:
+        wanted.append(("listen", config.node.listen_address))
+    for key, (host, port) in wanted:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind((host, port))
+            except OSError as error:
+                raise port_taken(key, host, port, error) from None
+        yield Finding("ports", "ok", f"{key} {host}:{port} is free")
+
+
+# ---- peers -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What came of dialling one peer."""
+
+    peer: str
+    why: str = ""
+    """why there was no session; empty if there was"""
+    address: str = ""
+    clock_s: float | None = None
+    """the peer's clock less ours"""
+
+
+def _peers(patient: Patient) -> Iterator[Finding]:
+    """A whole handshake with every neighbour that can be dialled: keys, psk, federation and certificates agree."""
+    config, membership, keys = patient.has("config"), patient.has("membership"), patient.has("keys")
+    me = config.node.id
+    answers = asyncio.run(_dial_all(config, membership, *keys))
+    for peer in membership.neighbours(me):
+        reached = answers.get(peer)
+        if reached is None:
+            if membership.dial_only >= {peer}:
+                yield Finding("peer", "info", f"{peer} has no address: it dials us", "")
+            continue
+        if reached.why:
+            yield Finding("peer", "fail", f"{peer}: {reached.why}", _cure(reached.why))
+            continue
+        yield Finding("peer", "ok", f"{peer} at {reached.address}: handshake done, it is {peer}")
+        if reached.clock_s is not None and abs(reached.clock_s) > CLOCK_S:
+            what = f"{peer}'s clock is {reached.clock_s:+.0f} s from ours"
+            yield Finding("clock", "warn", what, "run NTP here, or tell the other side")
+
+
+def _cure(why: str) -> str:
+    if "closed without a word" in why:
+        return "same federation file, psk.key and gossipfl version on both sides? is this node's certificate known there?"
+    return "is that node up, and does a firewall let this machine reach it? else wait for it to dial"
+
+
+async def _dial_all(
+    config: NodeConfig, membership: Membership, keys: NodeKeys, own: Certificate, psk: bytes
+) -> dict[str, Reached]:
+    import aiohttp
+
+    targets = [membership.member(peer).certificate_read for peer in membership.neighbours(config.node.id)]
+    async with aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar()) as http:
+        dials = [_dial(http, config, membership, keys, own, psk, one) for one in targets if one.addresses]
+        return {reached.peer: reached for reached in await asyncio.gather(*dials)}
+
+
+async def _dial(
+    http: Any, config: NodeConfig, membership: Membership, keys: NodeKeys, own: Certificate, psk: bytes, known: Certificate
+) -> Reached:
+    """One peer, its addresses in order; the newest certificate that it serves itself, if the federation admits it."""
+    import aiohttp
+
+    from gossipfl.errors import Refused
+
+    faults = []
+    for address in known.addresses:
+        try:
+            async with asyncio.timeout(DIAL_S):
+                target, clock = await _served(http, config, membership, known, address)
+                await _shake(http, config, membership, keys, own, psk, target, address)
+                return Reached(known.member, "", address, clock)
+        except Refused as refusal:
+            faults.append(f"{address}: {refusal}")
+        except TimeoutError:
+            faults.append(f"{address}: no answer within {DIAL_S:g} s")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            faults.append(f"{address}: {error or type(error).__name__}")
+    return Reached(known.member, "; ".join(faults))
+
+
+async def _served(
+    http: Any, config: NodeConfig, membership: Membership, known: Certificate, address: str
+) -> tuple[Certificate, float | None]:
+    """(the newer of the known certificate and the served one, the clock's difference by the Date header)."""
+    from gossipfl.node.client import CERTIFICATE_PATH
+    from gossipfl.protocol.limits import CERTIFICATE_BODY_MAX
+    from gossipfl.trust.identity import Certificate
+
+    url = "http" + address.rstrip("/").removeprefix("http").removeprefix("ws") + CERTIFICATE_PATH
+    async with http.get(url, allow_redirects=False, proxy=config.node.proxy or None) as answer:
+        body, date = await answer.content.read(CERTIFICATE_BODY_MAX + 1), answer.headers.get("Date", "")
+    try:
+        clock = parsedate_to_datetime(date).timestamp() - time.time()
+    except ValueError:
+        clock = None
+    try:
+        served = Certificate.decode(body)
+        if membership.admits(served) == known.member and served.counter > known.counter:
+            return served, clock
+    except GossipError:
+        pass
+    return known, clock
+
+
+async def _shake(
+    http: Any, config: NodeConfig, membership: Membership, keys: NodeKeys, own: Certificate, psk: bytes, target: Certificate,
+    address: str,
+) -> None:  # fmt: skip
+    """Messages 1 and 2. The peer hears nothing after them, so that its node is not disturbed. **Raises**: Refused."""
+    import aiohttp
+
+    from gossipfl.errors import Refused
+    from gossipfl.node.client import MESSAGE_MAX, WEBSOCKET_PATH
+    from gossipfl.protocol.events import Instant
+    from gossipfl.protocol.session import SUBPROTOCOL, Session
+
+    now = Instant(time.monotonic_ns(), time.time_ns())
+    session = Session(
+        initiator=True,
+        federation=membership.federation_id,
+        keys=keys,
+        certificate=own.encoded,
+        psk=psk,
+        ephemeral=secrets.token_bytes(32),
+        admit=membership.admits,
+        expect=(target.member, target.noise),
+        started=now,
+    )
+    async with http.ws_connect(
+        address.rstrip("/") + WEBSOCKET_PATH, protocols=(SUBPROTOCOL,), compress=0, max_msg_size=MESSAGE_MAX,
+        proxy=config.node.proxy or None,
+    ) as socket:  # fmt: skip
+        if socket.protocol != SUBPROTOCOL:
+            raise Refused("malformed", f"speaks {socket.protocol!r}, not {SUBPROTOCOL!r}: another version?")
+        await socket.send_bytes(session.open(now))
+        answer = await socket.receive()
+        if answer.type is not aiohttp.WSMsgType.BINARY:
+            raise Refused("auth", "closed without a word after our first message: it does not accept us")
+        session.receive(answer.data, now)
+
+
+# ---- egress ----------------------------------------------------------------------------------------------------------
+
+NEVER: Final = (
+    "rows, labels, or any value of a row",
+    "row ids, and who is held out",
+    "metrics on the hold-out, logs, file and column names of this site",
+    "private keys, passphrases, and the psk",
+    "anything to anybody who is not in the federation file: no telemetry, no update check",
+)
+
+
+def _egress(patient: Patient) -> dict[str, Any] | None:
+    """To whom what goes, and how much of it; None while that is not known."""
+    import numpy as np
+
+    from gossipfl.learning import compression
+
+    if patient.config is None or patient.membership is None or patient.work is None:
+        return None
+    membership, study, layout = patient.membership, patient.membership.study, patient.work.layout
+    size = compression.payload_size(study.codec, layout.n_parameters, layout.n_moments, np.dtype(layout.dtype).itemsize)
+    exchanges = study.local_rounds + membership.release_exchanges
+    whole = 2 * exchanges * size
+    paced = 2 * int(DAY_S / study.local_round_s) * size if study.local_round_s else None
+    capped = patient.config.limits.bandwidth_kib_s * 1024 * DAY_S or None
+    day = min(bytes_ for bytes_ in (whole, paced, capped) if bytes_ is not None)
+    features = len(patient.work.task.features) if patient.work.normalised else 0
+    least = study.minimum_count
+    sums = f"count, sum and sum of squares of each of {features} features, mixed with the others', where {least} or more values are there"
+    return {
+        "to": [
+            {"peer": peer, "addresses": list(membership.member(peer).certificate_read.addresses)}
+            for peer in membership.neighbours(patient.config.node.id)
+        ],
+        "what": [
+            f"model updates: {layout.n_parameters + layout.n_moments:,} numbers, {size:,} bytes as {study.codec}, after mixing and "
+            "training; encrypted, signed, to one neighbour at a time",
+            *([f"statistics, once a study: {sums}"] if features else []),
+            "of each exchange: member id, local stage, counters, mass, rate, norms of gradients and differences, signatures",
+            "this node's certificate, to whoever can reach its address; its IP address",
+        ],
+        "bytes_per_exchange": size,
+        "exchanges_per_study": 2 * exchanges,
+        "bytes_per_study": whole,
+        "bytes_per_day_at_most": day,
+        "never": list(NEVER),
+        "caution": "a model can tell of the rows that it saw; a neighbour reads the model that it gets",
+    }
+
+
+def _told(going: dict[str, Any]) -> str:
+    to = [f"  {one['peer']}  {' '.join(one['addresses']) or '(it dials)'}" for one in going["to"]]
+    lines = ["Goes to", *to, "What goes", *(f"  {one}" for one in going["what"]), "How much"]
+    lines.append(f"  {going['bytes_per_exchange']:,} bytes an exchange, about {going['exchanges_per_study']} exchanges a study")
+    lines.append(f"  {going['bytes_per_study']:,} bytes a study, at most {going['bytes_per_day_at_most']:,} bytes a day")
+    lines += ["What never goes", *(f"  {one}" for one in going["never"]), f"Mind: {going['caution']}."]
+    return "\n".join(lines)

@@ -1,0 +1,486 @@
+"""Nodes in one process over real sockets: they learn together, hold the limits, and refuse what an operator has wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import io
+import json
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from aiohttp import web
+from places import ask, breast_cancer, certify, deploy, free_ports
+
+from gossipfl.config import NodeConfig, load_node
+from gossipfl.errors import ConfigError, Exit, Misuse
+from gossipfl.node import Node
+from gossipfl.node.build import build
+from gossipfl.node.client import CERTIFICATE_PATH, WEBSOCKET_PATH
+from gossipfl.node.connection import Pace
+from gossipfl.node.driver import Driver
+from gossipfl.node.gate import Caps, Gate
+from gossipfl.node.logs import Log
+from gossipfl.protocol.events import Instant
+from gossipfl.protocol.session import SUBPROTOCOL
+from gossipfl.trust.identity import Identity, NodeKeys, load_key
+from gossipfl.trust.membership import Membership, with_members
+
+TOY = {"a": "site = 0", "b": "site = 1", "c": "site = 2"}
+BRISK = {"task": "toy", "local_rounds": 40, "inbound_per_minute": 60_000, "local_round_s": 0.01, "codec": "f64"}
+
+
+def town(folder: Path, names: str = "ab", **changed: Any) -> dict[str, NodeConfig]:
+    """Node configs by name: the toy task, brisk."""
+    tomls = deploy(folder, list(names), data={name: TOY[name] for name in names}, **(BRISK | changed))
+    return {name: load_node(toml) for name, toml in tomls.items()}
+
+
+def driver_of(config: NodeConfig, caps: Caps | None = None, **more: Any) -> Driver:
+    parts = build(config, **more)
+    quiet = Log(config.node.id, "json", io.StringIO())
+    return Driver(dataclasses.replace(parts, caps=caps or Caps(), log=quiet))
+
+
+@contextlib.asynccontextmanager
+async def running(*drivers: Driver) -> AsyncIterator[None]:
+    """All run inside, and have stopped well afterwards."""
+    tasks = [asyncio.create_task(driver.run()) for driver in drivers]
+    try:
+        for driver, task in zip(drivers, tasks, strict=True):
+            waiting = asyncio.create_task(driver.running.wait())
+            await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if task.done():
+                task.result()
+        yield
+    finally:
+        for driver, task in zip(drivers, tasks, strict=True):
+            if not task.done():
+                driver.stop()
+        await asyncio.gather(*tasks)
+
+
+async def until(holds: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Wait for what other tasks bring about."""
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+def model(driver: Driver) -> np.ndarray:
+    return np.array(driver.store.files.array(driver.peer.current["model"], "float64"))
+
+
+def says(driver: Driver) -> str:
+    return driver.log.stream.getvalue()  # type: ignore[attr-defined]
+
+
+# ---- learning ------------------------------------------------------------------------------------------------------
+
+
+async def test_three_nodes_over_real_sockets_learn_finish_and_agree(tmp_path: Path) -> None:
+    drivers = [driver_of(config) for config in town(tmp_path, "abc").values()]
+    async with running(*drivers):
+        await until(lambda: all(driver.peer.stage == "finished" for driver in drivers))
+        assert all(driver.peer.local_round == 40 for driver in drivers)
+        models = np.array([model(driver) for driver in drivers])
+        start = np.linalg.norm(models.mean(0))
+        assert start > 0.1 and np.ptp(models, axis=0).max() < 0.1 * start
+        assert all(not driver.unready() for driver in drivers)
+
+
+async def test_a_node_that_only_dials_takes_part(tmp_path: Path) -> None:
+    configs = town(tmp_path, dial_only=frozenset("a"), local_rounds=5)
+    drivers = [driver_of(config) for config in configs.values()]
+    async with running(*drivers):
+        assert not drivers[0].listening
+        await until(lambda: all(driver.peer.stage == "finished" for driver in drivers))
+
+
+async def test_a_node_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    configs = town(tmp_path, local_rounds=10**6)
+    first, other = driver_of(configs["a"]), driver_of(configs["b"])
+    async with running(other):
+        async with running(first):
+            await until(lambda: first.peer.link("b").exchanges > 3)
+        again = driver_of(configs["a"])
+        assert again.parts.started.rows["course", "a"]
+        async with running(again):
+            assert again.peer.local_round >= first.peer.local_round
+            assert again.peer.link("b").epoch == 0 and again.peer.link("b").exchanges >= first.peer.link("b").exchanges
+            held = again.peer.link("b").exchanges
+            await until(lambda: again.peer.link("b").exchanges > held)
+
+
+async def test_pause_holds_training_and_exchanges_and_resume_lets_go(tmp_path: Path) -> None:
+    drivers = [driver_of(config) for config in town(tmp_path, local_rounds=10**6).values()]
+    async with running(*drivers):
+        await until(lambda: drivers[0].peer.local_round > 2)
+        drivers[0].order("pause")
+        await until(lambda: drivers[0].peer.paused and drivers[0].peer.turn == "rest")
+        held = drivers[0].peer.local_round
+        other = drivers[1].peer.local_round
+        await until(lambda: drivers[1].peer.local_round > other + 2)
+        assert drivers[0].peer.local_round <= held + 1 and "paused" in drivers[0].unready()
+        drivers[0].order("resume")
+        await until(lambda: drivers[0].peer.local_round > held + 2)
+
+
+async def test_outside_its_allowed_hours_a_node_rests(tmp_path: Path) -> None:
+    hour = (time.localtime().tm_hour + 12) % 24
+    window = f'allowed_hours = "{hour:02d}:00-{hour:02d}:01"'
+    driver = driver_of(town(tmp_path, limits=window)["a"])
+    async with running(driver):
+        await until(lambda: driver.peer.paused)
+        assert "allowed_hours" in says(driver)
+
+
+async def test_a_renewed_certificate_is_fetched_where_the_known_key_no_longer_answers(tmp_path: Path) -> None:
+    configs = town(tmp_path, local_rounds=10**6, dial_only=frozenset("a"))
+    folder = configs["b"].node.keys
+    keys = NodeKeys(bytes(range(64)))
+    identity = Identity(load_key(configs["b"].identity_key, None, "identity"))
+    address = configs["b"].node.listen_address
+    assert address
+    from gossipfl.trust.identity import save_key
+
+    save_key(configs["b"].node_key, keys.secret, None, "node", replace=True)
+    (folder / "node.certificate").write_bytes(certify(identity, keys, "b", address[1], 2).encoded)
+    drivers = [driver_of(config) for config in configs.values()]
+    async with running(*drivers):
+        await until(lambda: drivers[0].peer.link("b").exchanges > 0)
+        assert drivers[0].certificates["b"].counter == 2
+
+
+async def test_T29_a_redirect_is_not_followed(tmp_path: Path) -> None:
+    configs = town(tmp_path, dial_only=frozenset("a"))
+    address = configs["b"].node.listen_address
+    assert address
+    asked: list[str] = []
+
+    async def away(request: web.BaseRequest) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=307, headers={"Location": f"http://127.0.0.1:{address[1]}/elsewhere"})
+
+    listener = await asyncio.get_running_loop().create_server(web.Server(away), *address)
+    driver = driver_of(configs["a"])
+    async with listener, running(driver):
+        await until(lambda: driver.peer.neighbour("b").state == "unreachable")
+        assert "redirect" in driver.peer.neighbour("b").why
+        assert set(asked) <= {WEBSOCKET_PATH, CERTIFICATE_PATH}
+
+
+# ---- limits --------------------------------------------------------------------------------------------------------
+
+
+SHORT = Caps(pending=4, per_address=4, handshake_s=0.3)
+
+
+async def drip(port: int, first: bytes = b"") -> bool:
+    """Connect, send `first`, then a byte now and then; True when the other side has closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(first)
+        async with asyncio.timeout(3):
+            while not reader.at_eof():
+                writer.write(b"x")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await reader.read(1000)
+            return True
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    finally:
+        writer.close()
+
+
+UPGRADE = (
+    f"GET {WEBSOCKET_PATH} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    f"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
+).encode()
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nX-Long: ", b"POST / HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n",
+                                   UPGRADE], ids=["nothing", "headers", "body", "upgraded"])  # fmt: skip
+async def test_T14_T15_who_sends_nothing_or_drips_is_closed_and_honest_peers_go_on(tmp_path: Path, first: bytes) -> None:
+    drivers = [driver_of(config, SHORT) for config in town(tmp_path, local_rounds=10**6).values()]
+    async with running(*drivers):
+        await until(lambda: drivers[0].peer.link("b").exchanges > 0)
+        door = drivers[0].door
+        assert door
+        port = int(drivers[0].listening.rsplit(":", 1)[1])
+        before = drivers[0].peer.link("b").exchanges
+        flood = [asyncio.create_task(drip(port, first)) for _ in range(60)]
+        most = 0
+        while not all(each.done() for each in flood):
+            most = max(most, len(door.gate.pending()))
+            await asyncio.sleep(0.01)
+        assert all(each.result() for each in flood)
+        assert most <= SHORT.pending
+        assert drivers[0].peer.link("b").exchanges > before, "the honest peer stood still"
+        await until(lambda: not door.gate.pending())
+
+
+@pytest.mark.parametrize("message", ["text", b"\0" * 65_535, b"\0" * 65_536, b"\0" * 100], ids=["text", "max", "over", "100"])
+async def test_T03_who_is_no_member_gets_silence_and_no_state_changes(tmp_path: Path, message: str | bytes) -> None:
+    driver = driver_of(town(tmp_path)["a"], SHORT)
+    async with running(driver), aiohttp.ClientSession() as http:
+        rows = driver.store.load()
+        async with http.ws_connect(f"http://{driver.listening}{WEBSOCKET_PATH}", protocols=(SUBPROTOCOL,)) as socket:
+            await (socket.send_str(message) if isinstance(message, str) else socket.send_bytes(message))
+            answer = await socket.receive()
+            assert answer.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
+        await until(lambda: not driver.connections)
+        assert {key: row for key, row in driver.store.load().items() if key[0] == "link"} == {
+            key: row for key, row in rows.items() if key[0] == "link"
+        }
+
+
+async def test_only_two_paths_answer_and_the_certificate_is_served(tmp_path: Path) -> None:
+    driver = driver_of(town(tmp_path)["a"])
+    async with running(driver), aiohttp.ClientSession() as http:
+        for path in ("/", "/status", "/metrics", "/gossipfl/v1/", WEBSOCKET_PATH + "x"):
+            async with http.get(f"http://{driver.listening}{path}") as answer:
+                assert answer.status == 404 and not await answer.read()
+        async with http.get(f"http://{driver.listening}{CERTIFICATE_PATH}") as answer:
+            assert await answer.read() == driver.parts.certificate.encoded
+        async with http.ws_connect(f"http://{driver.listening}{WEBSOCKET_PATH}", protocols=(SUBPROTOCOL,)) as socket:
+            assert socket.compress == 0
+        with pytest.raises(aiohttp.WSServerHandshakeError):
+            await http.ws_connect(f"http://{driver.listening}{WEBSOCKET_PATH}", protocols=("gossipfl.v2",))
+
+
+class Wire(asyncio.Transport):
+    """A transport that only remembers whether it was cut."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__({"peername": (address, 1)})
+        self.cut = False
+
+    def abort(self) -> None:
+        self.cut = True
+
+
+def gate_of(caps: Caps, trusted: tuple[str, ...] = ()) -> Gate:
+    return Gate(caps, trusted, random.Random(1), asyncio.new_event_loop().call_later)
+
+
+@pytest.mark.parametrize("number", [3, 4, 5])
+def test_T15_pending_connections_one_below_at_and_above_the_limit(number: int) -> None:
+    gate = gate_of(Caps(pending=4, per_address=100))
+    wires = [Wire(f"192.0.2.{at}") for at in range(number)]
+    for wire in wires:
+        gate.enter(wire)
+    assert len(gate.pending()) == min(4, number) and sum(wire.cut for wire in wires) == max(0, number - 4)
+
+
+@pytest.mark.parametrize(("trusted", "left"), [((), 3), (("192.0.2.0/24",), 5)])
+def test_T15_connections_of_one_address_are_few_unless_it_is_a_trusted_proxy(trusted: tuple[str, ...], left: int) -> None:
+    gate = gate_of(Caps(pending=100, per_address=3), trusted)
+    wires = [Wire("192.0.2.1") for _ in range(5)]
+    for wire in wires:
+        gate.enter(wire)
+    assert sum(not wire.cut for wire in wires) == left
+
+
+def test_T15_a_member_keeps_its_connection_whatever_strangers_do() -> None:
+    gate = gate_of(Caps(pending=4, per_address=3))
+    member = Wire("192.0.2.1")
+    gate.enter(member)
+    assert gate.confirm(member, "b")
+    for _ in range(500):
+        gate.enter(Wire("192.0.2.1"))
+    assert not member.cut and len(gate.guests) <= 5
+
+
+@pytest.mark.parametrize(("moved", "slow"), [(29, True), (30, False), (31, False)])
+def test_T14_a_transfer_slower_than_the_rate_over_the_window_is_slow(moved: int, slow: bool) -> None:
+    pace = Pace(Caps(rate_bytes_s=10, rate_window_s=3))
+    pace.begin(Instant(0, 0))
+    pace.moved(moved)
+    assert not pace.is_slow(Instant(2_900_000_000, 0))
+    assert pace.is_slow(Instant(3_000_000_000, 0)) is slow
+
+
+# ---- the operator's side -------------------------------------------------------------------------------------------
+
+
+async def test_the_admin_listener_says_how_the_node_is_and_takes_orders_with_the_token_only(tmp_path: Path) -> None:
+    drivers = [driver_of(config) for config in town(tmp_path, local_rounds=10**6).values()]
+    toml = tmp_path / "a" / "node.toml"
+    async with running(*drivers), aiohttp.ClientSession() as http:
+        await until(lambda: drivers[0].peer.link("b").exchanges > 0)
+        base = f"http://{drivers[0].admin}"
+        status = await asyncio.to_thread(ask, toml, "/status")
+        assert status["peers"]["b"]["exchanges"] > 0 and status["stage"] == "training" and status["pid"]
+        assert (await asyncio.to_thread(ask, toml, "/healthz"))["alive"]
+        async with http.get(base + "/readyz") as answer:
+            assert answer.status == 200
+        async with http.get(base + "/metrics") as answer:
+            assert 'gossipfl_exchanges_total{peer="b"}' in await answer.text()
+        async with http.post(base + "/order", json={"order": "stop"}) as answer:
+            assert answer.status == 403
+        async with http.get(base + "/status", headers={"Host": "evil.example"}) as answer:
+            assert answer.status == 403
+        assert (tmp_path / "a" / "state" / "admin.json").stat().st_mode & 0o077 == 0
+        await asyncio.to_thread(ask, toml, "/order", {"order": "pause"})
+        await until(lambda: drivers[0].peer.paused)
+        async with http.get(base + "/readyz") as answer:
+            assert answer.status == 503 and "paused" in (await answer.json())["reasons"]
+
+
+async def test_T30_logs_hold_no_keys_and_no_rows(tmp_path: Path) -> None:
+    configs = town(tmp_path, local_rounds=5)
+    drivers = [driver_of(config) for config in configs.values()]
+    async with running(*drivers):
+        await until(lambda: all(driver.peer.stage == "finished" for driver in drivers))
+    for driver in drivers:
+        text = says(driver)
+        assert all(json.loads(line)["node"] == driver.peer.me for line in text.splitlines())
+        secrets = [driver.parts.psk, driver.parts.keys.secret[:32], driver.parts.keys.secret[32:]]
+        assert not any(secret.hex() in text for secret in secrets)
+        assert not re.search(r"\[-?\d+\.\d+, -?\d+\.\d+", text)
+
+
+def test_a_state_folder_in_use_is_refused_with_73_and_names_the_process(tmp_path: Path) -> None:
+    config = town(tmp_path)["a"]
+    parts = build(config)
+    with pytest.raises(ConfigError, match="in use by process") as error:
+        build(config)
+    assert error.value.exit_code == Exit.STATE
+    parts.store.close()
+
+
+async def test_a_port_in_use_is_refused_with_78_and_a_remedy(tmp_path: Path) -> None:
+    config = town(tmp_path)["a"]
+    address = config.node.listen_address
+    assert address
+    async with await asyncio.start_server(lambda reader, writer: None, *address):
+        with pytest.raises(ConfigError, match="ss -ltnp") as error:
+            await driver_of(config).run()
+        assert error.value.exit_code == Exit.CONFIG
+    async with running(driver_of(config)):
+        pass
+
+
+def test_a_federation_file_never_goes_back_and_a_newer_one_is_taken(tmp_path: Path) -> None:
+    configs = town(tmp_path, "abc")
+    old = Membership.load(tmp_path / "federation.json")
+    build(configs["a"]).store.close()
+    newer = with_members(old, old.member("b"))
+    (tmp_path / "federation.json").write_text(newer.dump())
+    build(configs["a"]).store.close()
+    (tmp_path / "federation.json").write_text(old.dump())
+    with pytest.raises(ConfigError, match="never goes back"):
+        build(configs["a"])
+    (tmp_path / "federation.json").write_text(newer.model_copy(update={"study": old.study.model_copy(update={"eta": 1.0})}).dump())
+    with pytest.raises(ConfigError, match="never goes back"):
+        build(configs["a"])
+
+
+def test_changed_rows_are_refused_until_accepted(tmp_path: Path) -> None:
+    config = town(tmp_path)["a"]
+    build(config).store.close()
+    toml = tmp_path / "a" / "node.toml"
+    toml.write_text(toml.read_text().replace("site = 0", "site = 5"))
+    with pytest.raises(ConfigError, match="--accept-new-data"):
+        build(load_node(toml))
+    build(load_node(toml), accept_new_data=True).store.close()
+    build(load_node(toml)).store.close()
+
+
+@pytest.mark.parametrize(
+    ("harm", "says", "code"),
+    [
+        (lambda config: config.node_key.chmod(0o644), "chmod 600", Exit.PERMISSION),
+        (lambda config: config.psk_key.unlink(), "is not there", Exit.CONFIG),
+        (lambda config: config.node.federation.write_text("{"), "federation.json", Exit.CONFIG),
+        (lambda config: config.certificate.write_bytes(b"x" * 200), "no certificate", Exit.CONFIG),
+    ],
+    ids=["open key", "no psk", "bad federation file", "bad certificate"],
+)
+def test_what_an_operator_has_wrong_is_said_with_its_exit_code(tmp_path: Path, harm: Any, says: str, code: Exit) -> None:
+    config = town(tmp_path)["a"]
+    harm(config)
+    with pytest.raises(ConfigError, match=says) as error:
+        build(config)
+    assert error.value.exit_code == code and not (config.node.state / "lock").exists()
+
+
+# ---- inside a loop of one's own --------------------------------------------------------------------------------------
+
+
+def test_mix_inside_a_loop_of_ones_own_brings_two_models_together(tmp_path: Path) -> None:
+    import torch
+
+    from gossipfl import tasks
+
+    names = ["a", "b"]
+    tomls = deploy(tmp_path, names, "breast-cancer", breast_cancer(names), inbound_per_minute=60_000, clip=0.0,
+                   correction="none", statistics_tolerance=1e-6)  # fmt: skip
+    task = tasks.load("breast-cancer")
+    modules = {name: task.model() for name in names}
+    with contextlib.ExitStack() as stack:
+        nodes = {name: stack.enter_context(Node(toml, external=True)) for name, toml in tomls.items()}
+        with pytest.raises(Misuse, match="not that of the study"):
+            nodes["a"].mix(torch.nn.Linear(2, 2))
+        first = [nodes[name].mix(modules[name], steps=1) for name in names]
+        assert all(report.loaded and report.steps == 0 for report in first)
+        end = time.monotonic() + 30
+        met: set[str] = set()
+        while time.monotonic() < end and not ("a" in met and "b" in met):
+            for sign, name in ((1.0, "a"), (-1.0, "b")):
+                with torch.no_grad():
+                    for weight in modules[name].parameters():
+                        weight += sign * 0.01
+                report = nodes[name].mix(modules[name], steps=1, gradient=1.0)
+                assert report.loaded and report.steps == 1 and report.waiting <= 10_000
+                if report.stage == "training":
+                    met.update(report.peers)
+            time.sleep(0.02)
+        assert met == {"a", "b"}
+        for node in nodes.values():
+            node.finish()
+        while time.monotonic() < end and not all(node.status()["stage"] == "finished" for node in nodes.values()):
+            time.sleep(0.05)
+        reports = [nodes[name].mix(modules[name]) for name in names]
+        assert all(report.stage == "finished" for report in reports)
+        values = [torch.nn.utils.parameters_to_vector(modules[name].parameters()) for name in names]
+        assert (values[0] - values[1]).abs().max() < 0.5
+    with pytest.raises(Misuse):
+        Node(tomls["a"], external=True).mix(modules["a"])
+
+
+def test_mix_with_everybody_else_away_keeps_the_local_change(tmp_path: Path) -> None:
+    import torch
+
+    from gossipfl import tasks
+
+    names = ["a", "b"]
+    tomls = deploy(tmp_path, names, "breast-cancer", breast_cancer(names))
+    module = tasks.load("breast-cancer").model()
+    with Node(tomls["a"], external=True) as node:
+        node.mix(module)
+        before = torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+        for _ in range(5):
+            with torch.no_grad():
+                for weight in module.parameters():
+                    weight += 1.0
+            report = node.mix(module, steps=2)
+        after = torch.nn.utils.parameters_to_vector(module.parameters()).detach()
+        assert torch.equal(after, before + 5.0) and report.exchanges == 0 and report.waiting == 10
+
+
+def test_free_ports_are_distinct() -> None:
+    assert len(set(free_ports(5))) == 5
