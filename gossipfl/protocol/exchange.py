@@ -312,7 +312,7 @@ class Exchanges:
         if certificate.digest not in self.certificates:
             self.certificates[certificate.digest] = certificate
             self.fresh_rows["certificate", certificate.digest.hex()] = certificate.encoded
-            for oldest in sorted(held, key=lambda known: known.counter)[: len(held) + 1 - CERTIFICATES_KEPT]:
+            for oldest in sorted(held, key=lambda known: known.counter)[: max(0, len(held) + 1 - CERTIFICATES_KEPT)]:
                 del self.certificates[oldest.digest]
                 self.fresh_rows["certificate", oldest.digest.hex()] = None
         return True
