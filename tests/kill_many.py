@@ -44,7 +44,7 @@ class Town:
     def __init__(self, folder: Path, nodes: int) -> None:
         self.names = [f"n{at:02d}" for at in range(nodes)]
         counts = {name: 10 * (1 + at % 3) for at, name in enumerate(self.names)}
-        self.tomls = deploy(folder, self.names, "toy", {name: "site = 0" for name in self.names}, counts, codec="f64")
+        self.tomls = deploy(folder, self.names, "toy", dict.fromkeys(self.names, "site = 0"), counts, codec="f64")
         self.membership = Membership.load(folder / "federation.json")
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.folder = folder

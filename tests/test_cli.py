@@ -260,7 +260,12 @@ def test_a_folder_that_cannot_be_written_exits_73(capsys: pytest.CaptureFixture[
 # ---- help ------------------------------------------------------------------------------------------------------------
 
 
-VERBS = [[], ["init"], ["federation"], *(["federation", verb] for verb in ("create", "add", "leave", "show", "check"))]
+VERBS = [
+    [],
+    *([verb] for verb in ("init", "federation", "node", "predict", "train-local", "doctor", "demo")),
+    *(["federation", verb] for verb in ("create", "add", "leave", "show", "check")),
+    *(["node", verb] for verb in ("run", "status", "model", "pause", "resume", "leave", "stop")),
+]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)

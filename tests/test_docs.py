@@ -73,8 +73,8 @@ def example() -> dict[str, str]:
             propose, certificate=papers["bert"].digest, sender="bert", recipient="anna", role="reply",
             size=len(payloads["bert"]), root=name_of(payloads["bert"]), mass=MASS["bert"], gradient=3.0,
             answers=answers, clip=1.0, leak=LEAK, cap=1.0, q=name_of(q.data),
-        )  # fmt: skip
-    )
+        )
+    )  # fmt: skip
     receipt = ms.encode(ms.Receipt(FEDERATION, "bert", "anna", 0, 1, answers, propose.root))
     done = ms.encode(
         ms.Receipt(FEDERATION, "anna", "bert", 0, 1, hashlib.sha256(reply).digest(), name_of(payloads["bert"]))
@@ -140,7 +140,8 @@ def test_the_worked_exchange_is_the_golden_one() -> None:
 
 def test_every_byte_that_the_protocol_document_shows_is_made_by_the_code() -> None:
     """Every run of 16 or more hexadecimal digits in its blocks is a part of a golden value."""
-    known = "|".join([*json.loads(GOLDEN.read_text()).values(), *(v for v in SESSION.values() if isinstance(v, str)), *SESSION["path_1"]])
+    golden = [*json.loads(GOLDEN.read_text()).values(), *SESSION["path_1"]]
+    known = "|".join(golden + [value for value in SESSION.values() if isinstance(value, str)])
     blocks = re.findall(r"```hex\n(.*?)```", (ROOT / "docs" / "protocol.md").read_text(), re.DOTALL)
     shown = [re.sub(r"#.*|\s", "", part) for block in blocks for part in re.split(r"\n\n|\n(?=\S+ = )", block)]
     assert len(shown) > 20

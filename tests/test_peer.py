@@ -16,21 +16,22 @@ from gossipfl.protocol import events as ev
 from gossipfl.simulator.network import Faults, World
 from gossipfl.tasks.normalisation import statistics_size, statistics_vector
 from gossipfl.tasks.task import Data
-from gossipfl.trust.membership import Topology, without
+from gossipfl.trust.membership import without
 from gossipfl.workbench import statistics_reader
 
 FIVE = {f"site-{number}": 30 + 10 * number for number in range(5)}
 
 
-def statistics_world(seed: int, faults: Faults | None = None, topology: Topology | None = None) -> tuple[World, Any]:
-    """Five sites with their own rows that make statistics and then only mix; and all rows together."""
+def statistics_world(seed: int, faults: Faults | None = None, sites: int = 5) -> tuple[World, Any]:
+    """Sites with their own rows that make statistics and then only mix; and all rows together."""
     rng = np.random.default_rng(seed)
-    rows = {name: rng.normal(loc=[50, -3, 0.1], scale=[9, 0.5, 2], size=(count, 3)) for name, count in FIVE.items()}
-    members = federation(FIVE, topology=topology)
-    size = 8 * statistics_size(5, 3)
+    counts = dict(list(FIVE.items())[:sites])
+    rows = {name: rng.normal(loc=[50, -3, 0.1], scale=[9, 0.5, 2], size=(count, 3)) for name, count in counts.items()}
+    members = federation(counts)
+    size = 8 * statistics_size(sites, 3)
     specs = toy_specs(members, lambda name: None, trains=False, statistics_size=size, clip=0.0)
     for index, name in enumerate(members.active):
-        own = statistics_vector(index, 5, Data(rows[name], np.zeros(len(rows[name])), ()))
+        own = statistics_vector(index, sites, Data(rows[name], np.zeros(len(rows[name])), ()))
         bench = replace(specs[name].bench, estimate=statistics_reader(members.federation_id, name, members.active),
                         learner=lambda statistics: None)  # fmt: skip
         specs[name] = replace(specs[name], bench=bench, statistics=own)
@@ -56,6 +57,16 @@ def test_all_sites_freeze_the_statistics_of_all_rows(seed: int) -> None:
     assert np.allclose(said.mean, rows.mean(axis=0), rtol=1e-5)
     assert np.allclose(said.spread, rows.std(axis=0), rtol=1e-5)
     assert said.count == (float(len(rows)),) * 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_that_meet_the_mean_exactly_do_not_split_the_federation(seed: int) -> None:
+    """With four sites and gamma 1, two may hold the exact mean while others do not, and be pulled off it again."""
+    world, _ = statistics_world(seed, sites=4)
+    world.run(30)
+    assert len(set(frozen(world))) == 1
+    assert frozen(world)[0]
+    assert not any(node.peer.counts.get("stats") for node in world.nodes.values())
 
 
 def test_nobody_freezes_before_every_member_is_in() -> None:

@@ -21,7 +21,7 @@ EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 69 peers unreachable, 73 st
 
 def application() -> typer.Typer:
     """All commands, assembled."""
-    from gossipfl.cli import demo, doctor, federation, init, model, node
+    from gossipfl.cli import demo, doctor, federation, init, model, node, renew
 
     app = typer.Typer(
         name="gossipfl",
@@ -35,6 +35,7 @@ def application() -> typer.Typer:
     )
     app.callback()(_gossipfl)
     app.command("init", epilog=init.EPILOG)(init.init)
+    app.command("renew", epilog=renew.EPILOG)(renew.renew)
     app.add_typer(federation.app(), name="federation")
     app.add_typer(node.app(), name="node")
     app.command("predict", epilog=model.PREDICT_EPILOG)(model.predict)

@@ -68,7 +68,7 @@ def demo(
     results.write_curves(folder / "metrics.jsonl", result.sites)
     page.write_text(report.page(result, results.manifest(seed, sys.argv, began)), encoding="utf-8")
     if json_:
-        output.emit(results._finite(summary))
+        output.emit(results.finite(summary))
     else:
         _closing(result, page)
 
@@ -189,7 +189,8 @@ def _drawn(federation: Federation, seconds: float) -> Table:
     from rich.table import Table
 
     drawn = Table(title=f"{seconds:.0f} s", title_justify="left", box=None, pad_edge=False)
-    for column in ("hospital", "rows", "stage", "", "local rounds", "exchanges", "KiB sent", "AUC" if _has_auc(federation) else "metric"):
+    judged = "AUC" if _has_auc(federation) else "metric"
+    for column in ("hospital", "rows", "stage", "", "local rounds", "exchanges", "KiB sent", judged):
         drawn.add_column(column, justify="left" if column in ("hospital", "stage", "") else "right")
     rounds = federation.membership.study.local_rounds
     for hospital in federation.hospitals:
@@ -258,9 +259,13 @@ def _judged(
         consensus=results.consensus([model.vector for model in models], [membership.mass(site.name) for site in sites]),
         distances=_distances(federation, began),
         seconds=seconds,
-        killed=killed and {"site": killed.name, "local_round": killed.killed_at, "at_seconds": round(killed.killed_s, 1)},
+        killed=_said_of(killed) if killed else None,
         stages=stages,
     )
+
+
+def _said_of(killed: Hospital) -> dict[str, Any]:
+    return {"site": killed.name, "local_round": killed.killed_at, "at_seconds": round(killed.killed_s, 1)}
 
 
 def _distances(federation: Federation, began: float) -> list[tuple[float, float]]:

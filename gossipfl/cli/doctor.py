@@ -255,7 +255,8 @@ def _step(patient: Patient) -> Iterator[Finding]:
     outcome = learner.train(np.array(work.start), None, plan, np.random.Generator(np.random.PCG64(0)))
     took = (time.perf_counter() - began) * 1000
     if not np.isfinite(outcome.vector).all() or not np.isfinite(outcome.loss):
-        yield Finding("training step", "fail", f"diverged: loss {outcome.loss}", "check units in the data, or lower the study's eta")
+        fix = "check units in the data, or lower the study's eta"
+        yield Finding("training step", "fail", f"diverged: loss {outcome.loss}", fix)
         return
     yield Finding("training step", "ok", f"loss {outcome.loss:.4g}, {took:.0f} ms on {config.limits.device}")
 
@@ -359,8 +360,8 @@ def _peers(patient: Patient) -> Iterator[Finding]:
 
 
 def _cure(why: str) -> str:
-    if "closed without a word" in why:
-        return "same federation file, psk.key and gossipfl version on both sides? is this node's certificate known there?"
+    if ": auth: " in why or ": not-member: " in why:
+        return "compare psk.key (its sha256 by telephone) and federation.json on both sides; are both clocks right?"
     return "is that node up, and does a firewall let this machine reach it? else wait for it to dial"
 
 
@@ -453,11 +454,17 @@ async def _shake(
     ) as socket:  # fmt: skip
         if socket.protocol != SUBPROTOCOL:
             raise Refused("malformed", f"speaks {socket.protocol!r}, not {SUBPROTOCOL!r}: another version?")
-        await socket.send_bytes(session.open(now))
-        answer = await socket.receive()
+        try:
+            await socket.send_bytes(session.open(now))
+            answer = await socket.receive()
+        except (aiohttp.ClientError, OSError):
+            answer = aiohttp.WS_CLOSED_MESSAGE
         if answer.type is not aiohttp.WSMsgType.BINARY:
             raise Refused("auth", "closed without a word after our first message: it does not accept us")
-        session.receive(answer.data, now)
+        try:
+            session.receive(answer.data, now)
+        except Refused as refusal:  # the psk is mixed in last: with another one, only now the seal does not fit
+            raise Refused(refusal.reason, f"its answer does not fit: {refusal.detail}") from None
 
 
 # ---- egress ----------------------------------------------------------------------------------------------------------
@@ -488,15 +495,15 @@ def _egress(patient: Patient) -> dict[str, Any] | None:
     day = min(bytes_ for bytes_ in (whole, paced, capped) if bytes_ is not None)
     features = len(patient.work.task.features) if patient.work.normalised else 0
     least = study.minimum_count
-    sums = f"count, sum and sum of squares of each of {features} features, mixed with the others', where {least} or more values are there"
+    sums = f"count, sum, sum of squares of each of {features} features with {least} or more values, mixed with the others'"
     return {
         "to": [
             {"peer": peer, "addresses": list(membership.member(peer).certificate_read.addresses)}
             for peer in membership.neighbours(patient.config.node.id)
         ],
         "what": [
-            f"model updates: {layout.n_parameters + layout.n_moments:,} numbers, {size:,} bytes as {study.codec}, after mixing and "
-            "training; encrypted, signed, to one neighbour at a time",
+            f"model updates: {layout.size:,} numbers, {size:,} bytes as {study.codec}, after training and mixing; encrypted, "
+            "signed, to one neighbour at a time",
             *([f"statistics, once a study: {sums}"] if features else []),
             "of each exchange: member id, local stage, counters, mass, rate, norms of gradients and differences, signatures",
             "this node's certificate, to whoever can reach its address; its IP address",

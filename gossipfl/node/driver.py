@@ -106,7 +106,7 @@ class Driver:
         )
         self._judged: tuple[str, int, bytes] = ("", -1, b"")
         self._judged_ns = 0
-        self._judging = False
+        self._judging = self._over = False
         self._saved_ns, self._budget = time.monotonic_ns(), 0.0
         self.group: asyncio.TaskGroup
         seen = [Certificate.decode(value) for (kind, _), value in parts.started.rows.items() if kind == "certificate"]
@@ -141,7 +141,12 @@ class Driver:
             self._end()
 
     async def _settle(self) -> None:
-        """The last bytes of every connection, then none is left."""
+        """Nobody waits for the core any more; the last bytes of every connection, then none is left."""
+        self._over = True
+        while not self._events.empty():
+            _, handled, _ = self._events.get_nowait()
+            if not handled.done():
+                handled.set_result(None)
         if self._alarm is not None:
             self._alarm.cancel()
         for connection in self.connections.values():
@@ -170,6 +175,9 @@ class Driver:
     def post(self, event: ev.Event, pinned: bytes = b"") -> asyncio.Future[None]:
         """One event for the core. Bounded by who posts: each connection waits for its last one, each job has one."""
         handled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._over:
+            handled.set_result(None)
+            return handled
         self._events.put_nowait((event, handled, pinned))
         return handled
 

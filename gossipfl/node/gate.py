@@ -98,9 +98,10 @@ class Gate:
         return len(same) <= self.caps.per_member + room
 
     def expel(self, transport: asyncio.Transport, why: str) -> None:
+        """Soon, not now: aiohttp cannot bear that a connection ends while it is being made."""
         self.counts[why] += 1
         self.leave(transport)
-        transport.abort()
+        self.call_later(0, transport.abort)
 
     def leave(self, transport: asyncio.BaseTransport) -> None:
         guest = self.guests.pop(transport, None)

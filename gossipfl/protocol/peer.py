@@ -31,6 +31,10 @@ LONELY_NS: Final = 1_000_000_000
 AGREE: Final = 2e-5
 """Relative tolerance between two candidates: both are rounded to six digits, so one step of rounding may lie between."""
 
+CALM: Final = 3
+"""Converged estimates in a row before a node freezes: of four nodes two can meet at the exact mean after two exchanges each,
+while the others have not; one that stops mixing then leaves those with nobody who asks them."""
+
 GRADIENT_MEMORY: Final = 0.9
 """Weight of the past in the moving average of the gradient norm."""
 
@@ -65,6 +69,8 @@ class Peer(Exchanges):
         self.estimate: ms.Normalisation | None = None
         self.candidates: dict[bytes, ms.Candidate] = {}
         self.presence: tuple[float, ...] = ()
+        self.calm = 0
+        """estimates in a row at which the statistics had converged"""
         self.prepared = False
         self.released = 0
         self.steps = 0
@@ -204,9 +210,14 @@ class Peer(Exchanges):
         if self.frozen and not converged:  # one who froze first still mixes with those who have not: that says less, not more
             return
         self.presence, self.estimate = event.presence, event.normalisation
+        self.calm = self.calm + 1 if converged else 0
         if self.frozen:
             self.take_smallest()
-        if self.frozen or not converged or event.normalisation is None:
+        elif any(self.fits(candidate) for candidate in self.candidates.values()):
+            self.stage = self.after_statistics()
+            self.take_smallest()
+        needed = CALM if self.settings.members.neighbours(self.me) else 1
+        if self.frozen or self.calm < needed or event.normalisation is None:
             return
         raw = ms.encode(event.normalisation)
         mine = ms.Candidate(raw, self.settings.certificate, self.settings.sign("statistics", raw))

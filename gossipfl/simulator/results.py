@@ -207,21 +207,21 @@ def fresh(folder: Path) -> Path:
 
 
 def write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_curves(path: Path, sites: Sequence[SiteResult]) -> None:
     """All nodes' evaluations in one file, in the order of time."""
     rows = [{"site": site.name, **row} for site in sites for row in site.curve]
     rows.sort(key=lambda row: row.get("wall", 0.0))
-    lines = [json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    lines = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
     """JSON has no NaN: null, where a metric is not defined."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, Mapping):
-        return {str(key): _finite(value) for key, value in content.items()}
-    return [_finite(item) for item in content] if isinstance(content, list | tuple) else content
+        return {str(key): finite(value) for key, value in content.items()}
+    return [finite(item) for item in content] if isinstance(content, list | tuple) else content
