@@ -23,9 +23,11 @@ class Exit(IntEnum):
     CONFIG = 78
 
 
-REASONS: Final = frozenset(
-    ["auth", "not-member", "membership-old", "layout", "stats", "recipient", "replay", "gap", "base", "codec", "size", "malformed", "nonfinite", "implausible", "numeric", "quota", "slow", "paused", "disk"]
+_WORDS = (
+    "auth not-member membership-old layout stats recipient replay gap base codec size malformed nonfinite implausible "
+    "numeric quota slow paused disk"
 )
+REASONS: Final = frozenset(_WORDS.split())
 """The stable one-word reasons of a refusal: metric label and log key."""
 
 

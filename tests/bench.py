@@ -40,7 +40,7 @@ from gossipfl.tasks import Data
 
 HERE = Path(__file__).parent
 ENDLESS = 10**6
-PATIENCE_S = 120.0
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -252,8 +252,7 @@ class Pair:
         """The first exchange dials, and moves a whole model against zeros: it is not measured."""
         if self.mode == "ledger":
             self.b.ask("go 1")
-        for one in (self.a, self.b):  # else `a` begins one as soon as it has started
-            one.until(lambda said: said["exchanges"] > 0)
+            self.b.until(lambda said: said["exchanges"] > 0)
         self.exchange()
 
     def exchange(self, times: int = 1) -> dict[str, float]:

@@ -173,6 +173,12 @@ def test_every_file_that_a_document_names_is_there(path: Path) -> None:
     assert not sorted(name for name in named if not (ROOT / name).exists())
 
 
+def test_every_room_has_its_line_in_the_floor_plan() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = [path for path in (ROOT / "gossipfl").rglob("*.py") if not path.name.startswith("__")]
+    assert not sorted(str(path) for path in rooms if not re.search(rf"[`/]{path.name}`", text))
+
+
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_every_test_that_a_document_names_is_there(path: Path) -> None:
     there = {name for file in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}

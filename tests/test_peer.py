@@ -250,3 +250,24 @@ def test_a_replaced_certificate_opens_no_session_and_few_are_kept() -> None:
     assert not peer.remember(certificate_of("b", 7))
     commands = peer.handle(ev.Opened(999, "b", False, certificate_of("b", 0)), world.now())
     assert any(isinstance(command, ev.Close) and command.conn == 999 for command in commands)
+
+
+def test_a_site_that_comes_when_most_have_finished_takes_their_model_and_does_not_pull_it_away() -> None:
+    counts = dict.fromkeys("abcde", 10)
+    members = federation(counts, local_rounds=60, eta=0.05)
+    trainers, _ = quadratics(members.active, 3)
+    world = World(toy_specs(members, lambda name: trainers[name], turn_ns=200_000_000), 3)
+    late = world.nodes["e"]
+    boot, late.boot = late.boot, lambda: None  # type: ignore[method-assign]
+    world.run(60)
+    others = [world.nodes[name] for name in "abcd"]
+    assert [node.peer.stage for node in others] == ["finished"] * 4
+    before = world.model("a").copy()
+    boot()
+    world.run(60)
+    assert late.peer.stage == "finished"
+    assert late.peer.local_round < 10
+    away = float(np.abs(world.model("a") - before).max())
+    own = float(np.abs(trainers["e"].ab / trainers["e"].a - before).max())
+    assert away < own / 3
+    assert float(np.abs(world.model("e") - world.model("a")).max()) < own / 10

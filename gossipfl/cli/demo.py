@@ -52,7 +52,7 @@ def demo(
     _sizes(sites, len(test), task, seed, json_)
     federation = federations.found(folder, task, loaded, sites, sources, seed)
     victim = sites[seed % count].name if kill else None
-    results.write_json(folder / "manifest.json", results.manifest(seed, [sys.executable, *sys.argv], began))
+    results.write_json(folder / "manifest.json", results.manifest(seed, _command(), began))
     results.write_json(folder / "config.json", _resolved(federation, task, count, seed, data_dir, victim, sources))
     with _ended_by_signal():
         try:
@@ -66,11 +66,16 @@ def demo(
     summary = results.summary(result, page)
     results.write_json(folder / "summary.json", summary)
     results.write_curves(folder / "metrics.jsonl", result.sites)
-    page.write_text(report.page(result, results.manifest(seed, sys.argv, began)), encoding="utf-8")
+    page.write_text(report.page(result, results.manifest(seed, _command(), began)), encoding="utf-8")
     if json_:
         output.emit(results.finite(summary))
     else:
         _closing(result, page)
+
+
+def _command() -> list[str]:
+    """What was typed, as it can be typed again."""
+    return ["gossipfl", *sys.argv[1:]]
 
 
 def _sites(task: Task, count: int, seed: int, data_dir: Path | None) -> tuple[list[Site], Data, list[dict[str, Any]]]:

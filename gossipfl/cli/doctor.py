@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
     from gossipfl.trust.membership import Membership
 
 EPILOG: Final = "Example: [bold]gossipfl doctor node.toml --egress[/bold]  -- run it before `gossipfl node run node.toml`."
-
-DIAL_S: Final = 10.0
-"""For one peer, all its addresses together; as long as a node itself waits for a handshake."""
 
 CLOCK_S: Final = 60.0
 """A clock that is off by more is worth a word: certificates and logs are dated by it."""
@@ -50,12 +45,13 @@ def doctor(
 ) -> None:
     """Check this node before it runs: files, keys, clock, data, disk, ports, one training step, every peer."""
     from gossipfl.cli import output
+    from gossipfl.cli.egress import as_text
 
     patient = Patient(file, passphrase_file)
     checks = [_config, _federation, _keys, _certificate, _model, _data, _statistics, _disk, _ports, _step]
     for check in checks if offline else [*checks, _peers]:
         patient.examine(check)
-    going = _egress(patient) if egress else None
+    going = patient.going() if egress else None
     if json_:
         said: dict[str, Any] = {"file": str(file), "ok": patient.exit_code is Exit.OK, "exit_code": int(patient.exit_code)}
         output.emit(said | {"findings": [asdict(one) for one in patient.found]} | ({"egress": going} if egress else {}))
@@ -63,7 +59,7 @@ def doctor(
         rows = [(one.check, one.result, one.found, one.fix) for one in patient.found]
         output.table("", ("check", "result", "found", "how to fix"), rows)
         if egress:
-            print("\n" + (_told(going) if going else "egress: not known while the federation file or the task is not"))
+            print("\n" + (as_text(going) if going else "egress: not known while the federation file or the task is not"))
     if patient.exit_code is not Exit.OK:
         raise typer.Exit(int(patient.exit_code))
 
@@ -108,12 +104,23 @@ class Patient:
     def failed(self, code: Exit) -> None:
         self.exit_code = self.exit_code or code
 
+    def going(self) -> dict[str, Any] | None:
+        """What will leave; None while that is not known."""
+        from gossipfl.cli.egress import egress
+
+        if self.config is None or self.membership is None or self.work is None:
+            return None
+        return egress(self.config, self.membership, self.work)
+
     def has(self, name: str) -> Any:
         """What an earlier check loaded."""
         value = getattr(self, name)
         if value is None:
-            raise _NotYet(f"it needs the {name}")
+            raise _NotYet(f"it needs the {NAMES.get(name, name)}")
         return value
+
+
+NAMES: Final = {"config": "node.toml", "membership": "federation file", "work": "task and the rows"}
 
 
 class _NotYet(Exception):
@@ -182,7 +189,7 @@ def _certificate(patient: Patient) -> Iterator[Finding]:
     membership: Membership = patient.has("membership")
     certificate: Certificate = keys[1]
     days = (certificate.not_after - time.time()) / DAY_S
-    result, fix = ("ok", "") if days > 5 else ("warn", "`gossipfl node renew`")
+    result, fix = ("ok", "") if days > 5 else ("warn", "`gossipfl renew`")
     yield Finding("certificate", result, f"valid for {days:.1f} more days", fix)  # type: ignore[arg-type]
     reached = ", ".join(certificate.addresses) or "no address: this node dials"
     yield Finding("addresses", "ok", reached)
@@ -323,29 +330,22 @@ def _ports(patient: Patient) -> Iterator[Finding]:
                 raise port_taken(key, host, port, error) from None
         yield Finding("ports", "ok", f"{key} {host}:{port} is free")
 
-
 # ---- peers -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reached:
-    """What came of dialling one peer."""
-
-    peer: str
-    why: str = ""
-    """why there was no session; empty if there was"""
-    address: str = ""
-    clock_s: float | None = None
-    """the peer's clock less ours"""
 
 
 def _peers(patient: Patient) -> Iterator[Finding]:
     """A whole handshake with every neighbour that can be dialled: keys, psk, federation and certificates agree."""
+    from gossipfl.cli.handshake import dial_all
+
     config, membership, keys = patient.has("config"), patient.has("membership"), patient.has("keys")
     me = config.node.id
-    answers = asyncio.run(_dial_all(config, membership, *keys))
+    answers = asyncio.run(dial_all(config, membership, *keys))
     for peer in membership.neighbours(me):
         reached = answers.get(peer)
+        addresses = membership.member(peer).certificate_read.addresses
+        if config.node.proxy and addresses and not any(one.startswith(("https:", "wss:")) for one in addresses):
+            what = f"{peer} has no https address: an HTTP proxy tunnels (CONNECT) only to https and wss"
+            yield Finding("proxy", "warn", what, "ask the peer for an https address, or let it dial")
         if reached is None:
             if membership.dial_only >= {peer}:
                 yield Finding("peer", "info", f"{peer} has no address: it dials us", "")
@@ -363,164 +363,3 @@ def _cure(why: str) -> str:
     if ": auth: " in why or ": not-member: " in why:
         return "compare psk.key (its sha256 by telephone) and federation.json on both sides; are both clocks right?"
     return "is that node up, and does a firewall let this machine reach it? else wait for it to dial"
-
-
-async def _dial_all(
-    config: NodeConfig, membership: Membership, keys: NodeKeys, own: Certificate, psk: bytes
-) -> dict[str, Reached]:
-    import aiohttp
-
-    targets = [membership.member(peer).certificate_read for peer in membership.neighbours(config.node.id)]
-    async with aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar()) as http:
-        dials = [_dial(http, config, membership, keys, own, psk, one) for one in targets if one.addresses]
-        return {reached.peer: reached for reached in await asyncio.gather(*dials)}
-
-
-async def _dial(
-    http: Any, config: NodeConfig, membership: Membership, keys: NodeKeys, own: Certificate, psk: bytes, known: Certificate
-) -> Reached:
-    """One peer, its addresses in order; the newest certificate that it serves itself, if the federation admits it."""
-    import aiohttp
-
-    from gossipfl.errors import Refused
-
-    faults = []
-    for address in known.addresses:
-        try:
-            async with asyncio.timeout(DIAL_S):
-                target, clock = await _served(http, config, membership, known, address)
-                await _shake(http, config, membership, keys, own, psk, target, address)
-                return Reached(known.member, "", address, clock)
-        except Refused as refusal:
-            faults.append(f"{address}: {refusal}")
-        except TimeoutError:
-            faults.append(f"{address}: no answer within {DIAL_S:g} s")
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            faults.append(f"{address}: {error or type(error).__name__}")
-    return Reached(known.member, "; ".join(faults))
-
-
-async def _served(
-    http: Any, config: NodeConfig, membership: Membership, known: Certificate, address: str
-) -> tuple[Certificate, float | None]:
-    """(the newer of the known certificate and the served one, the clock's difference by the Date header)."""
-    from gossipfl.node.client import CERTIFICATE_PATH
-    from gossipfl.protocol.limits import CERTIFICATE_BODY_MAX
-    from gossipfl.trust.identity import Certificate
-
-    url = "http" + address.rstrip("/").removeprefix("http").removeprefix("ws") + CERTIFICATE_PATH
-    async with http.get(url, allow_redirects=False, proxy=config.node.proxy or None) as answer:
-        body, date = await answer.content.read(CERTIFICATE_BODY_MAX + 1), answer.headers.get("Date", "")
-    try:
-        clock = parsedate_to_datetime(date).timestamp() - time.time()
-    except ValueError:
-        clock = None
-    try:
-        served = Certificate.decode(body)
-        if membership.admits(served) == known.member and served.counter > known.counter:
-            return served, clock
-    except GossipError:
-        pass
-    return known, clock
-
-
-async def _shake(
-    http: Any, config: NodeConfig, membership: Membership, keys: NodeKeys, own: Certificate, psk: bytes, target: Certificate,
-    address: str,
-) -> None:  # fmt: skip
-    """Messages 1 and 2. The peer hears nothing after them, so that its node is not disturbed. **Raises**: Refused."""
-    import aiohttp
-
-    from gossipfl.errors import Refused
-    from gossipfl.node.client import MESSAGE_MAX, WEBSOCKET_PATH
-    from gossipfl.protocol.events import Instant
-    from gossipfl.protocol.session import SUBPROTOCOL, Session
-
-    now = Instant(time.monotonic_ns(), time.time_ns())
-    session = Session(
-        initiator=True,
-        federation=membership.federation_id,
-        keys=keys,
-        certificate=own.encoded,
-        psk=psk,
-        ephemeral=secrets.token_bytes(32),
-        admit=membership.admits,
-        expect=(target.member, target.noise),
-        started=now,
-    )
-    async with http.ws_connect(
-        address.rstrip("/") + WEBSOCKET_PATH, protocols=(SUBPROTOCOL,), compress=0, max_msg_size=MESSAGE_MAX,
-        proxy=config.node.proxy or None,
-    ) as socket:  # fmt: skip
-        if socket.protocol != SUBPROTOCOL:
-            raise Refused("malformed", f"speaks {socket.protocol!r}, not {SUBPROTOCOL!r}: another version?")
-        try:
-            await socket.send_bytes(session.open(now))
-            answer = await socket.receive()
-        except (aiohttp.ClientError, OSError):
-            answer = aiohttp.WS_CLOSED_MESSAGE
-        if answer.type is not aiohttp.WSMsgType.BINARY:
-            raise Refused("auth", "closed without a word after our first message: it does not accept us")
-        try:
-            session.receive(answer.data, now)
-        except Refused as refusal:  # the psk is mixed in last: with another one, only now the seal does not fit
-            raise Refused(refusal.reason, f"its answer does not fit: {refusal.detail}") from None
-
-
-# ---- egress ----------------------------------------------------------------------------------------------------------
-
-NEVER: Final = (
-    "rows, labels, or any value of a row",
-    "row ids, and who is held out",
-    "metrics on the hold-out, logs, file and column names of this site",
-    "private keys, passphrases, and the psk",
-    "anything to anybody who is not in the federation file: no telemetry, no update check",
-)
-
-
-def _egress(patient: Patient) -> dict[str, Any] | None:
-    """To whom what goes, and how much of it; None while that is not known."""
-    import numpy as np
-
-    from gossipfl.learning import compression
-
-    if patient.config is None or patient.membership is None or patient.work is None:
-        return None
-    membership, study, layout = patient.membership, patient.membership.study, patient.work.layout
-    size = compression.payload_size(study.codec, layout.n_parameters, layout.n_moments, np.dtype(layout.dtype).itemsize)
-    exchanges = study.local_rounds + membership.release_exchanges
-    whole = 2 * exchanges * size
-    paced = 2 * int(DAY_S / study.local_round_s) * size if study.local_round_s else None
-    capped = patient.config.limits.bandwidth_kib_s * 1024 * DAY_S or None
-    day = min(bytes_ for bytes_ in (whole, paced, capped) if bytes_ is not None)
-    features = len(patient.work.task.features) if patient.work.normalised else 0
-    least = study.minimum_count
-    sums = f"count, sum, sum of squares of each of {features} features with {least} or more values, mixed with the others'"
-    return {
-        "to": [
-            {"peer": peer, "addresses": list(membership.member(peer).certificate_read.addresses)}
-            for peer in membership.neighbours(patient.config.node.id)
-        ],
-        "what": [
-            f"model updates: {layout.size:,} numbers, {size:,} bytes as {study.codec}, after training and mixing; encrypted, "
-            "signed, to one neighbour at a time",
-            *([f"statistics, once a study: {sums}"] if features else []),
-            "of each exchange: member id, local stage, counters, mass, rate, norms of gradients and differences, signatures",
-            "this node's certificate, to whoever can reach its address; its IP address",
-        ],
-        "bytes_per_exchange": size,
-        "exchanges_per_study": 2 * exchanges,
-        "bytes_per_study": whole,
-        "bytes_per_day_at_most": day,
-        "never": list(NEVER),
-        "caution": "a model can tell of the rows that it saw; a neighbour reads the model that it gets",
-    }
-
-
-def _told(going: dict[str, Any]) -> str:
-    to = [f"  {one['peer']}  {' '.join(one['addresses']) or '(it dials)'}" for one in going["to"]]
-    lines = ["Goes to", *to, "What goes", *(f"  {one}" for one in going["what"]), "How much"]
-    lines.append(f"  {going['bytes_per_exchange']:,} bytes an exchange, about {going['exchanges_per_study']} exchanges a study")
-    lines.append(f"  {going['bytes_per_study']:,} bytes a study, at most {going['bytes_per_day_at_most']:,} bytes a day")
-    lines += ["What never goes", *(f"  {one}" for one in going["never"]), f"Mind: {going['caution']}."]
-    return "\n".join(lines)

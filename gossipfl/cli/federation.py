@@ -173,12 +173,12 @@ def _certificates(membership: Membership, wall_s: int) -> Iterator[Finding]:
         left_s = member.certificate_read.not_after - wall_s
         if left_s <= 0:
             what = f"{member.id}: ended {-left_s // 86_400} days ago"
-            yield Finding("certificate", "warn", what, "peers fetch newer ones; else `gossipfl node renew` there")
+            yield Finding("certificate", "warn", what, "peers fetch newer ones; else `gossipfl renew` there")
         elif member.certificate_read.not_before > wall_s:
             yield Finding("certificate", "fail", f"{member.id}: not valid yet", "correct this clock or theirs")
         elif left_s < SOON_S:
             yield Finding(
-                "certificate", "warn", f"{member.id}: ends in {left_s // 3600} hours", "`gossipfl node renew`"
+                "certificate", "warn", f"{member.id}: ends in {left_s // 3600} hours", "`gossipfl renew`"
             )
         else:
             fine += 1

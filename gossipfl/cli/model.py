@@ -108,7 +108,7 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A file of `gossipfl node model`.")],
     rows: Annotated[Path, typer.Argument(metavar="ROWS", help="CSV or Parquet, one row a case; a label is not needed.")],
     out: Annotated[Path | None, typer.Option("--out", help="Write CSV there instead of printing it.")] = None,
-    node: Annotated[Path | None, typer.Option("--node", help="node.toml whose [data] maps this site's columns.")] = None,
+    node: Annotated[Path | None, typer.Option("--node", help="node.toml whose \\[data] maps this site's columns.")] = None,
     task: Annotated[
         str | None, typer.Option("--task", help="Names the code of a task that is not built in; it will be run.")
     ] = None,

@@ -19,12 +19,12 @@ LIMIT: Final = 1000.0
 separate training; float32 still resolves a difference of a thousand."""
 
 
-def check(vector: Vector, reference: Vector, *, limit: float = LIMIT) -> None:
+def check(vector: Vector, reference: Vector, *, limit: float = LIMIT, distance: float | None = None) -> None:
     """Nothing, when `vector` may be used beside `reference` (the own vector of the same space).
 
     norm(vector - reference) <= limit (norm(reference) + sqrt(n)); sqrt(n), one unit for each of the n coordinates, lets
     a model move that began at zero. limit = infinity asks only for finite elements (the statistics space: sums of
-    squares have no scale of their own).
+    squares have no scale of their own). `distance` is norm(vector - reference), of a caller who has it already.
 
     Raises: `Refused("nonfinite")` for NaN or infinity, `Refused("implausible")` beyond the limit: a peer's fault;
     `Misuse` when the reference is not finite or not alike.
@@ -32,12 +32,12 @@ def check(vector: Vector, reference: Vector, *, limit: float = LIMIT) -> None:
     """
     if not limit > 0:
         raise Misuse(f"limit is {limit}; it must be above 0")
-    distance = difference_norm(vector, reference)
+    distance = difference_norm(vector, reference) if distance is None else distance
     if not math.isfinite(distance):
         _refuse_nonfinite(vector)
         if not all(np.isfinite(reference[piece]).all() for piece in slices(reference.size)):
             raise Misuse("the own reference is not finite; check a vector before it becomes one")
-    if limit == math.inf:
+    if distance <= limit * math.sqrt(reference.size):  # then the norm, one more pass, need not be known
         return
     furthest = limit * (norm(reference) + math.sqrt(reference.size))
     if not distance <= furthest:

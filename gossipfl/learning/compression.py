@@ -128,30 +128,75 @@ def payload_size(codec: str, n_parameters: int, n_moments: int, itemsize: int) -
     return n_moments * itemsize + scales + n_parameters * np.dtype(kind.dtype).itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """A payload of the right length, seen as its three arrays."""
+class Codes:
+    """A payload of the right length, and what its codes mean: `encode` and `decode` for a piece of a vector at a time.
 
-    moments: NDArray[Any]
-    scales: NDArray[Any]
-    codes: NDArray[Any]
+    Pieces are slices of the vector, (P + M,); each but the last begins and ends at a multiple of `ROW`. Different pieces
+    may be handled in different threads. Nothing is allocated that is larger than a piece.
+    """
 
-    @classmethod
-    def of(cls, codec: str, payload: Payload, vector: Vector, n_parameters: int) -> _Parts:
-        kind, n_moments = CODECS[codec], vector.size - n_parameters
-        moments = np.dtype(vector.dtype).newbyteorder("<")
-        n_scales = -(-n_parameters // ROW) if kind.scaled else 0
+    def __init__(self, codec: str, payload: Payload, *, like: Vector, n_parameters: int) -> None:
+        """`like`: any vector of this layout. Raises: `Refused("codec")`, `Refused("size")`."""
+        self.kind = _codec(codec)
+        _require_split(like, n_parameters)
+        n_moments = like.size - n_parameters
+        size, received = payload_size(codec, n_parameters, n_moments, like.itemsize), _bytes(payload).nbytes
+        if received != size:
+            raise Refused("size", f"payload of {received} bytes; {codec} of this layout has {size}: the layouts differ")
+        moments = np.dtype(like.dtype).newbyteorder("<")
+        n_scales = -(-n_parameters // ROW) if self.kind.scaled else 0
         first = n_moments * moments.itemsize
         second = first + 4 * n_scales
-        return cls(
-            np.frombuffer(payload, moments, n_moments, 0) if n_moments else np.empty(0, moments),
-            np.frombuffer(payload, "<f4", n_scales, first) if n_scales else np.empty(0, "<f4"),
-            np.frombuffer(payload, kind.dtype, n_parameters, second) if n_parameters else np.empty(0, kind.dtype),
-        )
+        self.n_parameters = n_parameters
+        self.moments: NDArray[Any] = _seen(payload, moments, n_moments, 0)
+        self.scales: NDArray[Any] = _seen(payload, "<f4", n_scales, first)
+        self.codes: NDArray[Any] = _seen(payload, self.kind.dtype, n_parameters, second)
+        self.plain = not self.kind.scaled and self.codes.dtype == like.dtype
 
-    def blocks(self) -> list[tuple[slice, slice]]:
-        """(elements, their scales) of every block."""
-        return [(piece, slice(piece.start // ROW, -(-piece.stop // ROW))) for piece in slices(self.codes.size)]
+    def encode(self, y: Vector, ref: Vector, piece: slice) -> None:
+        """Write the codes of y - ref, and the moments of y. Raises: `Misuse` when they are not finite."""
+        inner, of, outer = self._split(piece)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.plain:
+                delta = np.subtract(y[inner], ref[inner], out=self.codes[inner])
+            else:
+                delta = np.subtract(y[inner], ref[inner])
+                self.kind.pack(delta, self.codes[inner], self.scales[of])
+        self.moments[self._moments(outer)] = y[outer]
+        if not (np.isfinite(delta).all() and np.isfinite(y[outer]).all()):
+            raise Misuse(
+                "the vector or its distance to the reference is not finite; check a trained model before encoding"
+            )
+
+    def decode(self, ref: Vector, piece: slice, out: Vector) -> None:
+        """Write ref + decoded, and the moments as sent, into this piece of `out`, a vector of the layout."""
+        inner, of, outer = self._split(piece)
+        with np.errstate(over="ignore", invalid="ignore"):
+            delta = self.kind.unpack(self.codes[inner], self.scales[of])
+            np.add(ref[inner], delta, out=out[inner], casting="same_kind")
+        out[outer] = self.moments[self._moments(outer)]
+
+    def require_sound(self) -> None:
+        """Raises: `Refused("nonfinite")`, `Refused("malformed")` for scales or codes that no encoder writes."""
+        if not self.kind.scaled:
+            return
+        if not np.isfinite(self.scales).all():
+            raise Refused("nonfinite", "a scale in the payload is NaN or infinite; the peer's training diverged")
+        if np.signbit(self.scales).any() or (self.codes.size and self.codes.min() == -128):
+            raise Refused("malformed", "a scale below 0 or a code of -128, which no encoder writes; the peer is faulty")
+
+    def _split(self, piece: slice) -> tuple[slice, slice, slice]:
+        """(parameters, their scales, moments) of a piece of the vector."""
+        inner = slice(min(piece.start, self.n_parameters), min(piece.stop, self.n_parameters))
+        of = slice(inner.start // ROW, -(-inner.stop // ROW))
+        return inner, of, slice(max(piece.start, self.n_parameters), max(piece.stop, self.n_parameters))
+
+    def _moments(self, outer: slice) -> slice:
+        return slice(outer.start - self.n_parameters, outer.stop - self.n_parameters)
+
+
+def _seen(payload: Payload, dtype: Any, count: int, offset: int) -> NDArray[Any]:
+    return np.frombuffer(payload, dtype, count, offset) if count else np.empty(0, dtype)
 
 
 def _require_split(vector: Vector, n_parameters: int) -> None:
@@ -190,23 +235,12 @@ def encode(
     wrong length; `Refused("codec")` on an unknown codec.
     Randomness: none. `seed` names the exchange for codecs that draw; none of these four does.
     """
-    kind = _codec(codec)
     require_alike(y, ref)
     _require_split(y, n_parameters)
-    size = payload_size(codec, n_parameters, y.size - n_parameters, y.itemsize)
-    buffer = _room(size, out)
-    parts = _Parts.of(codec, buffer.data, y, n_parameters)
-    parts.moments[...] = y[n_parameters:]
-    finite = bool(np.isfinite(parts.moments).all())
-    with np.errstate(over="ignore", invalid="ignore"):
-        for piece, of in parts.blocks():
-            delta = np.subtract(y[piece], ref[piece])
-            finite = finite and bool(np.isfinite(delta).all())
-            if not finite:
-                break
-            kind.pack(delta, parts.codes[piece], parts.scales[of])
-    if not finite:
-        raise Misuse("the vector or its distance to the reference is not finite; check a trained model before encoding")
+    buffer = _room(payload_size(codec, n_parameters, y.size - n_parameters, y.itemsize), out)
+    codes = Codes(codec, buffer.data, like=y, n_parameters=n_parameters)
+    for piece in slices(y.size):
+        codes.encode(y, ref, piece)
     return buffer
 
 
@@ -220,26 +254,9 @@ def decode(codec: str, payload: Payload, ref: Vector, *, n_parameters: int, out:
     allocated; `Refused("nonfinite")` for an int8 scale that is not finite, `Refused("malformed")` for a negative one or
     code -128, which no encoder writes: all a peer's fault.
     """
-    kind = _codec(codec)
-    _require_split(ref, n_parameters)
-    size = payload_size(codec, n_parameters, ref.size - n_parameters, ref.itemsize)
-    received = _bytes(payload).nbytes
-    if received != size:
-        raise Refused("size", f"payload of {received} bytes; {codec} of this layout has {size}: the layouts differ")
-    parts = _Parts.of(codec, payload, ref, n_parameters)
-    if kind.scaled:
-        _require_scales(parts)
+    codes = Codes(codec, payload, like=ref, n_parameters=n_parameters)
+    codes.require_sound()
     replica = room_for(ref, out)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for piece, of in parts.blocks():
-            delta = kind.unpack(parts.codes[piece], parts.scales[of])
-            np.add(ref[piece], delta, out=replica[piece], casting="same_kind")
-    replica[n_parameters:] = parts.moments
+    for piece in slices(ref.size):
+        codes.decode(ref, piece, replica)
     return replica
-
-
-def _require_scales(parts: _Parts) -> None:
-    if not np.isfinite(parts.scales).all():
-        raise Refused("nonfinite", "a scale in the payload is NaN or infinite; the peer's training diverged")
-    if np.signbit(parts.scales).any() or (parts.codes.size and parts.codes.min() == -128):
-        raise Refused("malformed", "a scale below 0 or a code of -128, which no encoder writes; the peer is faulty")

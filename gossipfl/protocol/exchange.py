@@ -407,6 +407,7 @@ class Exchanges:
             self.commit(links=(msgspec.structs.replace(link, answered=_closed(link.answered)),))
         conn.greeted = True
         neighbour.answered()
+        neighbour.stage = hello.stage
         neighbour.versions = {"membership": str(hello.membership), "stage": hello.stage}
         neighbour.is_now("connected", self.now.wall_ns)
         seconds = hello.wall_s - self.now.wall_ns // 10**9

@@ -31,6 +31,8 @@ class Neighbour:
     backoff_ns: int = 0
     state: str = "unseen"
     """unseen | dialling | connected | unreachable | refused | silent"""
+    stage: str = ""
+    """of the study, as it last said"""
     since_wall_ns: int = 0
     why: str = ""
     versions: dict[str, str] = field(default_factory=dict)

@@ -434,6 +434,10 @@ class Peer(Exchanges):
             self.turn_over()
 
     def on_exchanged(self, peer: str, space: str, stage: str, initiated: bool) -> None:
+        self.neighbour(peer).stage = stage
+        if self.stage == "training" and self.most_have_finished():
+            self.do(self.note("late", detail="most neighbours have finished: this node trains no more and takes their model"))
+            self.enter_release()
         if self.stage == "release" and space == "model" and stage in ("release", "finished", "observing"):
             self.released += 1
             if self.released >= self.settings.release_exchanges:
@@ -445,6 +449,13 @@ class Peer(Exchanges):
             self.start(lambda job: ev.Estimate(job, self.current["statistics"]), self.estimated)
         elif mine:
             self.turn_over()
+
+    def most_have_finished(self) -> bool:
+        """Training against finished peers, who book no flow, would draw everybody's model to this site's own optimum.
+        Most of them must say so: one among many cannot end a study."""
+        neighbours = self.settings.members.neighbours(self.me)
+        finished = [peer for peer in neighbours if self.neighbour(peer).stage == "finished"]
+        return 2 * len(finished) > len(neighbours)
 
     def finish(self) -> None:
         self.stage = "finished"

@@ -19,7 +19,7 @@ from gossipfl.simulator.results import LOWER_IS_BETTER, Result, mean, table, wor
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000")
 """Okabe and Ito's, which colour-blind readers can tell apart."""
 
-LOCAL: Final = "#e69f00"
+LOCAL: Final = "#b36b00"
 GOSSIP: Final = "#0072b2"
 WHOLE: Final = "#333333"
 
@@ -167,8 +167,10 @@ def bars(result: Result) -> str:
 def _bar(axes: Axes, x: float, value: float, colour: str) -> str:
     left, top = axes.at(x, value)
     right, floor = axes.at(x + 0.31, axes.y[0])
-    text = f'<text class="value" x="{(left + right) / 2:.1f}" y="{top - 4:.1f}" text-anchor="middle">{value:.4f}</text>'
     height = max(0.0, floor - top)
+    inside = height > 20
+    place = f'x="{(left + right) / 2:.1f}" y="{top + 14 if inside else top - 4:.1f}" text-anchor="middle"'
+    text = f'<text class="{"within" if inside else "value"}" {place}>{value:.4f}</text>'
     return f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{height:.1f}" fill="{colour}"/>{text}'
 
 
@@ -193,8 +195,8 @@ def curves(result: Result, metric: str, limits: tuple[float, float]) -> str:
 
 
 def loss_range(result: Result) -> tuple[float, float]:
-    """From below the least loss to the first one."""
-    values = [y for site in result.sites for _, y in _curve(site.curve, "log_loss")]
+    """What the losses are once the first steep fall is over."""
+    values = [y for site in result.sites for _, y in _curve(site.curve, "log_loss")[1:]]
     values.append(result.centralized.get("log_loss", math.nan))
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     room = 0.06 * (max(known) - min(known)) or 0.1

@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -118,9 +118,12 @@ class Files:
         self._scratch[id(view)] = (path, weakref.finalize(view, self._drop, id(view), path))
         return view
 
-    def adopt(self, scratch: memoryview, *, pinned: bool = False) -> bytes:
-        """The name of what was written into this scratch, without a copy. Nobody may write into it afterwards."""
-        tree = self._tree_of(scratch)
+    def adopt(self, scratch: memoryview, *, pinned: bool = False, leaves: Sequence[bytes] | None = None) -> bytes:
+        """The name of what was written into this scratch, without a copy. Nobody may write into it afterwards.
+
+        `leaves` are the hashes of its chunks, of a caller who has taken them while it wrote: then it is not read again.
+        """
+        tree = self._tree_of(scratch) if leaves is None else Tree(leaves)
         path = self._release(scratch)
         return self._admit(tree.root, _Blob(len(scratch), scratch.toreadonly(), path, tree=tree), pinned)
 
