@@ -8,22 +8,31 @@ is decoded by total parsers; its fault becomes `Failed`, never an exception.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipfl.errors import Refused
+from gossipfl import digest
+from gossipfl.errors import Misuse, Refused
 from gossipfl.learning import checks, compression, correction, mixing
-from gossipfl.learning.blocks import difference_norm, slices
+from gossipfl.learning.blocks import slices, square_sum
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.store.errors import Damaged, Missing
 from gossipfl.tasks import normalisation
 
 Vector = NDArray[Any]
+
+PIECE: Final = 4 * digest.CHUNK
+"""Bytes of a vector that are dealt with at a time: whole chunks, and the five or six arrays of a pass stay in cache."""
+
+THREADS: Final = min(4, os.cpu_count() or 1)
+"""That walk a large vector together: numpy and hashlib let go of the interpreter's lock for a piece."""
 
 ROUNDING: Final = 1e-6
 """Relative slack when a norm that the peer has bounded is checked: both computed it from the same bits."""
@@ -38,7 +47,25 @@ class Tensors(Protocol):
     def unpin(self, names: Iterable[bytes]) -> None: ...
     def name(self, blob: Any) -> bytes: ...
     def scratch(self, size: int) -> memoryview: ...
-    def adopt(self, scratch: memoryview, *, pinned: bool = False) -> bytes: ...
+    def adopt(self, scratch: memoryview, *, pinned: bool = False, leaves: Sequence[bytes] | None = None) -> bytes: ...
+
+
+class Leaves:
+    """The hashes of a vector's chunks, taken piece by piece while each is in cache: half the cost of an exchange is hashing."""
+
+    def __init__(self, size: int) -> None:
+        self.hashes = [b""] * digest.chunk_count(size)
+
+    def take(self, piece: slice, values: Vector) -> None:
+        """`values` are the elements `piece` of the vector; it begins at a chunk's beginning."""
+        raw = values.data.cast("B") if values.size else memoryview(b"")
+        first = piece.start * values.itemsize // digest.CHUNK
+        for at, start in enumerate(range(0, len(raw), digest.CHUNK), first):
+            self.hashes[at] = digest.leaf(raw[start : start + digest.CHUNK])
+
+    @property
+    def root(self) -> bytes:
+        return digest.Tree(self.hashes).root
 
 
 class Room:
@@ -50,6 +77,54 @@ class Room:
         dtype = np.dtype(dtype)
         self.view = tensors.scratch(size * dtype.itemsize)
         self.array: Vector = np.frombuffer(self.view, dtype)
+        self.leaves: Leaves | None = None
+        """what `hash` took; None where nobody did: then it is hashed when it is kept"""
+
+    def hash(self, piece: slice) -> None:
+        """This piece is written."""
+        if self.leaves is None:
+            raise Misuse("prepare a room with `hashed` before its pieces are hashed")
+        self.leaves.take(piece, self.array[piece])
+
+    def hashed(self) -> Room:
+        """This room, whose every piece will be hashed by who writes it."""
+        self.leaves = Leaves(len(self.view))
+        return self
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """One link's flow and the running correction, before and after an exchange, dealt with piece by piece."""
+
+    job: ev.Mix
+    before: Vector | None
+    ran: Vector | None
+    after: Room
+    drift: Room
+
+    def book(self, piece: slice, q: Vector) -> float:
+        """The flow with q booked and nothing capped; its sum of squares."""
+        part = self.of(piece)
+        q, job, after = q[: part.stop - part.start], self.job, self.after.array[part]
+        before = None if self.before is None else self.before[part]
+        correction.book(before, q, job.kappa, job.leak, 1.0, job.lower, out=after)
+        return square_sum(after)
+
+    def close(self, piece: slice, cap: float) -> tuple[float, ...]:
+        """Cap the flow, and move the correction by what the flow has changed."""
+        after = self.after.array[piece]
+        if cap != 1:
+            np.multiply(after, after.dtype.type(cap), out=after)
+        ran, before = (None if one is None else one[piece] for one in (self.ran, self.before))
+        correction.advance(ran, before, after, self.job.mass, out=self.drift.array[piece])
+        self.after.hash(piece)
+        self.drift.hash(piece)
+        return ()
+
+    def of(self, piece: slice) -> slice:
+        """Those of these elements that are parameters."""
+        size = self.after.array.size
+        return slice(min(piece.start, size), min(piece.stop, size))
 
 
 class Learner(Protocol):
@@ -110,6 +185,7 @@ class Workbench:
         self.tensors = tensors
         self._learner: Learner | None = None
         self._made: dict[int, list[bytes]] = {}
+        self._threads: ThreadPoolExecutor | None = None
 
     def carry_out(self, job: ev.Job) -> ev.Event:
         """Do one job. Never raises on what a peer sent: that is `Failed` with the reason of the refusal.
@@ -139,7 +215,8 @@ class Workbench:
 
     def keep(self, job: int, room: Room) -> bytes:
         """The name of what was computed into this room."""
-        name = self.tensors.adopt(room.view, pinned=True)
+        leaves = None if room.leaves is None else room.leaves.hashes
+        name = self.tensors.adopt(room.view, pinned=True, leaves=leaves)
         self._made.setdefault(job, []).append(name)
         return name
 
@@ -157,6 +234,21 @@ class Workbench:
     def split(self, space: str, vector: Vector) -> int:
         """How many leading elements the codec and the ledger act on."""
         return self.bench.n_parameters if space == "model" else vector.size
+
+    def over(self, vector: Vector, work: Callable[[slice], tuple[float, ...]]) -> list[float]:
+        """`work` on every piece of a vector; the sums of what it returns. In threads where that is worth it."""
+        step = PIECE // vector.itemsize
+        pieces = list(slices(vector.size, step))
+        if len(pieces) < 2 * THREADS or THREADS == 1:
+            found = [work(piece) for piece in pieces]
+        else:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(THREADS, "gossipfl-mix")
+            share = -(-len(pieces) // THREADS)
+            shares = [pieces[at : at + share] for at in range(0, len(pieces), share)]
+            done = self._threads.map(lambda mine: [work(piece) for piece in mine], shares)
+            found = [one for some in done for one in some]
+        return [math.fsum(column) if all(map(math.isfinite, column)) else math.nan for column in zip(*found, strict=True)]
 
     # ---- jobs ----------------------------------------------------------------------------------------------------
 
@@ -185,56 +277,105 @@ class Workbench:
         )
 
     def absorb(self, job: ev.Absorb) -> ev.Absorbed:
-        model = self.vector(job.model)
-        moved = self.room(model)
-        np.add(model, self.vector(job.displacement), out=moved.array)
+        model, displacement = self.vector(job.model), self.vector(job.displacement)
+        moved = self.room(model).hashed()
+
+        def add(piece: slice) -> tuple[float, ...]:
+            np.add(model[piece], displacement[piece], out=moved.array[piece])
+            moved.hash(piece)
+            return ()
+
+        self.over(model, add)
         return ev.Absorbed(job.job, self.keep(job.job, moved))
 
     def encode(self, job: ev.Encode) -> ev.Encoded:
-        payload = self.payload(job)
+        model, reference = self.vector(job.model, job.space), self.vector(job.reference, job.space)
+        payload, codes = self.payload(job, model)
+
+        def write(piece: slice) -> tuple[float, ...]:
+            codes.encode(model, reference, piece)
+            if payload.leaves is not None:
+                payload.hash(piece)
+            return ()
+
+        self.over(model, write)
         return ev.Encoded(job.job, self.keep(job.job, payload), len(payload.view))
 
-    def payload(self, job: ev.Encode | ev.Mix) -> Room:
-        """C(model - reference), the reference being the replica of this node at the peer."""
-        name = job.reference if isinstance(job, ev.Encode) else job.reference_out
-        model, reference = self.vector(job.model, job.space), self.vector(name, job.space)
+    def payload(self, job: ev.Encode | ev.Mix, model: Vector) -> tuple[Room, compression.Codes]:
+        """Room for C(model - reference), the reference being the replica of this node at the peer."""
         p = self.split(job.space, model)
-        room = Room(self.tensors, compression.payload_size(job.codec, p, model.size - p, model.itemsize), np.uint8)
-        compression.encode(job.codec, model, reference, n_parameters=p, seed=job.seed, out=room.array)
-        return room
-
-    def replica(self, job: ev.Mix, payload: Any, reference: Vector) -> Room:
-        room = self.room(reference)
-        compression.decode(
-            job.codec, payload, reference, n_parameters=self.split(job.space, reference), out=room.array
-        )
-        return room
+        size = compression.payload_size(job.codec, p, model.size - p, model.itemsize)
+        room = Room(self.tensors, size, np.uint8)
+        codes = compression.Codes(job.codec, room.array, like=model, n_parameters=p)
+        if codes.plain and p == model.size:  # then a piece of the vector is a piece of the payload
+            room.array = codes.codes
+            room.hashed()
+        return room, codes
 
     def mix(self, job: ev.Mix) -> ev.Event:
-        """One half of an exchange; see events.Mix."""
+        """One half of an exchange; see events.Mix.
+
+        Two walks over the vectors, each piece written and hashed while it is in cache: first both replicas and their
+        distance, which decides the clip; then the flow q, which nobody needs but as a name, and the model."""
         model = self.vector(job.model, job.space)
-        answer = None if job.payload else self.payload(job)
-        sent = self.tensors.read(job.payload) if answer is None else answer.view
-        own = self.replica(job, sent, self.vector(job.reference_out, job.space))
-        theirs = self.replica(job, self.tensors.read(job.incoming), self.vector(job.reference_in, job.space))
-        checks.check(theirs.array, model, limit=checks.LIMIT if job.space == "model" else math.inf)
-        y_lo, y_hi = (own.array, theirs.array) if job.lower else (theirs.array, own.array)
-        parameters = slice(0, self.split(job.space, model))
-        distance = difference_norm(y_lo[parameters], y_hi[parameters])
+        p = self.split(job.space, model)
+        out, into = self.vector(job.reference_out, job.space), self.vector(job.reference_in, job.space)
+        came = compression.Codes(job.codec, self.tensors.read(job.incoming), like=model, n_parameters=p)
+        came.require_sound()
+        answer: Room | None = None
+        if job.payload:
+            sent = compression.Codes(job.codec, self.tensors.read(job.payload), like=model, n_parameters=p)
+        else:
+            answer, sent = self.payload(job, model)
+        own, theirs = self.room(model).hashed(), self.room(model).hashed()
+
+        def meet(piece: slice) -> tuple[float, ...]:
+            if answer is not None:
+                sent.encode(model, out, piece)
+                if answer.leaves is not None:
+                    answer.hash(piece)
+            sent.decode(out, piece, own.array)
+            own.hash(piece)
+            came.decode(into, piece, theirs.array)
+            theirs.hash(piece)
+            with np.errstate(over="ignore", invalid="ignore"):
+                apart = np.subtract(theirs.array[piece], own.array[piece])
+            inner = max(0, min(piece.stop, p) - piece.start)
+            return square_sum(apart[:inner]), square_sum(apart[inner:])
+
+        squares = self.over(model, meet)
+        limit = checks.LIMIT if job.space == "model" else math.inf
+        checks.check(theirs.array, own.array, limit=limit, distance=math.sqrt(sum(squares)))
+        distance = math.sqrt(squares[0])
         clip = self.clip(job, distance)
-        q = self.flow_step(job, y_lo, y_hi, clip)
-        q_name = self.tensors.name(q.array)
+        y_lo, y_hi = (own.array, theirs.array) if job.lower else (theirs.array, own.array)
+        m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
+        moved, flow_hashes = self.room(model).hashed(), Leaves(len(own.view))
+        ledger = self.ledger(job, model[:p])
+
+        def move(piece: slice) -> tuple[float, ...]:
+            q = mixing.flow_step(y_lo[piece], y_hi[piece], job.gamma, m_lo, m_hi, clip)
+            flow_hashes.take(piece, q)
+            mixing.apply(model[piece], q, job.mass, job.lower, out=moved.array[piece])
+            moved.hash(piece)
+            square = 0.0 if ledger is None else ledger.book(piece, q)
+            return square, 0.0 if np.isfinite(moved.array[piece]).all() else math.inf
+
+        booked, faults = self.over(model, move)
+        q_name = flow_hashes.root
         if job.q and q_name != job.q:
             raise Refused(
                 "numeric",
                 "this node and the peer computed different flows from the same bytes; both must run the same version of "
                 "gossipfl on little-endian IEEE hardware",
             )
-        moved = self.room(model)
-        mixing.apply(model, q.array, job.mass, job.lower, out=moved.array)
-        if not finite(moved.array):
+        if faults:
             raise Refused("nonfinite", "the mixed model would not be finite; the model stays as it was")
-        flow, drift, cap = self.book(job, q.array)
+        flow, drift, cap = job.flow, job.correction, 1.0
+        if ledger is not None:
+            cap = self.cap(job, math.sqrt(booked))
+            self.over(model[:p], lambda piece: ledger.close(piece, cap))
+            flow, drift = self.keep(job.job, ledger.after), self.keep(job.job, ledger.drift)
         return ev.Mixed(
             job.job,
             model=self.keep(job.job, moved),
@@ -247,15 +388,8 @@ class Workbench:
             cap=cap,
             distance=distance,
             payload=b"" if answer is None else self.keep(job.job, answer),
-            size=len(sent),
+            size=sent.size,
         )
-
-    def flow_step(self, job: ev.Mix | ev.Undo, y_lo: Vector, y_hi: Vector, clip: float) -> Room:
-        """q, in the orientation that both sides share."""
-        m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
-        q = self.room(y_lo)
-        mixing.flow_step(y_lo, y_hi, job.gamma, m_lo, m_hi, clip, out=q.array)
-        return q
 
     def clip(self, job: ev.Mix, distance: float) -> float:
         """The responder computes the clip; the initiator takes the reply's, if it lets no more through than it should."""
@@ -265,30 +399,38 @@ class Workbench:
             raise Refused("implausible", "the reply's clip lets more through than tau; the peer is faulty or hostile")
         return job.clip
 
-    def book(self, job: ev.Mix, q: Vector) -> tuple[bytes, bytes, float]:
-        """(flow, correction, cap) after this exchange, by name; unchanged where no flow is booked."""
-        if job.space != "model" or not job.kappa:
-            return job.flow, job.correction, 1.0
-        q = q[: self.bench.n_parameters]
-        before = self.tensors.array(job.flow, q.dtype) if job.flow else None
-        norm = correction.booked_norm(before, q, job.kappa, job.leak, job.lower)
+    def cap(self, job: ev.Mix, norm: float) -> float:
+        """The same for the norm of the link's flow and its bound."""
         cap = job.cap if job.q else correction.cap_factor(norm, job.cap_norm)
         if cap * norm > job.cap_norm * (1 + ROUNDING):
             raise Refused(
                 "implausible", "the reply's cap leaves more flow than the study allows; the peer is faulty or hostile"
             )
-        after, drift = self.room(q), self.room(q)
-        correction.book(before, q, job.kappa, job.leak, cap, job.lower, out=after.array)
-        ran = self.tensors.array(job.correction, q.dtype) if job.correction else None
-        correction.advance(ran, before, after.array, job.mass, out=drift.array)
-        return self.keep(job.job, after), self.keep(job.job, drift), cap
+        return cap
+
+    def ledger(self, job: ev.Mix, parameters: Vector) -> Ledger | None:
+        """Where the flow of this exchange is booked; None where none is."""
+        if job.space != "model" or not job.kappa:
+            return None
+        before = self.tensors.array(job.flow, parameters.dtype) if job.flow else None
+        ran = self.tensors.array(job.correction, parameters.dtype) if job.correction else None
+        after, drift = (self.room(parameters).hashed() for _ in range(2))
+        return Ledger(job, before, ran, after, drift)
 
     def undo(self, job: ev.Undo) -> ev.Undone:
         own, theirs = self.vector(job.own, job.space), self.vector(job.theirs, job.space)
-        q = self.flow_step(job, *((own, theirs) if job.lower else (theirs, own)), job.clip)
+        y_lo, y_hi = (own, theirs) if job.lower else (theirs, own)
+        m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
         model = self.vector(job.model, job.space)
-        moved = self.room(model)
-        mixing.apply(model, q.array, job.mass, not job.lower, out=moved.array)
+        moved = self.room(model).hashed()
+
+        def take_back(piece: slice) -> tuple[float, ...]:
+            q = mixing.flow_step(y_lo[piece], y_hi[piece], job.gamma, m_lo, m_hi, job.clip)
+            mixing.apply(model[piece], q, job.mass, not job.lower, out=moved.array[piece])
+            moved.hash(piece)
+            return ()
+
+        self.over(model, take_back)
         return ev.Undone(job.job, self.keep(job.job, moved))
 
     def correct(self, job: ev.Correct) -> ev.Corrected:

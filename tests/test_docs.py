@@ -93,7 +93,7 @@ def example() -> dict[str, str]:
         "abort": ms.Abort(abort, anna.sign("abort", abort)),
         "aborted": ms.Aborted(0, 1),
         "refusal": ms.Refusal(1, "paused", "bert is paused"),
-        "candidate": ms.Candidate(statistics, papers["anna"].digest, anna.sign("statistics", statistics)),
+        "candidate": ms.Candidate(statistics, papers["anna"].encoded, anna.sign("statistics", statistics)),
         "ping": ms.Ping(),
     }  # fmt: skip
     rows = np.arange(-3, 5, dtype=np.float32)

@@ -56,7 +56,7 @@ def allowed(room: str, name: str) -> bool:
     rule = max((rule for rule in MAY if fits(room, rule)), key=len, default=None)
     if rule is not None:
         return any(fits(name, one) for one in MAY[rule])
-    return room == "__init__" or fits(room, "cli") or name.split(".")[0] not in TOPS - {room.split(".")[0]}
+    return room in ("__init__", "__main__") or fits(room, "cli") or name.split(".")[0] not in TOPS - {room.split(".")[0]}
 
 
 FILES = sorted((ROOT / "gossipfl").rglob("*.py"))

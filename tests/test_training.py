@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -37,12 +38,21 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
 
 
+def penalised(parameters: Iterable[torch.Tensor]) -> list[dict[str, object]]:
+    """torch's groups for a penalty on matrices only: intercepts are never drawn to zero."""
+    weights = list(parameters)
+    return [
+        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": 0.3},
+        {"params": [weight for weight in weights if weight.ndim <= 1]},
+    ]
+
+
 OPTIMIZERS = {
     "sgd": (Plan(7, 0.05), lambda p: torch.optim.SGD(p, 0.05)),
-    "sgd-l2": (Plan(7, 0.05, l2=0.3), lambda p: torch.optim.SGD(p, 0.05, weight_decay=0.3)),
+    "sgd-l2": (Plan(7, 0.05, l2=0.3), lambda p: torch.optim.SGD(penalised(p), 0.05)),
     "momentum": (Plan(7, 0.05, momentum=0.9), lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)),
     "adam": (Plan(7, 0.05, optimizer="adam"), lambda p: torch.optim.Adam(p, 0.05)),
-    "adam-l2": (Plan(7, 0.05, optimizer="adam", l2=0.3), lambda p: torch.optim.Adam(p, 0.05, weight_decay=0.3)),
+    "adam-l2": (Plan(7, 0.05, optimizer="adam", l2=0.3), lambda p: torch.optim.Adam(penalised(p), 0.05)),
 }
 
 

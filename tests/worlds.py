@@ -68,7 +68,7 @@ def settings(members: Membership, me: str, random: Any, **changed: Any) -> Setti
     plain: dict[str, Any] = {
         "me": me,
         "members": members,
-        "certificate": certificate_of(me).digest,
+        "certificate": certificate_of(me),
         "certificates": tuple(certificate_of(name) for name in members.active),
         "sign": keys_of(me).sign,
         "random": random,

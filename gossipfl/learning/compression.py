@@ -147,7 +147,7 @@ class Codes:
         n_scales = -(-n_parameters // ROW) if self.kind.scaled else 0
         first = n_moments * moments.itemsize
         second = first + 4 * n_scales
-        self.n_parameters = n_parameters
+        self.n_parameters, self.size = n_parameters, size
         self.moments: NDArray[Any] = _seen(payload, moments, n_moments, 0)
         self.scales: NDArray[Any] = _seen(payload, "<f4", n_scales, first)
         self.codes: NDArray[Any] = _seen(payload, self.kind.dtype, n_parameters, second)

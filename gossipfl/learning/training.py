@@ -1,6 +1,6 @@
 """Local steps on one site's rows: SGD or Adam, proximal term, drift correction. No exchange, no evaluation, no files.
 
-    y <- y - eta (opt(grad f(y) + l2 y + proximal (y - x)) + F)
+    y <- y - eta (opt(grad f(y) + l2 y + proximal (y - x)) + F)      l2 on matrices only: an intercept is no complexity
 
 The correction F is a displacement after the optimiser, never inside its buffers: then a node's correction between two
 exchanges is theta times what an exchange moved it (see correction.kappa), whatever momentum or preconditioner does.

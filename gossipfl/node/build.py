@@ -297,7 +297,7 @@ def settings_of(
     return Settings(
         me=me,
         members=membership,
-        certificate=certificate.digest,
+        certificate=certificate,
         certificates=(*(known[peer] for peer in membership.active), certificate),
         sign=keys.sign,
         random=random.SystemRandom(),

@@ -68,6 +68,7 @@ class Members(Protocol):
     def neighbours(self, member: str) -> tuple[str, ...]: ...
     def mass(self, member: str) -> float: ...
     def has_left(self, member: str) -> bool: ...
+    def admits(self, certificate: Certificate) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Settings:
 
     me: str
     members: Members
-    certificate: bytes
-    """digest of the certificate under which `sign` signs"""
+    certificate: Certificate
+    """the one under which `sign` signs"""
     certificates: tuple[Certificate, ...]
     """those that the membership document carries"""
     sign: Callable[[str, bytes], bytes]
@@ -582,7 +583,7 @@ class Exchanges:
         return ms.Manifest(
             federation=self.settings.members.federation_id,
             membership=self.settings.members.version,
-            certificate=self.settings.certificate,
+            certificate=self.settings.certificate.digest,
             sender=self.me,
             recipient=peer,
             epoch=link.epoch,

@@ -15,6 +15,9 @@ from msgspec import Meta
 
 from gossipfl.errors import Refused
 
+CERTIFICATE_MAX: Final = 928
+"""Bytes of a certificate with its signature: what a first handshake message of 1,024 B has left (32 + 48 + 16 go)."""
+
 CONTROL_MAX: Final = 65_000
 """Bytes of one control message at most: it must fit one record."""
 
@@ -201,9 +204,10 @@ class Refusal(Frozen, frozen=True, tag="refusal"):
 
 class Candidate(Frozen, frozen=True, tag="candidate"):
     normalisation: Annotated[bytes, Meta(max_length=60_000)]
-    certificate: Digest
+    certificate: Annotated[bytes, Meta(max_length=CERTIFICATE_MAX)]
+    """the author's own, whole: the author need not be the sender, nor known to the recipient by its newest"""
     signature: Signature
-    """by the author, who need not be the sender"""
+    """by the author"""
 
 
 class Ping(Frozen, frozen=True, tag="ping"):

@@ -220,7 +220,7 @@ class Peer(Exchanges):
         if self.frozen or self.calm < needed or event.normalisation is None:
             return
         raw = ms.encode(event.normalisation)
-        mine = ms.Candidate(raw, self.settings.certificate, self.settings.sign("statistics", raw))
+        mine = ms.Candidate(raw, self.settings.certificate.encoded, self.settings.sign("statistics", raw))
         self.hear(hashlib.sha256(raw).digest(), mine)
         self.stage = self.after_statistics()
         self.take_smallest()
@@ -260,15 +260,10 @@ class Peer(Exchanges):
         candidate = ms.decode_normalisation(message.normalisation)
         if candidate.federation != self.settings.members.federation_id:
             raise Refused("recipient", "statistics of another federation")
-        held = self.certificates.get(message.certificate)
-        if candidate.author == conn.peer:
-            self.verify(conn, "statistics", message.certificate, message.normalisation, message.signature)
-        elif held is not None and held.member == candidate.author:
-            verify("statistics", message.normalisation, message.signature, held.signing)
-        else:
-            raise Refused(
-                "auth", f"statistics by {candidate.author}, signed under a certificate that {self.me} never saw"
-            )
+        author = Certificate.decode(message.certificate)
+        if self.settings.members.admits(author) != candidate.author:
+            raise Refused("auth", f"statistics by {candidate.author} came under a certificate of {author.member}")
+        verify("statistics", message.normalisation, message.signature, author.signing)
         name = hashlib.sha256(message.normalisation).digest()
         conn.statistics = name
         if self.estimate is None or not self.frozen:

@@ -38,6 +38,9 @@ PARALLEL_BYTES: Final = 4 << 20
 
 HASHERS: Final = min(4, os.cpu_count() or 1)
 
+KEPT_BYTES: Final = 64 * 1024
+"""Up to this size a blob that has become durable stays in memory, too: opening its file costs more than using it."""
+
 PARTIALS: Final = 256
 """Unfinished payloads kept for resumption: one for each connection that there may be."""
 
@@ -276,8 +279,10 @@ class Files:
             self.disk.fsync_dir()
         with self._lock:
             for blob in todo.values():
-                # From here on it is mapped on demand: a mapping holds a file descriptor, of which there are few.
-                blob.durable, blob.buffer, blob.tree = True, None, None
+                blob.durable = True
+                if blob.size > KEPT_BYTES:
+                    # From here on it is mapped on demand: a mapping holds a file descriptor, of which there are few.
+                    blob.buffer = blob.tree = None
 
     def remove_except(self, live: AbstractSet[bytes]) -> None:
         """Remove every blob, volatile or durable, that is neither in `live` nor pinned. Unfinished payloads stay."""

@@ -26,16 +26,13 @@ from nacl.exceptions import CryptoError
 
 from gossipfl.errors import ConfigError, Exit, Fault, Misuse, Refused
 from gossipfl.protocol import messages
-from gossipfl.protocol.messages import Counter, Digest, Frozen, MemberId
+from gossipfl.protocol.messages import CERTIFICATE_MAX, Counter, Digest, Frozen, MemberId
 
 DAY: Final = 86_400
 """Seconds."""
 
 CERTIFICATE_DAYS: Final = 30
 """Longest life of a certificate: how long a stolen node key can be used at most."""
-
-CERTIFICATE_MAX: Final = 928
-"""Bytes of a certificate with its signature: what a first handshake message of 1,024 B has left (32 + 48 + 16 go)."""
 
 ADDRESSES_MAX: Final = 8
 ADDRESS_MAX: Final = 200
