@@ -284,8 +284,10 @@ def median(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def machine() -> Iterator[str]:
     """What a figure is worth nothing without."""
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    yield f"machine: {os.cpu_count()} CPUs ({model}), Linux {os.uname().release}, Python {sys.version.split()[0]}, numpy {np.__version__}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
+    python, kernel = sys.version.split()[0], os.uname().release
+    yield f"machine: {os.cpu_count()} CPUs ({model}), Linux {kernel}, Python {python}, numpy {np.__version__}"
     yield f"load before: {' '.join(f'{one:.2f}' for one in os.getloadavg())}"
 
 

@@ -26,9 +26,10 @@ POSITIVE = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infin
 FACTOR = st.floats(0, 1)
 
 LINK = st.builds(ms.LinkView, epoch=COUNTER, done=COUNTER, pending=COUNTER, doubt=OPTIONAL, last=OPTIONAL)
+STAGE = st.sampled_from(ms.STAGES)
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     ms.Hello: st.builds(
-        ms.Hello, membership=COUNTER, membership_digest=DIGEST, layout=DIGEST, stage=WORD, statistics=OPTIONAL, link=LINK,
+        ms.Hello, membership=COUNTER, membership_digest=DIGEST, layout=DIGEST, stage=STAGE, statistics=OPTIONAL, link=LINK,
         capabilities=st.lists(WORD, max_size=32).map(tuple), wall_s=COUNTER,
     ),
     ms.Propose: st.builds(ms.Propose, manifest=DOCUMENT, signature=SIGNATURE),
@@ -47,7 +48,7 @@ ANY = st.one_of(*MESSAGES.values())
 
 COMMON: dict[str, st.SearchStrategy[Any]] = {
     "federation": DIGEST, "membership": COUNTER, "certificate": DIGEST, "sender": WORD, "recipient": WORD,
-    "epoch": COUNTER, "k": COUNTER, "prev": COUNTER, "space": st.sampled_from(["statistics", "model"]), "stage": WORD,
+    "epoch": COUNTER, "k": COUNTER, "prev": COUNTER, "space": st.sampled_from(["statistics", "model"]), "stage": STAGE,
     "codec": WORD, "reference": DIGEST, "size": COUNTER, "root": DIGEST, "statistics": OPTIONAL, "mass": POSITIVE,
     "gamma": POSITIVE, "kappa": st.one_of(st.just(0.0), POSITIVE), "tau": st.one_of(st.just(math.inf), POSITIVE),
     "gradient": st.one_of(st.just(0.0), POSITIVE),

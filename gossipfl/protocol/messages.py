@@ -21,6 +21,8 @@ CERTIFICATE_MAX: Final = 928
 CONTROL_MAX: Final = 65_000
 """Bytes of one control message at most: it must fit one record."""
 
+STAGES: Final = ("statistics", "training", "release", "finished", "observing")
+
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 OptionalDigest = Annotated[bytes, Meta(max_length=32)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
@@ -241,7 +243,10 @@ def decode(data: bytes) -> Message:
     """The message that `data` is. Raises `Refused("malformed")` on everything else, `Refused("size")` above the limit."""
     if len(data) > CONTROL_MAX:
         raise Refused("size", f"control message of {len(data)} bytes; at most {CONTROL_MAX} are accepted")
-    return _exact(data, _message, "control message")
+    message = _exact(data, _message, "control message")
+    if isinstance(message, Hello) and message.stage not in STAGES:
+        raise Refused("malformed", f"control message: unknown stage {message.stage!r}")
+    return message
 
 
 _manifest = msgspec.msgpack.Decoder(Manifest)
@@ -257,6 +262,8 @@ def decode_manifest(data: bytes) -> Manifest:
         raise Refused("malformed", f"manifest: unknown role {manifest.role!r}")
     if manifest.space not in ("statistics", "model"):
         raise Refused("malformed", f"manifest: unknown space {manifest.space!r}")
+    if manifest.stage not in STAGES:
+        raise Refused("malformed", f"manifest: unknown stage {manifest.stage!r}")
     positive = {"mass": manifest.mass, "gamma": manifest.gamma}
     for name, value in positive.items():
         if not (math.isfinite(value) and value > 0):

@@ -321,7 +321,7 @@ class World:
             certificate=spec.certificate.encoded,
             psk=spec.psk,
             ephemeral=self.rng.randbytes(32),
-            admit=members.admits,  # type: ignore[attr-defined]
+            admit=members.admits,
             expect=(other.name, other.spec.certificate.noise) if initiator else None,
             started=self.now(),
         )

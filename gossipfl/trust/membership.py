@@ -24,7 +24,8 @@ from pydantic import AfterValidator, Field, JsonValue, field_validator, model_va
 from gossipfl import topology
 from gossipfl.documents import Many, Strict, from_json, read_text
 from gossipfl.errors import ConfigError, Fault, GossipError, Misuse, Refused
-from gossipfl.trust.identity import CERTIFICATE_MAX, MEMBER_ID, Certificate
+from gossipfl.protocol.messages import CERTIFICATE_MAX
+from gossipfl.trust.identity import MEMBER_ID, Certificate
 
 HEAVIEST: Final = 3.0
 """A mass counts at most this many medians: one large hospital must not own the model."""
