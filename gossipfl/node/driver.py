@@ -87,6 +87,7 @@ class Driver:
         self.peer = Peer(parts.settings)
         self.bench = Workbench(parts.bench, parts.store.files)
         self.log = parts.log
+        self.watchdog = Watchdog()
         self.client = Client(self)
         self.connections: dict[int, Connection] = {}
         self.certificates: dict[str, Certificate] = {}
@@ -169,6 +170,7 @@ class Driver:
     def stop(self) -> None:
         """Drain, checkpoint, end. May be called more than once."""
         self.parts.log.say("stopping", detail="draining; a second signal does not hurry it")
+        self.watchdog.say("STOPPING=1")
         self.post(ev.Stopping())
 
     def now(self) -> Instant:
@@ -350,7 +352,7 @@ class Driver:
     # ---- what nobody announces -------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
-        watchdog = Watchdog()
+        watchdog = self.watchdog
         await self.running.wait()
         watchdog.say("READY=1")
         while True:

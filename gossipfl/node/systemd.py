@@ -25,7 +25,7 @@ class Watchdog:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as there:
             try:
                 there.sendto(text.encode(), name)
-            except OSError:
+            except OSError:  # the manager is gone; the node is not there for it
                 self.address = ""
 
     def alive(self) -> None:
