@@ -6,6 +6,7 @@ then docs/protocol.md and the major version change with it.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -24,7 +25,9 @@ from gossipfl.protocol import limits
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.session import Session
-from gossipfl.trust.identity import Certificate, NodeKeys
+from gossipfl.tasks import fitting, load
+from gossipfl.trust.identity import Certificate, NodeKeys, save_key
+from gossipfl.trust.membership import Member, Membership, Study, Topology
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "exchange.json"
@@ -130,6 +133,30 @@ def msgspec_normalisation() -> bytes:
     return ms.encode(ms.Normalisation(FEDERATION, "anna", ("anna", "bert"), (40.0, 38.0), (54.5, 0.25), (9.0, 1.0)))
 
 
+def agreed(folder: Path) -> list[str]:
+    """What is agreed beforehand, worked out: the layout and x^0 of a task, a membership's digest, a key file."""
+    task, toy = load("breast-cancer"), load("toy")
+    layout = fitting.layout_of(task)
+    start = fitting.start(task, layout, 0)
+    save_key(folder / "psk.key", bytes.fromhex(SESSION["psk"]), None, "psk")
+    members = [
+        {
+            "id": name, "identity": certificate.identity.hex(), "mass": MASS[name],
+            "certificate": base64.b64encode(certificate.encoded).decode(),
+        }
+        for name, role in (("anna", "initiator"), ("bert", "responder"))
+        for certificate in [Certificate.decode(bytes.fromhex(SESSION[f"{role}_certificate"]))]
+    ]  # fmt: skip
+    tree = {
+        "version": 1, "federation": FEDERATION.hex(), "members": members,
+        "study": {"task": "toy", "holdout_key": bytes(32).hex()},
+        "layout": fitting.layout_of(toy).digest.hex(), "x0": name_of(fitting.start(toy, fitting.layout_of(toy), 0).data).hex(),
+    }  # fmt: skip
+    digest = Membership.parse(json.dumps(tree)).digest
+    key_file = (folder / "psk.key").read_text().split()[-1]
+    return [layout.digest.hex(), start.tobytes().hex(), name_of(start.data).hex(), digest.hex(), key_file]
+
+
 def shown_in(path: Path) -> str:
     return re.sub(r"\s", "", path.read_text())
 
@@ -138,9 +165,9 @@ def test_the_worked_exchange_is_the_golden_one() -> None:
     assert example() == json.loads(GOLDEN.read_text())
 
 
-def test_every_byte_that_the_protocol_document_shows_is_made_by_the_code() -> None:
-    """Every run of 16 or more hexadecimal digits in its blocks is a part of a golden value."""
-    golden = [*json.loads(GOLDEN.read_text()).values(), *SESSION["path_1"]]
+def test_every_byte_that_the_protocol_document_shows_is_made_by_the_code(tmp_path: Path) -> None:
+    """Every value in its blocks is a golden one, or worked out anew."""
+    golden = [*json.loads(GOLDEN.read_text()).values(), *SESSION["path_1"], *agreed(tmp_path)]
     known = "|".join(golden + [value for value in SESSION.values() if isinstance(value, str)])
     blocks = re.findall(r"```hex\n(.*?)```", (ROOT / "docs" / "protocol.md").read_text(), re.DOTALL)
     shown = [re.sub(r"#.*|\s", "", part) for block in blocks for part in re.split(r"\n\n|\n(?=\S+ = )", block)]
@@ -152,6 +179,31 @@ def test_every_byte_that_the_protocol_document_shows_is_made_by_the_code() -> No
 def test_every_golden_message_is_shown_in_the_protocol_document() -> None:
     text = shown_in(ROOT / "docs" / "protocol.md")
     assert not [name for name, value in json.loads(GOLDEN.read_text()).items() if value not in text]
+
+
+def test_what_is_agreed_beforehand_is_worked_out_in_the_protocol_document(tmp_path: Path) -> None:
+    text = shown_in(ROOT / "docs" / "protocol.md")
+    assert not [value for value in agreed(tmp_path) if value not in text]
+
+
+def test_x0_is_what_the_protocol_document_says() -> None:
+    """The rule of section 2 in plain Python numbers."""
+    drawn = [2 * (int(r) >> 40) + 1 - 2**24 for r in np.random.PCG64(0).random_raw(30)]
+    expected = np.array([value * 2.0**-24 * (1 / math.sqrt(30)) for value in drawn] + [0.0], np.float32)
+    task = load("breast-cancer")
+    assert fitting.start(task, fitting.layout_of(task), 0).tobytes() == expected.tobytes()
+
+
+def test_every_field_of_the_federation_file_is_in_the_protocol_document() -> None:
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    fields = {name for model in (Membership, Member, Topology, Study) for name in model.model_fields}
+    assert not sorted(name for name in fields if not re.search(rf"`{name}\b", text))
+    defaults = {
+        name: re.escape(json.dumps(field.get_default(call_default_factory=True)))
+        for name, field in Study.model_fields.items()
+        if not field.is_required()
+    }
+    assert not [name for name, value in defaults.items() if not re.search(rf"`{name}`[^|]*\| `?{value}`? \|", text)]
 
 
 def test_every_limit_is_in_the_protocol_document() -> None:
