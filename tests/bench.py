@@ -35,7 +35,7 @@ from gossipfl.node.build import build
 from gossipfl.node.driver import Driver
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
-from gossipfl.protocol.exchange import Settings
+from gossipfl.protocol.core import Settings
 from gossipfl.tasks import Data
 
 HERE = Path(__file__).parent
@@ -92,8 +92,10 @@ class Worker:
         self.toml, self.mode = toml, mode
         self.commit_cpu = 0.0
         self.wanted = 0
-        self.ended: list[float] = []
-        """when an exchange was applied and on disk here, or its last message had come"""
+        self.mixed = self.confirmed = 0
+        """exchanges applied and committed here; those whose last message has come to the side that answered"""
+        self.ended = 0.0
+        """when the last of either was"""
         self.driver.after = self.after
         self.driver.store.commit = self.timed(self.driver.store.commit)  # type: ignore[method-assign]
 
@@ -107,8 +109,11 @@ class Worker:
 
     def after(self, event: ev.Event) -> None:
         mixed = isinstance(event, ev.Mixed)
-        if mixed or (isinstance(event, ev.Received) and isinstance(event.message, ms.Done)):
-            self.ended.append(time.monotonic())
+        confirmed = isinstance(event, ev.Received) and isinstance(event.message, ms.Done)
+        self.mixed += mixed
+        self.confirmed += confirmed
+        if mixed or confirmed:
+            self.ended = time.monotonic()
         if mixed and self.wanted:
             self.wanted -= 1
             self.next()
@@ -118,8 +123,10 @@ class Worker:
         if not self.wanted:
             return
         if self.mode == "ledger":
-            moved = np.full(load_size(self.toml), 1e-3, np.float32)
-            name = self.driver.store.files.put(moved, pinned=True)
+            files = self.driver.store.files
+            room = files.scratch(4 * load_size(self.toml))
+            np.frombuffer(room, np.float32).fill(1e-3)
+            name = files.adopt(room, pinned=True)
             self.driver.post(ev.Operator("mix", name, 1, 1.0), pinned=name)
         else:
             self.driver.post(ev.Operator("resume"))
@@ -131,9 +138,8 @@ class Worker:
             self.next()
         print(json.dumps({"at": time.monotonic(), "cpu": time.process_time(), "commit_cpu": self.commit_cpu,
                           "exchanges": sum(link.exchanges for link in self.driver.peer.links.values()),
-                          "connected": len(self.driver.peer.by_peer), "ended": self.ended,
+                          "mixed": self.mixed, "confirmed": self.confirmed, "ended": self.ended,
                           "refusals": self.driver.peer.counts}), flush=True)  # fmt: skip
-        self.ended = []
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -259,11 +265,10 @@ class Pair:
         """Seconds, CPU seconds of both and of their commits, for so many exchanges one after the other."""
         before = [one.ask() for one in (self.a, self.b)]
         began = self.a.ask(f"go {times}")["at"]
-        last = []
-        for one, was in zip((self.a, self.b), before, strict=True):
-            last.append(one.until(lambda said, was=was: said["exchanges"] >= was["exchanges"] + times))  # type: ignore[misc]
+        self.a.until(lambda said: said["mixed"] >= before[0]["mixed"] + times)
+        self.b.until(lambda said: said["confirmed"] >= before[1]["confirmed"] + times)
         after = [one.ask() for one in (self.a, self.b)]
-        ended = max(said["ended"][-1] for said in (*last, *after) if said["ended"])
+        ended = max(said["ended"] for said in after)
         spent = {key: sum(x[key] - y[key] for x, y in zip(after, before, strict=True)) for key in ("cpu", "commit_cpu")}
         return {"seconds": ended - began, **spent}
 

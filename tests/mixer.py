@@ -16,7 +16,7 @@ import numpy as np
 from gossipfl.config import load_node
 from gossipfl.node.build import build
 from gossipfl.node.driver import Driver
-from gossipfl.protocol.exchange import Settings
+from gossipfl.protocol.core import Settings
 
 DIMENSION = 8
 

@@ -75,6 +75,17 @@ def test_any_other_path_root_leaf_or_count_proves_nothing(leaves: list[bytes], d
         assert not proves(tree.root, count, index, one, [*path[:at], other, *path[at + 1 :]])
 
 
+@given(SOME_LEAVES, st.data())
+def test_a_memo_of_the_last_proof_changes_no_answer(leaves: list[bytes], data: st.DataObject) -> None:
+    tree, count, memo = Tree(leaves), len(leaves), {}
+    wrong = data.draw(st.sets(st.integers(0, count - 1)))
+    for index, one in enumerate(leaves):
+        path = tree.path(index)
+        claims = [(one, path), (leaf(one), path), (one, [leaf(each) for each in path]), (one, path[:-1])]
+        for value, way in claims[::-1] if index in wrong else claims:
+            assert proves(tree.root, count, index, value, way, memo) == proves(tree.root, count, index, value, way)
+
+
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * CHUNK + 7])
 def test_a_blob_is_named_by_its_chunks(size: int) -> None:
     blob = hashlib.shake_256(b"blob").digest(size)

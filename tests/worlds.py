@@ -12,7 +12,7 @@ from gossipfl.digest import name_of
 from gossipfl.learning import compression
 from gossipfl.learning.parameters import Layout
 from gossipfl.learning.training import Plan
-from gossipfl.protocol.exchange import Settings
+from gossipfl.protocol.core import Settings
 from gossipfl.simulator.network import WALL_START_NS, Spec
 from gossipfl.tasks.toy import Toy
 from gossipfl.trust.identity import Certificate, Identity, NodeKeys

@@ -26,7 +26,7 @@ from gossipfl.node.driver import Parts
 from gossipfl.node.logs import Log
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
-from gossipfl.protocol.exchange import Settings
+from gossipfl.protocol.core import Settings
 from gossipfl.protocol.link import decode_link
 from gossipfl.store import Store
 from gossipfl.store.errors import border

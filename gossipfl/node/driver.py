@@ -28,8 +28,8 @@ from gossipfl.node.logs import Log
 from gossipfl.node.systemd import Watchdog
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import session as ss
+from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
-from gossipfl.protocol.exchange import Settings
 from gossipfl.protocol.peer import Peer
 from gossipfl.store import Store
 from gossipfl.trust.identity import Certificate, NodeKeys

@@ -184,6 +184,11 @@ def judge(link: Link, epoch: int, k: int, prev: int, proposal: bytes) -> Verdict
     return "next"
 
 
+def closed(answered: Answered) -> Answered:
+    """The peer has said that it applied the reply: nothing of it is needed any more."""
+    return msgspec.structs.replace(answered, open=False)
+
+
 def encode_row(row: Row) -> bytes:
     return msgspec.msgpack.encode(row)
 

@@ -15,8 +15,10 @@ import msgspec
 from gossipfl.errors import Refused
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
+from gossipfl.protocol.core import Conn, Settings
 from gossipfl.protocol.events import Instant
-from gossipfl.protocol.exchange import GREETING_NS, IDLE_NS, PING_NS, Conn, Exchanges, Settings
+from gossipfl.protocol.exchange import Exchanges
+from gossipfl.protocol.greeting import GREETING_NS, IDLE_NS, PING_NS
 from gossipfl.protocol.link import Row, decode_link
 from gossipfl.protocol.neighbours import choose
 from gossipfl.trust.identity import Certificate, verify
@@ -207,7 +209,9 @@ class Peer(Exchanges):
         if isinstance(event, ev.Failed):
             return
         converged = bool(event.presence) and all(abs(p - 1) <= self.settings.tolerance for p in event.presence)
-        if self.frozen and not converged:  # one who froze first still mixes with those who have not: that says less, not more
+        if (
+            self.frozen and not converged
+        ):  # one who froze first still mixes with those who have not: that says less, not more
             return
         self.presence, self.estimate = event.presence, event.normalisation
         self.calm = self.calm + 1 if converged else 0
@@ -431,7 +435,11 @@ class Peer(Exchanges):
     def on_exchanged(self, peer: str, space: str, stage: str, initiated: bool) -> None:
         self.neighbour(peer).stage = stage
         if self.stage == "training" and self.most_have_finished():
-            self.do(self.note("late", detail="most neighbours have finished: this node trains no more and takes their model"))
+            self.do(
+                self.note(
+                    "late", detail="most neighbours have finished: this node trains no more and takes their model"
+                )
+            )
             self.enter_release()
         if self.stage == "release" and space == "model" and stage in ("release", "finished", "observing"):
             self.released += 1

@@ -13,7 +13,7 @@ what messages mean (peer.py), the handshake's arithmetic (noise.py), who belongs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from gossipfl import digest
@@ -87,6 +87,7 @@ class _Incoming:
     size: int
     count: int
     next: int
+    memo: digest.Memo = field(default_factory=dict)
 
     def length(self, index: int) -> int:
         return CHUNK if index < self.count - 1 else self.size - index * CHUNK
@@ -269,7 +270,7 @@ class Session:
             raise Refused("size", f"chunk {index} has another length than its payload implies; the peer is faulty")
         path = [plain[at : at + 32] for at in range(_CHUNK_HEAD, start, 32)]
         data = memoryview(plain)[start:]
-        if not digest.proves(root, incoming.count, index, digest.leaf(data), path):
+        if not digest.proves(root, incoming.count, index, digest.leaf(data), path, incoming.memo):
             raise Refused("malformed", f"chunk {index} is not of the payload that was announced; the peer is faulty")
         incoming.next += 1
         if incoming.next == incoming.count:

@@ -20,8 +20,8 @@ from gossipfl.errors import Refused
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol import session as ss
+from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
-from gossipfl.protocol.exchange import Settings
 from gossipfl.protocol.peer import Peer
 from gossipfl.store import Store
 from gossipfl.trust.identity import Certificate, NodeKeys

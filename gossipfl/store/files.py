@@ -108,7 +108,7 @@ class Files:
         return self._tree_of(_bytes_of(blob)).root
 
     def scratch(self, size: int) -> memoryview:
-        """`size` writable zero bytes to compute into; for `adopt`. If the view is dropped instead, so is its file."""
+        """`size` writable bytes of any content to compute into; for `adopt`. If the view is dropped instead, so is its file."""
         if size < self._ram_bytes:
             return memoryview(bytearray(size))
         path = self._temporary()
@@ -303,6 +303,8 @@ class Files:
             self._pins.clear()
         self.remove_except({name for name, blob in self._blobs.items() if blob.durable})
         self._hashers.shutdown()
+        with border("remove files that are no longer needed"):
+            self.disk.close()
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 

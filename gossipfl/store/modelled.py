@@ -101,6 +101,9 @@ class ModelledDisk:
         self._find(name)
         self._change(name, None, None)
 
+    def close(self) -> None:
+        """Nothing is kept for later."""
+
     def images(self) -> Iterator[ModelledDisk]:
         """Every disk that may be found after a crash now. Exponential in what is pending: for small tests."""
         for survives in product((False, True), repeat=len(self._pending)):
