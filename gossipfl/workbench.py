@@ -7,6 +7,7 @@ is decoded by total parsers; its fault becomes `Failed`, never an exception.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +34,9 @@ PIECE: Final = 4 * digest.CHUNK
 
 THREADS: Final = min(4, os.cpu_count() or 1)
 """That walk a large vector together: numpy and hashlib let go of the interpreter's lock for a piece."""
+
+HEARD: Final = 1e-3
+"""A member is in the statistics once so much of its share has come."""
 
 ROUNDING: Final = 1e-6
 """Relative slack when a norm that the peer has bounded is checked: both computed it from the same bits."""
@@ -158,19 +162,23 @@ def finite(vector: Vector) -> bool:
 
 
 def statistics_reader(
-    federation: bytes, me: str, members: Sequence[str]
+    federation: bytes, me: str, members: Sequence[str], active: Sequence[str]
 ) -> Callable[[Vector], tuple[tuple[float, ...], ms.Normalisation | None]]:
     """What reads a statistics vector for the core: (presence of each active member, this node's candidate).
 
-    A member whose rows are not in at all is not among the candidate's members; None while only this site's are."""
+    The vector has a coordinate for every member of the document, so that who leaves shifts nobody. A member of whom less
+    than `HEARD` has come is not among the candidate's; None while only this site's rows are in, or a value is not finite."""
+    places = [members.index(one) for one in active]
+    share = len(active) / len(members)
 
     def read(vector: Vector) -> tuple[tuple[float, ...], ms.Normalisation | None]:
         state = normalisation.estimate(vector, len(members))
-        inside = tuple(name for name, there in zip(members, state.presence, strict=True) if there > 0)
-        presence = tuple(float(there) for there in state.presence)
-        if len(inside) < 2 <= len(members):
+        presence = tuple(float(state.presence[place] * share) for place in places)
+        inside = tuple(one for one, there in zip(active, presence, strict=True) if there > HEARD)
+        finite = all(np.isfinite(row).all() for row in (state.count, state.mean, state.spread))
+        if not finite or len(inside) < min(2, len(active)):
             return presence, None
-        said = normalisation.candidate(state)
+        said = normalisation.candidate(dataclasses.replace(state, count=state.count * share))
         parts = (tuple(float(value) for value in row) for row in (said.count, said.mean, said.spread))
         return presence, ms.Normalisation(federation, me, inside, *parts)
 

@@ -151,6 +151,7 @@ class Worker:
             await self.driver.running.wait()
             while line := (await reader.readline()).decode():
                 self.order(line)
+            self.driver.stop()  # the benchmark has ended, however it did
 
         listening = asyncio.ensure_future(listen())
         if self.mode == "asks":

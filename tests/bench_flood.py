@@ -130,9 +130,9 @@ def main() -> None:
         refusals = pair.b.ask()["refusals"]
     over = chosen.seconds + 2
     kept = stormy / ((calm + again) / 2)
-    print(f"{chosen.connections} connections that say nothing or drip, from the address of the honest nodes, {chosen.seconds:g} s:")
+    print(f"{chosen.connections} connections that say nothing or drip, from the honest address, {chosen.seconds:g} s:")
     print(f"  exchanges a second: {calm:.1f} before, {stormy:.1f} during, {again:.1f} after: {kept:.0%} of that without")
-    print(f"  CPU of the node that answers: {calm_cpu:.0%} before, {stormy_cpu:.0%} during; of the flood {said['cpu'] / over:.0%}")
+    print(f"  CPU of the node flooded: {calm_cpu:.0%} before, {stormy_cpu:.0%} during; of the flood {said['cpu'] / over:.0%}")
     print(f"  the flood made {said['made'] / over:.0f} connections a second and had {said['held']:.0f} open at a time;")
     print(f"  {said['upgraded']} were upgraded; refusals between the honest nodes: {refusals or 'none'}")
     print(next(reversed(list(machine()))).replace("before", "after"))

@@ -181,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=25_000_000)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--disk", type=Path, default=Path.cwd(), help="a folder on a real disk")
+    parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="a folder on a real disk")
     parser.add_argument("--ledger", action="store_true", help="each exchange after a local round, with the correction")
     parser.add_argument("--small", type=int, default=300, help="exchanges of the small model; 0: none")
     chosen = parser.parse_args()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossipfl.errors import Refused
-from gossipfl.protocol.link import DAY_S, Answered, Link, Pending, begin_anew, digest, judge, settle, stands
+from gossipfl.protocol.link import DAY_S, FARTHEST, Answered, Link, Pending, begin_anew, digest, judge, settle, stands
 from gossipfl.protocol.messages import LinkView
 
 digests = st.sampled_from([b"", b"a" * 32, b"b" * 32])
@@ -81,9 +81,15 @@ def test_a_proposal_out_of_place_is_refused(epoch: int, k: int, prev: int, reaso
     assert refusal.value.reason == reason
 
 
-@given(st.integers(6, 10**6))
+@given(st.integers(6, 5 + FARTHEST))
 def test_a_counter_may_be_skipped_but_not_used_again(k: int) -> None:
     assert judge(Link("b", done=5, high=5), 0, k, 5, b"p" * 32) == "next"
+
+
+def test_a_counter_absurdly_far_ahead_is_refused() -> None:
+    with pytest.raises(Refused) as refusal:
+        judge(Link("b", done=5, high=5), 0, 6 + FARTHEST, 5, b"p" * 32)
+    assert refusal.value.reason == "gap"
 
 
 def test_beginning_anew_forgets_flow_and_doubt_and_counts() -> None:

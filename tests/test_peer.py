@@ -32,8 +32,8 @@ def statistics_world(seed: int, faults: Faults | None = None, sites: int = 5) ->
     specs = toy_specs(members, lambda name: None, trains=False, statistics_size=size, clip=0.0)
     for index, name in enumerate(members.active):
         own = statistics_vector(index, sites, Data(rows[name], np.zeros(len(rows[name])), ()))
-        bench = replace(specs[name].bench, estimate=statistics_reader(members.federation_id, name, members.active),
-                        learner=lambda statistics: None)  # fmt: skip
+        reader = statistics_reader(members.federation_id, name, members.active, members.active)
+        bench = replace(specs[name].bench, estimate=reader, learner=lambda statistics: None)
         specs[name] = replace(specs[name], bench=bench, statistics=own)
     return World(specs, seed, faults), np.concatenate(list(rows.values()))
 

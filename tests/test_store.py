@@ -132,6 +132,31 @@ def test_a_scratch_that_is_dropped_leaves_no_file(files: Files) -> None:
     assert not array.any(), "memory that is still used stays valid"
 
 
+def test_space_is_used_again_when_nobody_sees_it_and_given_back_at_the_end(tmp_path: Path) -> None:
+    files = Files(RealDisk(tmp_path))
+
+    def made(seed: int) -> bytes:
+        scratch = files.scratch(2 * RAM_BYTES)
+        scratch[:] = content(seed, 2 * RAM_BYTES)
+        name = files.adopt(scratch)
+        files.make_durable([name])
+        return name
+
+    seen, unseen = made(1), made(2)
+    view, inodes = files.read(seen), {each.stat().st_ino for each in tmp_path.iterdir()}
+    files.remove_except(frozenset())
+    assert not files.has(seen) and not files.has(unseen)
+    again, another = made(3), made(4)
+    assert len(inodes & {each.stat().st_ino for each in tmp_path.iterdir()}) == 1, "that of the unseen one"
+    assert view == content(1, 2 * RAM_BYTES), "a view that is held never changes"
+    assert files.read(again) == content(3, 2 * RAM_BYTES) and files.read(another) == content(4, 2 * RAM_BYTES)
+    fresh = Files(RealDisk(tmp_path))
+    assert fresh.read(again) == content(3, 2 * RAM_BYTES), "what is durable is found under its name"
+    files.remove_except({again})
+    files.close()
+    assert sorted(each.name for each in tmp_path.iterdir()) == [again.hex()]
+
+
 def test_the_same_content_is_kept_once(files: Files) -> None:
     blob = content(3, LARGE)
     name = files.put(blob)

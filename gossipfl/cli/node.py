@@ -61,6 +61,7 @@ def run(
     from gossipfl.node import Node
 
     Node(config, passphrase=lambda: passphrase, accept_new_data=accept_new_data).run()
+    _leave_threads_behind()
     if threading.active_count() > 1:  # a local round that outlasts the drain; nothing waits for its result
         sys.stderr.flush()
         os._exit(0)
@@ -142,3 +143,18 @@ def ask(file: Path, path: str, body: dict[str, Any] | None = None) -> Any:
             Fault(str(file), None, what, f"is process {known['pid']} alive? start it: gossipfl node run {file}"),
             exit_code=Exit.UNREACHABLE,
         ) from None
+
+
+def _leave_threads_behind() -> None:
+    """End the process though a training step still runs in a thread, which nothing can interrupt: all is on disk."""
+    import os
+    import sys
+    import threading
+
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(timeout=0.5)
+            if thread.is_alive():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)

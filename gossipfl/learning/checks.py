@@ -37,6 +37,11 @@ def check(vector: Vector, reference: Vector, *, limit: float = LIMIT, distance: 
         _refuse_nonfinite(vector)
         if not all(np.isfinite(reference[piece]).all() for piece in slices(reference.size)):
             raise Misuse("the own reference is not finite; check a vector before it becomes one")
+        raise Refused(
+            "implausible",
+            "the peer's vector is so far away that the distance overflows; its data or its training have gone wrong, or it "
+            "is faulty",
+        )
     if limit == math.inf or distance <= limit * math.sqrt(reference.size):  # then the norm, a pass more, need not be known
         return
     furthest = limit * (norm(reference) + math.sqrt(reference.size))

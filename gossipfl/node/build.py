@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,7 +34,7 @@ from gossipfl.tasks import fitting, normalisation
 from gossipfl.tasks.split import site_of
 from gossipfl.trust.identity import Certificate, NodeKeys, load_key
 from gossipfl.trust.membership import Membership, Study, replaces
-from gossipfl.workbench import Bench
+from gossipfl.workbench import Bench, statistics_reader
 
 if TYPE_CHECKING:
     from gossipfl.learning.parameters import Layout
@@ -46,8 +46,8 @@ SECOND: Final = 1_000_000_000
 TURN_NS: Final = 5_000_000
 """Least time between two turns, where the study asks for none: a node that finds nobody must not spin."""
 
-MOSTLY: Final = 1e-3
-"""A member counts as heard of once so much of its share has come."""
+FEATURES_MAX: Final = 2200
+"""Three numbers of nine bytes for each, and a candidate has at most 60,000 bytes."""
 
 SCHEDULES: Final = {"tail": "linear-tail"}
 
@@ -129,7 +129,9 @@ def member_of(config: NodeConfig, membership: Membership) -> str:
     return me
 
 
-def load_keys(config: NodeConfig, membership: Membership, passphrase: str | None) -> tuple[NodeKeys, Certificate, bytes]:
+def load_keys(
+    config: NodeConfig, membership: Membership, passphrase: str | None
+) -> tuple[NodeKeys, Certificate, bytes]:
     """(operational keys, certificate, psk): they belong together, to this member, and are valid now."""
     keys = NodeKeys(load_key(config.node_key, passphrase, "node"))
     psk = load_key(config.psk_key, passphrase, "psk")
@@ -137,15 +139,21 @@ def load_keys(config: NodeConfig, membership: Membership, passphrase: str | None
         raise _fault(config.psk_key, f"holds {len(psk)} bytes, a psk has 32", "copy psk.key of the federation again")
     certificate = own_certificate(config, membership, keys)
     if (certificate.signing, certificate.noise) != (keys.signing.public, keys.noise_public):
-        raise _fault(config.certificate, "is not the certificate of node.key", "put the two files of one `init` together")
+        raise _fault(
+            config.certificate, "is not the certificate of node.key", "put the two files of one `init` together"
+        )
     if certificate.member != config.node.id:
-        raise _fault(config.certificate, f"is that of {certificate.member!r}, not {config.node.id!r}", "correct [node] id")
+        raise _fault(
+            config.certificate, f"is that of {certificate.member!r}, not {config.node.id!r}", "correct [node] id"
+        )
     if certificate.identity != membership.member(config.node.id).identity_bytes:
         raise _fault(config.node.federation, f"names another identity key for {config.node.id!r}",
                      "the federation file must be made from this node's own line")  # fmt: skip
     if not certificate.valid_at(time.time_ns()):
         day = time.strftime("%Y-%m-%d", time.gmtime(certificate.not_after))
-        raise _fault(config.certificate, f"is not valid now (it ends {day})", "renew it, or correct this machine's clock")
+        raise _fault(
+            config.certificate, f"is not valid now (it ends {day})", "renew it, or correct this machine's clock"
+        )
     return keys, certificate, psk
 
 
@@ -252,6 +260,11 @@ def statistics_of(work: Work, membership: Membership, me: str) -> Any:
     if not work.normalised:
         return np.zeros(1)
     data = work.site.train if work.site else empty(work.task)
+    if len(work.task.features) > FEATURES_MAX:
+        raise ConfigError(
+            f"the task has {len(work.task.features)} features; a study normalises at most {FEATURES_MAX} (they must fit one "
+            f"message): let the task normalise by constants and set standardise = False"
+        )
     ids = [member.id for member in membership.members]
     return normalisation.statistics_vector(ids.index(me), len(ids), data, membership.study.minimum_count)
 
@@ -343,6 +356,8 @@ def bench_of(config: NodeConfig, membership: Membership, me: str, work: Work, lo
             compare(config, work, statistics, log)
         return trainer(config, work, normaliser_of(statistics))
 
+    ids = [member.id for member in membership.members]
+    reader = statistics_reader(membership.federation_id, me, ids, membership.active)
     return Bench(
         n_parameters=layout.n_parameters,
         n_moments=layout.n_moments,
@@ -350,7 +365,7 @@ def bench_of(config: NodeConfig, membership: Membership, me: str, work: Work, lo
         learner=learner,
         plan=plan,
         seed=tuple(os.urandom(16)),
-        estimate=estimator(membership, me) if work.normalised else lambda vector: ((), None),
+        estimate=reader if work.normalised else lambda vector: ((), None),
     )
 
 
@@ -371,7 +386,9 @@ def trainer(config: NodeConfig, work: Work, normaliser: normalisation.Normaliser
         module = work.task.model().to(device)
         x, y = torch.tensor(rows, device=device), torch.tensor(work.site.train.y, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(Fault("[limits] device", None, f"{config.limits.device}: {error}", 'write device = "cpu"')) from None
+        raise ConfigError(
+            Fault("[limits] device", None, f"{config.limits.device}: {error}", 'write device = "cpu"')
+        ) from None
     return Trainer(module, work.layout, work.task.loss, x, y)
 
 
@@ -379,25 +396,6 @@ def normaliser_of(statistics: ms.Normalisation | None) -> normalisation.Normalis
     if statistics is None or not statistics.mean:
         return normalisation.Normaliser.none()
     return normalisation.Normaliser(np.array(statistics.mean), np.array(statistics.spread))
-
-
-def estimator(membership: Membership, me: str) -> Callable[[Any], tuple[tuple[float, ...], ms.Normalisation | None]]:
-    """Reads a statistics vector: who is in, and the candidate that it makes."""
-    ids = [member.id for member in membership.members]
-    places = [ids.index(one) for one in membership.active]
-    share = len(membership.active) / len(ids)
-
-    def estimate(vector: Any) -> tuple[tuple[float, ...], ms.Normalisation | None]:
-        state = normalisation.estimate(vector, len(ids))
-        presence = tuple(float(state.presence[place] * share) for place in places)
-        there = tuple(one for one, here in zip(membership.active, presence, strict=True) if here > MOSTLY)
-        if len(there) < min(2, len(places)):
-            return presence, None
-        made = normalisation.candidate(replace(state, count=state.count * share))
-        values = (tuple(float(each) for each in row) for row in (made.count, made.mean, made.spread))
-        return presence, ms.Normalisation(membership.federation_id, me, there, *values)
-
-    return estimate
 
 
 def compare(config: NodeConfig, work: Work, statistics: ms.Normalisation, log: Log) -> None:
@@ -410,7 +408,13 @@ def compare(config: NodeConfig, work: Work, statistics: ms.Normalisation, log: L
         path.write_text(json.dumps([vars(row) for row in rows], indent=1), encoding="utf-8")
     for row in rows:
         if row.warning:
-            log.say("feature", feature=row.feature, own=round(row.own_mean, 6), others=round(row.mean, 6), warning=row.warning)
+            log.say(
+                "feature",
+                feature=row.feature,
+                own=round(row.own_mean, 6),
+                others=round(row.mean, 6),
+                warning=row.warning,
+            )
     log.say("normalised", features=len(rows), warnings=sum(bool(row.warning) for row in rows), file=str(path))
 
 

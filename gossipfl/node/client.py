@@ -27,7 +27,7 @@ CERTIFICATE_PATH: Final = "/gossipfl/v1/certificate"
 MESSAGE_MAX: Final = RECORD_MAX + 1
 """aiohttp takes messages below its limit, not at it."""
 
-FOREIGN: Final = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError)
+FOREIGN: Final = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError, RuntimeError)
 
 
 class Client:

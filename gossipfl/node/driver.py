@@ -109,6 +109,7 @@ class Driver:
         self._learn, self._hands, self._disk = (
             ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("learn", "hands", "disk")
         )
+        self._working: set[asyncio.Task[None]] = set()
         self._judged: tuple[str, int, bytes] = ("", -1, b"")
         self._judged_ns = 0
         self._judging = self._over = False
@@ -146,8 +147,11 @@ class Driver:
             self._end()
 
     async def _settle(self) -> None:
-        """Nobody waits for the core any more; the last bytes of every connection, then none is left."""
+        """Nobody waits for the core any more; the last bytes of every connection, then none is left. A job that outlasts
+        the drain is not waited for: what it makes is lost, as in a crash."""
         self._over = True
+        for task in self._working:
+            task.cancel()
         while not self._events.empty():
             _, handled, _ = self._events.get_nowait()
             if not handled.done():
@@ -229,7 +233,9 @@ class Driver:
         elif self._is_light(command):
             self.post(self.bench.carry_out(command))
         else:
-            self.group.create_task(self._work(command))
+            task = self.group.create_task(self._work(command))
+            self._working.add(task)
+            task.add_done_callback(self._working.discard)
 
     def _speak(self, command: ev.Send | ev.SendBulk | ev.ReceiveBulk | ev.Close) -> None:
         connection = self.connections.get(command.conn)

@@ -13,6 +13,10 @@ QUIET: Final = frozenset({"egress", "ingress", "receipt", "evaluation"})
 """Kinds that come many times a minute: in the record on disk and in JSON, not on a terminal."""
 
 
+CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), " ")
+"""A peer's words reach a terminal through here: they must not move its cursor."""
+
+
 class Log:
     """Writes to one stream, line by line."""
 
@@ -34,7 +38,7 @@ class Log:
             said = " ".join(f"{name}={value}" for name, value in fields.items() if value != "")
             line = f"{stamp[11:19]} {self.node} {kind} {said}".rstrip()
         try:
-            print(line.replace("\n", " "), file=self.stream, flush=True)
+            print(line.translate(CONTROLS), file=self.stream, flush=True)
         except (OSError, ValueError):
             self.stream = _nowhere()
 

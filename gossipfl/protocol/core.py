@@ -98,6 +98,8 @@ class Conn:
     """the proposal whose payload is on its way, and its digest"""
     reply: tuple[ms.Manifest, ms.Reply] | None = None
     """the reply whose payload is on its way"""
+    due: ms.Done | None = None
+    """what was applied after this session's greeting was written, and is said once the peer has greeted"""
     again_ns: int | None = None
     """when a proposal that was refused for the moment is offered again"""
 
@@ -138,6 +140,8 @@ class Core:
         self.gradient = 0.0
         self.local_round = 0
         self.trained = False
+        self.corrected_now = True
+        """does `correction` stand for all flows, with no recomputation under way?"""
         self.paused = False
         self.stopping = False
         self.hands = Hands()

@@ -97,7 +97,8 @@ class Exchanges(Greeting):
             return
         manifest = self.manifest(peer, link, k, "propose", space, event.root, event.size)
         raw = ms.encode(manifest)
-        pending = Pending(k, link.done, space, raw, self.settings.sign("manifest", raw), event.root, event.size)
+        signature, mass_peer = self.settings.sign("manifest", raw), self.mass(peer, space)
+        pending = Pending(k, link.done, space, raw, signature, event.root, event.size, mass_peer)
         link = msgspec.structs.replace(link, pending=pending, high=k, sent=link.sent + event.size)
         fact = self.note("egress", peer=peer, space=space, epoch=epoch, k=k, role="propose", codec=manifest.codec,
                          bytes=event.size, root=event.root.hex())  # fmt: skip
@@ -125,7 +126,7 @@ class Exchanges(Greeting):
             return
         self.verify(conn, "manifest", reply.certificate, message.manifest, message.signature)
         proposal = ms.decode_manifest(pending.manifest)
-        self.check_manifest(conn, link, reply, "reply", proposal.space)
+        self.check_manifest(conn, link, reply, "reply", proposal.space, proposal.membership, pending.mass_peer)
         if not (reply.k == pending.k and reply.prev == pending.prev and reply.epoch == link.epoch):
             raise Refused("gap", "the reply's epoch or counters are not those of the proposal")
         if not (
@@ -155,7 +156,9 @@ class Exchanges(Greeting):
 
         def make(job: int) -> ev.Job:
             known = {"payload": pending.root, "clip": reply.clip, "cap": reply.cap, "q": reply.q}
-            return self.mix_job(job, link, reply, proposal.gradient, reply.kappa, reply.tau, reply.leak, **known)
+            return self.mix_job(
+                job, link, reply, proposal.gradient, reply.kappa, reply.tau, reply.leak, proposal, **known
+            )
 
         self.change(make, lambda event: self.mixed_reply(event, peer, reply, message, link.epoch))
 
@@ -168,6 +171,7 @@ class Exchanges(Greeting):
         kappa: float,
         tau: float,
         leak: float,
+        mine: ms.Manifest | None = None,
         **known: Any,
     ) -> ev.Mix:
         """One half of an exchange, on the models of now and with the scalars that the two manifests sign; `known` is what
@@ -186,8 +190,8 @@ class Exchanges(Greeting):
             correction=self.correction,
             codec=self.codec(space),
             seed=self.seed(link.epoch, came.k, self.me, peer),
-            mass=self.mass(self.me, space),
-            mass_peer=self.mass(peer, space),
+            mass=mine.mass if mine else self.mass(self.me, space),
+            mass_peer=came.mass,
             gamma=self.gamma(space),
             kappa=kappa,
             tau=tau,
@@ -221,8 +225,11 @@ class Exchanges(Greeting):
         )  # fmt: skip
         self.commit(*facts, links=(link,))
         self.neighbour(peer).answered()
+        done = ms.Done(receipt, self.settings.sign("receipt", receipt))
         if conn and conn.greeted:
-            self.send(conn, ms.Done(receipt, self.settings.sign("receipt", receipt)))
+            self.send(conn, done)
+        elif conn:
+            conn.due = done
         self.on_exchanged(peer, space, reply.stage, True)
 
     def done(self, link: Link, mixed: ev.Mixed, space: str, k: int, proposal: bytes, size: int) -> Link:
@@ -338,12 +345,17 @@ class Exchanges(Greeting):
             return
         if judge(link, manifest.epoch, manifest.k, manifest.prev, proposal) == "again":
             assert link.answered is not None
+            if not link.answered.open:
+                why = "the peer asks again for a reply that it had confirmed: its state is an older copy"
+                self.start_anew(link, link.epoch + 1, why)
+                raise Refused("gap", f"{why}; the link begins a new epoch at the next session")
             self.send_reply(conn, link.answered)
             return
         if link.pending and (link.pending.abort or stands(self.me, conn.peer)):
             return
         try:
-            self.check_manifest(conn, link, manifest, "propose", manifest.space)
+            version, mass = self.settings.members.version, self.mass(conn.peer, manifest.space)
+            self.check_manifest(conn, link, manifest, "propose", manifest.space, version, mass)
             self.admit(conn, manifest)
         except Refused as refusal:
             if refusal.reason in ("replay", "gap", "malformed", "recipient", "base"):

@@ -13,7 +13,7 @@ from gossipfl.errors import Refused
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Conn
-from gossipfl.protocol.link import Link, begin_anew, closed, settle
+from gossipfl.protocol.link import FARTHEST, Link, begin_anew, closed, settle
 from gossipfl.protocol.terms import Terms
 from gossipfl.trust.identity import Certificate
 
@@ -38,10 +38,10 @@ class Greeting(Terms):
     def opened(self, event: ev.Opened) -> None:
         peer = event.peer
         if peer not in self.settings.members.neighbours(self.me):
-            self.do(ev.Close(event.conn, f"{peer} is not a neighbour of {self.me} in this federation's topology"))
+            self.turn_away(event, f"{peer} is not a neighbour of {self.me} in this federation's topology")
             return
         if not self.remember(event.certificate):
-            self.do(ev.Close(event.conn, f"{peer} came with a certificate that a newer one of its own has replaced"))
+            self.turn_away(event, f"{peer} came with a certificate that a newer one of its own has replaced")
             return
         conn = Conn(
             event.conn,
@@ -61,6 +61,14 @@ class Greeting(Terms):
             self.do(ev.Close(before.id, "replaced by another session with this peer"))
         self.conns[conn.id] = self.by_peer[peer] = conn
         self.hello(conn)
+
+    def turn_away(self, event: ev.Opened, why: str) -> None:
+        self.do(ev.Close(event.conn, why))
+        if event.peer in self.neighbours and event.peer not in self.by_peer:
+            neighbour = self.neighbour(event.peer)
+            neighbour.is_now("refused", self.now.wall_ns, why)
+            neighbour.back_off(self.now.mono_ns, self.settings.random)
+            self.on_let_go(event.peer)
 
     def remember(self, certificate: Certificate) -> bool:
         """Keep the newest certificates of each member, under which older manifests may still be signed. False for one
@@ -112,7 +120,9 @@ class Greeting(Terms):
     def refuse(self, conn: Conn, refusal: Refused, k: int = 0) -> None:
         """The one way in which a peer learns that it is refused; k = 0 closes the session."""
         self.counts[refusal.reason] = self.counts.get(refusal.reason, 0) + 1
-        self.do(self.note("refusal", peer=conn.peer, k=k, reason=refusal.reason, detail=refusal.detail[:1000], by="me"))
+        if self.neighbour(conn.peer).may_be_noted(self.now.mono_ns):
+            detail = refusal.detail[:1000]
+            self.do(self.note("refusal", peer=conn.peer, k=k, reason=refusal.reason, detail=detail, by="me"))
         self.send(conn, ms.Refusal(k, refusal.reason, refusal.detail[:1000]))
         if k == 0:
             self.drop(conn)
@@ -130,6 +140,8 @@ class Greeting(Terms):
         neighbour = self.neighbour(conn.peer)
         link = self.link(conn.peer)
         epoch = settle(conn.view, hello.link)
+        if epoch is not None and epoch > link.epoch + FARTHEST:
+            raise Refused("gap", f"epoch {epoch} is absurdly far after {link.epoch}; the peer is faulty")
         if epoch is not None and epoch > link.epoch:
             self.start_anew(link, epoch, "the two memories of this link do not fit")
         elif link.answered and link.answered.open and hello.link.done == link.answered.k and epoch is None:
@@ -145,6 +157,8 @@ class Greeting(Terms):
             self.do(self.note("clock", peer=conn.peer, seconds=seconds, detail=neighbour.why))
         if self.normalisation and self.normalisation != conn.statistics:
             self.on_normalisation_differs(conn)
+        if conn.due is not None:
+            self.send(conn, conn.due)
         self.offer(conn)
         self.on_greeted(conn.peer)
 
@@ -175,6 +189,8 @@ class Greeting(Terms):
         self.on_let_go(link.peer)
 
     def recompute_correction(self) -> None:
+        self.corrected_now = False
+
         def make(job: int) -> ev.Job:
             flows = tuple(link.flow for _, link in sorted(self.links.items()) if link.flow)
             return ev.Correct(job, flows, self.settings.members.mass(self.me))
@@ -182,28 +198,29 @@ class Greeting(Terms):
         self.change(make, self.corrected)
 
     def corrected(self, event: ev.Corrected | ev.Failed) -> None:
+        self.corrected_now = True
         if isinstance(event, ev.Corrected):
             self.correction = event.correction
 
     def refused(self, conn: Conn, refusal: ms.Refusal) -> None:
-        """The peer refuses: the session (k = 0) or my proposal k."""
-        self.do(
-            self.note(
-                "refusal", peer=conn.peer, k=refusal.k, reason=refusal.reason, detail=refusal.detail, by=conn.peer
-            )
+        """The peer refuses: the session (k = 0) or my proposal k. What I never proposed leaves no trace."""
+        neighbour, link = self.neighbour(conn.peer), self.link(conn.peer)
+        why = f"{conn.peer} refuses: {refusal.reason}: {refusal.detail}"
+        fact = self.note(
+            "refusal", peer=conn.peer, k=refusal.k, reason=refusal.reason, detail=refusal.detail, by=conn.peer
         )
-        neighbour = self.neighbour(conn.peer)
         if refusal.k == 0:
+            self.do(fact)
             self.drop(conn)
-            neighbour.is_now("refused", self.now.wall_ns, f"{conn.peer} refuses: {refusal.reason}: {refusal.detail}")
+            neighbour.is_now("refused", self.now.wall_ns, why)
             neighbour.back_off(self.now.mono_ns, self.settings.random)
             self.do(ev.Close(conn.id, f"refused by the peer: {refusal.reason}"))
             return
-        link = self.link(conn.peer)
-        if link.pending is None or link.pending.k != refusal.k or link.pending.abort:
+        if link.pending is None or link.pending.k != refusal.k or link.pending.abort or conn.again_ns is not None:
             return
+        self.do(fact)
         neighbour.back_off(self.now.mono_ns, self.settings.random)
-        neighbour.why = f"{conn.peer} refuses: {refusal.reason}: {refusal.detail}"
+        neighbour.why = why
         if refusal.reason in TRANSIENT:
             conn.again_ns = neighbour.retry_ns
         else:

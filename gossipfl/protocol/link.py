@@ -17,6 +17,10 @@ from gossipfl.protocol.messages import LinkView
 
 DAY_S: Final = 86_400
 
+FARTHEST: Final = 10_000
+"""A counter or an epoch may run ahead of ours by this much: years of refused proposals or lost folders, and never so far
+that the next one could not be written."""
+
 
 class Row(msgspec.Struct, array_like=True, frozen=True):
     """A durable value: immutable, positional."""
@@ -32,6 +36,8 @@ class Pending(Row, frozen=True):
     signature: bytes
     root: bytes
     size: int
+    mass_peer: float = 1.0
+    """the recipient's, by the membership of then: a later one may say otherwise"""
     abort: bytes = b""
     """the signed abort note, once I refuse the reply"""
     abort_signature: bytes = b""
@@ -179,6 +185,8 @@ def judge(link: Link, epoch: int, k: int, prev: int, proposal: bytes) -> Verdict
         return "again"
     if k <= link.done:
         raise Refused("replay", f"proposal {k} is not after {link.done}, the last one done; reconnect to settle")
+    if k > link.done + FARTHEST:
+        raise Refused("gap", f"proposal {k} is absurdly far after {link.done}; the peer is faulty")
     if prev != link.done:
         raise Refused("gap", f"proposal follows {prev}, this link has done {link.done}; reconnect to settle")
     return "next"

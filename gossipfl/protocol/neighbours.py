@@ -12,6 +12,9 @@ from typing import Final, Protocol
 
 BACKOFF_FIRST_NS: Final = 500_000_000
 BACKOFF_MAX_NS: Final = 60_000_000_000
+NOTES: Final = 10
+"""Refusals of one neighbour that are noted a minute; all are counted."""
+
 BURST: Final = 30
 """Inbound exchanges that a link may save up."""
 
@@ -38,6 +41,8 @@ class Neighbour:
     versions: dict[str, str] = field(default_factory=dict)
     credit: float = BURST
     credited_ns: int = 0
+    notes: float = NOTES
+    noted_ns: int = 0
 
     def is_now(self, state: str, wall_ns: int, why: str = "") -> None:
         if (state, why) != (self.state, self.why):
@@ -54,6 +59,15 @@ class Neighbour:
     def earn(self) -> None:
         """One more inbound exchange for every turn of this node's own, so that a study's pace sets the limit."""
         self.credit = min(BURST, self.credit + 1)
+
+    def may_be_noted(self, now_ns: int) -> bool:
+        """May one more refusal of this neighbour's go into the record? Ten a minute: a flood must not push out receipts."""
+        self.notes = min(NOTES, self.notes + (now_ns - self.noted_ns) * NOTES / 60e9)
+        self.noted_ns = now_ns
+        if self.notes < 1:
+            return False
+        self.notes -= 1
+        return True
 
     def allow_inbound(self, now_ns: int, per_minute: float) -> bool:
         """Token bucket: may this neighbour begin one more exchange now?"""

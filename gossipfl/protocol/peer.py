@@ -8,6 +8,7 @@ names and arguments. A run is its list of (now, node, event).
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any, Final, Literal
 
 import msgspec
@@ -22,6 +23,9 @@ from gossipfl.protocol.greeting import GREETING_NS, IDLE_NS, PING_NS
 from gossipfl.protocol.link import Row, decode_link
 from gossipfl.protocol.neighbours import choose
 from gossipfl.trust.identity import Certificate, verify
+
+LEAVE_NS: Final = 120_000_000_000
+"""Who leaves mixes for at most this long, so that what it learned is shared; then it stops."""
 
 DRAIN_NS: Final = 8_000_000_000
 """A stop waits this long for what is under way; what is still in doubt then is settled after the next start."""
@@ -88,6 +92,7 @@ class Peer(Exchanges):
         self.stop_by: int | None = None
         self.stopped = False
         self.leaving = False
+        self.leave_by: int | None = None
         self.wake: int | None = None
 
     # ---- the door ------------------------------------------------------------------------------------------------
@@ -110,7 +115,7 @@ class Peer(Exchanges):
         elif isinstance(event, ev.Operator):
             self.ordered(event)
         elif isinstance(event, ev.Stopping):
-            self.stopping, self.stop_by = True, now.mono_ns + DRAIN_NS
+            self.stopping, self.stop_by = True, self.stop_by or now.mono_ns + DRAIN_NS
         elif not isinstance(event, ev.Alarm):
             self.ended(event)
         self.keep_alive()
@@ -192,11 +197,20 @@ class Peer(Exchanges):
         elif event.order == "resume":
             self.paused = False
         elif event.order == "leave":
-            self.leaving, self.stage = True, "release"
+            self.leave()
         elif event.order == "mix":
             self.handed.append(event)
         elif event.order == "finish" and self.stage == "training":
             self.enter_release()
+
+    def leave(self) -> None:
+        """Give away what was learned in a last release, within `LEAVE_NS`; at once where there is nothing to give."""
+        self.leaving = True
+        if self.stage == "training" and self.prepared:
+            self.leave_by = self.now.mono_ns + LEAVE_NS
+            self.enter_release()
+        elif self.stage != "release":
+            self.stopping, self.stop_by = True, self.now.mono_ns + DRAIN_NS
 
     # ---- statistics ----------------------------------------------------------------------------------------------
 
@@ -300,9 +314,11 @@ class Peer(Exchanges):
             self.drain()
             return
         mono = self.now.mono_ns
-        for peer in self.lonely_doubts():
+        for peer in self.to_be_dialled():
             if mono >= self.neighbour(peer).retry_ns:
                 self.dial(peer)
+        if self.leave_by is not None and mono >= self.leave_by and self.stage == "release":
+            self.finish()
         if self.turn in ("choosing", "exchanging") and mono >= self.turn_until:
             self.turn_over()
         if self.turn == "rest" and not self.paused and mono >= self.turn_next:
@@ -316,7 +332,7 @@ class Peer(Exchanges):
     def begin_turn(self) -> None:
         if self.stage == "statistics":
             self.begin_exchange("statistics")
-        elif not self.prepared:
+        elif not self.prepared or not self.corrected_now:
             return
         elif self.stage == "training" and self.settings.external:
             if self.handed:
@@ -337,6 +353,8 @@ class Peer(Exchanges):
         self.start(lambda job: ev.Train(job, model, correction, number, steps, eta), self.trained_one)
 
     def trained_one(self, event: ev.Trained | ev.Failed) -> None:
+        if isinstance(event, ev.Trained) and not math.isfinite(event.gradient):
+            event = ev.Failed(event.job, "nonfinite", "the norm of the gradient is not finite: training diverges")
         if isinstance(event, ev.Failed):
             self.do(self.note("training", reason=event.reason, detail=event.detail))
             self.paused = True
@@ -349,8 +367,12 @@ class Peer(Exchanges):
         self.change(lambda job: ev.Absorb(job, self.current["model"], displacement), self.absorbed, displacement)
 
     def absorbed(self, event: ev.Absorbed | ev.Failed) -> None:
-        if isinstance(event, ev.Absorbed):
-            self.current["model"] = event.model
+        if isinstance(event, ev.Failed):
+            self.do(self.note("training", reason=event.reason, detail=event.detail))
+            self.paused = True
+            self.turn_over()
+            return
+        self.current["model"] = event.model
         self.local_round += 1
         if self.local_round >= self.settings.local_rounds and not self.settings.external:
             self.enter_release()
@@ -391,15 +413,16 @@ class Peer(Exchanges):
             self.neighbour(peer).is_now("dialling", self.now.wall_ns)
             self.do(ev.Dial(peer))
 
-    def lonely_doubts(self) -> list[str]:
-        """Links with an exchange in doubt and no session in which to settle it, where this node can dial."""
+    def to_be_dialled(self) -> list[str]:
+        """Neighbours without a session where one is owed: an exchange is in doubt, or this node has finished and they have
+        not: they may have no way to dial it."""
         return [
             peer
             for peer in self.settings.members.neighbours(self.me)
             if peer in self.settings.dialable
             and peer not in self.by_peer
             and self.neighbour(peer).state != "dialling"
-            and self.is_in_doubt(peer)
+            and (self.is_in_doubt(peer) or (self.stage == "finished" and self.neighbour(peer).stage != "finished"))
         ]
 
     def may_ask(self, peer: str, space: str) -> bool:
@@ -441,7 +464,8 @@ class Peer(Exchanges):
                 )
             )
             self.enter_release()
-        if self.stage == "release" and space == "model" and stage in ("release", "finished", "observing"):
+        together = self.leaving or stage in ("release", "finished", "observing")
+        if self.stage == "release" and space == "model" and together:
             self.released += 1
             if self.released >= self.settings.release_exchanges:
                 self.finish()
@@ -516,7 +540,9 @@ class Peer(Exchanges):
         mono = self.now.mono_ns
         times = [conn.sent_ns + PING_NS for conn in self.conns.values()]
         times += [conn.again_ns for conn in self.conns.values() if conn.again_ns is not None]
-        times += [self.neighbour(peer).retry_ns for peer in self.lonely_doubts() if not self.stopping]
+        times += [self.neighbour(peer).retry_ns for peer in self.to_be_dialled() if not self.stopping]
+        if self.leave_by is not None and self.stage == "release":
+            times.append(self.leave_by)
         if self.stop_by is not None:
             times.append(self.stop_by)
         elif self.turn in ("choosing", "exchanging"):
@@ -531,7 +557,7 @@ class Peer(Exchanges):
     def wants_turn(self) -> bool:
         if self.paused or self.stage == "finished":
             return False
-        if self.stage != "statistics" and not self.prepared:
+        if self.stage != "statistics" and not (self.prepared and self.corrected_now):
             return False
         return not (self.stage == "training" and self.settings.external and not self.handed)
 

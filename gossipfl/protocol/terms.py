@@ -106,12 +106,14 @@ class Terms(Core):
                 "recipient", f"a manifest from {manifest.sender} to {manifest.recipient} came from {conn.peer}"
             )
 
-    def check_manifest(self, conn: Conn, link: Link, manifest: ms.Manifest, role: str, space: str) -> None:
+    def check_manifest(
+        self, conn: Conn, link: Link, manifest: ms.Manifest, role: str, space: str, version: int, mass: float
+    ) -> None:
         """Everything that must hold of a manifest of either role, before a byte of its payload is asked for."""
         self.check_addresses(conn, manifest)
         if manifest.role != role or manifest.space != space:
             raise Refused("malformed", f"a {manifest.role} about {manifest.space} where a {role} about {space} belongs")
-        if manifest.membership != self.settings.members.version:
+        if manifest.membership != version:
             raise Refused("membership-old", "signed under another version of the federation file; reconnect")
         if manifest.codec != self.codec(space):
             raise Refused("codec", f"codec {manifest.codec!r}; the study says {self.codec(space)!r}")
@@ -119,7 +121,7 @@ class Terms(Core):
             raise Refused("size", f"payload of {manifest.size} bytes; layout and codec imply {self.size(space)}")
         if manifest.reference != self.reference(link, space).theirs:
             raise Refused("base", "the delta is against a reference that this node does not hold; reconnect to settle")
-        if manifest.mass != self.mass(conn.peer, space) or manifest.gamma != self.gamma(space):
+        if manifest.mass != mass or manifest.gamma != self.gamma(space):
             raise Refused("implausible", "mass or gamma is not what federation file and study say")
 
     def verify(self, conn: Conn, kind: str, certificate: bytes, payload: bytes, signature: bytes) -> None:
