@@ -25,6 +25,26 @@ class Random(Protocol):
     def random(self) -> float: ...
 
 
+class Bucket:
+    """Tokens that come back at a rate, up to as many as it holds; full at first."""
+
+    def __init__(self, size: float) -> None:
+        self.size = self.level = size
+        self.at_ns = 0
+
+    def take(self, now_ns: int, per_minute: float) -> bool:
+        self.level = min(self.size, self.level + (now_ns - self.at_ns) * per_minute / 60e9)
+        self.at_ns = now_ns
+        if self.level < 1:
+            return False
+        self.level -= 1
+        return True
+
+    def earn(self) -> None:
+        """One more token, whatever the time."""
+        self.level = min(self.size, self.level + 1)
+
+
 @dataclass(slots=True)
 class Neighbour:
     """What is known of one neighbour now; nothing of it survives a restart."""
@@ -39,10 +59,8 @@ class Neighbour:
     since_wall_ns: int = 0
     why: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    credit: float = BURST
-    credited_ns: int = 0
-    notes: float = NOTES
-    noted_ns: int = 0
+    inbound: Bucket = field(default_factory=lambda: Bucket(BURST))
+    notes: Bucket = field(default_factory=lambda: Bucket(NOTES))
 
     def is_now(self, state: str, wall_ns: int, why: str = "") -> None:
         if (state, why) != (self.state, self.why):
@@ -56,27 +74,13 @@ class Neighbour:
     def answered(self) -> None:
         self.backoff_ns = self.retry_ns = 0
 
-    def earn(self) -> None:
-        """One more inbound exchange for every turn of this node's own, so that a study's pace sets the limit."""
-        self.credit = min(BURST, self.credit + 1)
+    def allow_inbound(self, now_ns: int, per_minute: float) -> bool:
+        """May this neighbour begin one more exchange now?"""
+        return self.inbound.take(now_ns, per_minute)
 
     def may_be_noted(self, now_ns: int) -> bool:
-        """May one more refusal of this neighbour's go into the record? Ten a minute: a flood must not push out receipts."""
-        self.notes = min(NOTES, self.notes + (now_ns - self.noted_ns) * NOTES / 60e9)
-        self.noted_ns = now_ns
-        if self.notes < 1:
-            return False
-        self.notes -= 1
-        return True
-
-    def allow_inbound(self, now_ns: int, per_minute: float) -> bool:
-        """Token bucket: may this neighbour begin one more exchange now?"""
-        self.credit = min(BURST, self.credit + (now_ns - self.credited_ns) * per_minute / 60e9)
-        self.credited_ns = now_ns
-        if self.credit < 1:
-            return False
-        self.credit -= 1
-        return True
+        """May one more refusal of this neighbour's go into the record? A flood must not push out receipts."""
+        return self.notes.take(now_ns, NOTES)
 
 
 def choose(candidates: Iterable[str], random: Random) -> str | None:

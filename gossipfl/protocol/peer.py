@@ -444,7 +444,7 @@ class Peer(Exchanges):
     def turn_over(self) -> None:
         self.turn, self.turn_peer = "rest", ""
         for neighbour in self.neighbours.values():
-            neighbour.earn()
+            neighbour.inbound.earn()  # so that the study's own pace sets what others may begin
         self.turn_next = self.now.mono_ns + self.settings.turn_ns
 
     def on_greeted(self, peer: str) -> None:
