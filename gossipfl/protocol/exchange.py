@@ -345,10 +345,6 @@ class Exchanges(Greeting):
             return
         if judge(link, manifest.epoch, manifest.k, manifest.prev, proposal) == "again":
             assert link.answered is not None
-            if not link.answered.open:
-                why = "the peer asks again for a reply that it had confirmed: its state is an older copy"
-                self.start_anew(link, link.epoch + 1, why)
-                raise Refused("gap", f"{why}; the link begins a new epoch at the next session")
             self.send_reply(conn, link.answered)
             return
         if link.pending and (link.pending.abort or stands(self.me, conn.peer)):

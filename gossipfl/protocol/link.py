@@ -113,7 +113,7 @@ class Link(Row, frozen=True):
         found = {self.model.own, self.model.theirs, self.statistics.own, self.statistics.theirs, self.flow}
         if self.pending:
             found.add(self.pending.root)
-        if self.answered and self.answered.open:
+        if self.answered:  # confirmed or not: a peer whose folder is an older copy asks for the same reply again
             found.add(self.answered.root)
         return frozenset(found - {b""})
 
@@ -193,7 +193,7 @@ def judge(link: Link, epoch: int, k: int, prev: int, proposal: bytes) -> Verdict
 
 
 def closed(answered: Answered) -> Answered:
-    """The peer has said that it applied the reply: nothing of it is needed any more."""
+    """The peer has said that it applied the reply, and either side may begin the next exchange."""
     return msgspec.structs.replace(answered, open=False)
 
 
