@@ -11,9 +11,9 @@ import pytest
 
 from gossipfl.errors import ConfigError
 from gossipfl.tasks import load
-from gossipfl.tasks.schema import Schema
+from gossipfl.tasks.schema import Feature, Schema
 from gossipfl.tasks.split import split
-from gossipfl.tasks.table import TableTask
+from gossipfl.tasks.table import TableTask, _scale_hint
 
 SCHEMA: dict[str, Any] = {
     "features": [
@@ -238,3 +238,12 @@ def test_everything_wrong_with_a_schema_is_said_at_once() -> None:
     for part in ("did you mean 'type'", "two or more", "[lowest, highest]", "'text'", "is no table", "label", "hidden"):
         assert part in said, part
     assert len(caught.value.faults) == 7
+
+
+def test_the_factor_of_another_analyte_is_never_suggested() -> None:
+    """Glucose's 18.02 would bring many a creatinine into its range."""
+    measured = np.array([1.2, 1.5, 1.9])
+    creatinine = Feature("creatinine", unit="umol/L", range=(20.0, 1500.0))
+    assert "creatinine = 88.4" in _scale_hint(creatinine, measured)
+    urea = Feature("urea", unit="umol/L", range=(20.0, 1500.0))
+    assert "ask the laboratory for the factor to umol/L" in _scale_hint(urea, measured)

@@ -11,7 +11,7 @@ SLOW_CLOCK_S: Final = 3600
 """A certificate is valid from an hour ago: a peer whose clock is slow accepts it, too."""
 
 EPILOG: Final = (
-    "Example: [bold]gossipfl init st-marys --address https://gossip.st-marys.example:8470 --count 1200 "
+    "Example: [bold]gossipfl init st-marys --address http://gossip.st-marys.example:8470 --count 1200 "
     "> st-marys.line[/bold]  "
     "-- then send the line to whoever runs `gossipfl federation create`; nothing in it is secret."
 )

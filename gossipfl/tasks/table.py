@@ -358,17 +358,20 @@ def _shown(feature: Feature, value: float) -> str:
 
 
 def _scale_hint(feature: Feature, values: Floats) -> str:
-    """The one known factor that brings the middle value into the range, if the middle is outside of it."""
+    """The factor of this very analyte, if it brings a middle value that is outside of the range into it; else whom to ask.
+
+    Never another analyte's factor, though it fit the range: a wrong scale would pass every later check."""
     assert feature.range is not None
     low, high = feature.range
     middle = median(values[~np.isnan(values)].tolist())
     if low <= middle <= high:
         return ""
-    for factor in FACTORS:
+    for factor, analyte in FACTORS.items():
         for scale in (factor, 1 / factor):
-            if low <= middle * scale <= high:
-                return f"another unit? ({FACTORS[factor]}) then scale = {{{feature.name} = {scale:.6g}}}"
-    return ""
+            if analyte.split(",")[0] in feature.name.lower() and low <= middle * scale <= high:
+                return f"another unit? ({analyte}) then scale = {{{feature.name} = {scale:.6g}}}"
+    unit = f" to {feature.unit}" if feature.unit else ""
+    return f"another unit? ask the laboratory for the factor{unit}, then scale = {{{feature.name} = FACTOR}} under [data]"
 
 
 def _few(names: list[str]) -> str:

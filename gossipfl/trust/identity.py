@@ -301,7 +301,7 @@ def load_key(path: Path | str, passphrase: str | None, kind: str = "key") -> byt
     of another kind, or of a newer format.
     """
     path = Path(path)
-    content = _read_private(path)
+    content = _read_private(path, "ask whoever made the federation file for it" if kind == "psk" else NO_KEY)
     parts = _KEY_FILE.fullmatch(content)
     if parts is None:
         raise _unusable(path, *_why_not(content))
@@ -366,7 +366,10 @@ def _why_not(content: bytes) -> tuple[str, str]:
     return "is no key file of gossipfl", "name the right file"
 
 
-def _read_private(path: Path) -> bytes:
+NO_KEY: Final = "run `gossipfl init`, or name the right folder"
+
+
+def _read_private(path: Path, absent: str) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
@@ -379,7 +382,7 @@ def _read_private(path: Path) -> bytes:
     except PermissionError:
         raise _denied(path, "may not be read by this user", "run as its owner, or change its owner") from None
     except FileNotFoundError:
-        raise _unusable(path, "is not there", "run `gossipfl init`, or name the right folder") from None
+        raise _unusable(path, "is not there", absent) from None
     except OSError as error:
         raise _unusable(path, f"cannot be read: {error.strerror}", "name the right file, or check the disk") from None
 
