@@ -141,12 +141,13 @@ async def test_stopping_while_a_dial_hangs_ends_well(tmp_path: Path) -> None:
     """Client.dial goes on after close(): aiohttp's RuntimeError("Session is closed") is not in FOREIGN and ends run()."""
     configs = town(tmp_path)
     port = int(configs["b"].node.listen.rsplit(":", 1)[1])
-    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", port)
+    called = asyncio.Event()
+    silent = await asyncio.start_server(lambda reader, writer: called.set(), "127.0.0.1", port)
     driver = driver_of(configs["a"])
     running = asyncio.create_task(driver.run())
     await driver.running.wait()
     await until(lambda: driver.peer.neighbour("b").state == "dialling")
-    await asyncio.sleep(0.3)
+    await called.wait()
     driver.stop()
     try:
         await running

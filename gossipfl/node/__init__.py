@@ -92,7 +92,6 @@ class Node:
         self._lock = threading.Lock()
         self._given: np.ndarray[Any, Any] | None = None
         self._flying: _Share | None = None
-        self._flying_name = b""
         self._kept: _Share | None = None
         self._counted: dict[str, int] = {}
 
@@ -235,7 +234,7 @@ class Node:
         if not gradient:
             rate = driver.peer.settings.eta(driver.peer.local_round)
             gradient = float((share.vector.astype("f8") ** 2).sum() ** 0.5) / (rate * share.steps)
-        self._flying, self._flying_name = share, name
+        self._flying = share
         driver.post(ev.Operator("mix", name, share.steps, gradient), pinned=name)
 
     def _after(self, event: ev.Event) -> None:
@@ -244,7 +243,7 @@ class Node:
 
         if self._flying is None or self._driver is None or not isinstance(event, ev.Absorbed | ev.Failed):
             return
-        self._flying, self._flying_name = None, b""
+        self._flying = None
         self._hand_in(self._driver, 0.0)
 
     def _waiting(self) -> int:

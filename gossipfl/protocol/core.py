@@ -184,9 +184,7 @@ class Core:
     def note(self, kind: str, **fields: Any) -> ev.Note:
         return ev.Note(kind, fields)
 
-    def commit(
-        self, *facts: ev.Note, links: tuple[Link, ...] = (), keep: tuple[bytes, ...] = (), gone: str = ""
-    ) -> None:
+    def commit(self, *facts: ev.Note, links: tuple[Link, ...] = (), gone: str = "") -> None:
         """One transaction: the links, the model and the course as they are now, with the facts."""
         for link in links:
             self.links[link.peer] = link
@@ -195,7 +193,7 @@ class Core:
         if gone:
             rows.append(("link", gone, None))
         self.fresh_rows = {}
-        durable = {name for link in links for name in link.names()} | self.state_names() | set(keep)
+        durable = {name for link in links for name in link.names()} | self.state_names()
         self.do(ev.Commit(tuple(rows), tuple(sorted(durable - {b""})), facts, self.live()))
 
     def live(self) -> frozenset[bytes]:
