@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from gossipfl.errors import Misuse
 from gossipfl.tasks import normalisation as n
+from gossipfl.tasks.heart import HOSPITALS, Heart
 from gossipfl.tasks.task import Data, pooled
 
 
@@ -141,3 +145,54 @@ def test_sentinels_and_empty_columns_are_seen() -> None:
     assert "no value" in warnings(gaps, [normal(1, 1, 1)])[0]
     gaps[:9] = 1.0
     assert "only 9 values" in warnings(gaps, [normal(1, 1, 1)])[0]
+
+
+@pytest.mark.parametrize("factor", [18.02, 38.67, 88.4, 88.4 / 18.02, 3.5, 0.1])
+@pytest.mark.parametrize("other", ["as many rows", "few rows", "many rows"])
+def test_of_two_sites_in_different_units_both_are_warned(factor: float, other: str) -> None:
+    """Each against the other alone: whoever compares with the pooled spread sees what the difference has made of it."""
+    size = {"as many rows": 80, "few rows": 12, "many rows": 2000}[other]
+    here, there = normal(95, 25, 0).clip(20), rng(1).normal(95, 25, size=(size, 1)).clip(20)
+    for own, others in ((here * factor, there), (there, here * factor)):
+        (warning,) = warnings(own, [others])
+        assert "times above" in warning or "times below" in warning
+
+
+def test_of_two_sites_coded_differently_both_are_warned_however_many_rows_the_other_has() -> None:
+    few, many = (rng(k).integers(0, 2, size=(size, 1)).astype(float) for k, size in ((0, 14), (1, 3000)))
+    assert "coded 1/2 here" in warnings(few + 1, [many])[0] and "coded 1/2 here" in warnings(many + 1, [few])[0]
+    assert "coded 0/1 here" in warnings(few, [many + 1])[0] and "coded 0/1 here" in warnings(many, [few + 1])[0]
+
+
+def test_zeros_that_stand_for_not_measured_are_seen() -> None:
+    cholesterol = normal(240, 40, 0)
+    assert "every value is 0 here" in warnings(np.zeros((40, 1)), [cholesterol])[0]
+    spoilt = cholesterol.copy()
+    spoilt[:9] = 0
+    assert "9 values are 0" in warnings(spoilt, [normal(240, 40, 1), normal(250, 40, 2)])[0]
+    counted = rng(3).poisson(2.0, size=(80, 1)).astype(float)
+    assert warnings(counted, [rng(4).poisson(2.5, size=(80, 1)).astype(float)]) == [""]
+
+
+def test_the_study_s_own_minimum_decides_what_this_site_has_added() -> None:
+    parts = [data(normal(5, 1, 0)[:15]), data(normal(95, 18, 1))]
+    state = n.candidate(n.estimate(np.mean([n.statistics_vector(k, 2, p, 20) for k, p in enumerate(parts)], axis=0), 2))
+    (row,) = n.compare(parts[0], state.count, state.mean, state.spread, 20)
+    assert "only 15 values: fewer than 20" in row.warning
+
+
+def test_of_the_four_real_hospitals_only_the_hidden_missing_values_are_named() -> None:
+    """Cholesterol 0 (all of Switzerland, 22 training rows of Long Beach), and one resting blood pressure of 0."""
+    folder = Path(os.environ.get("GOSSIPFL_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not (folder / "uci-heart").is_dir():
+        pytest.skip(f"{folder}/uci-heart is not there")
+    parts = [Heart().data({"hospital": name, "data_dir": str(folder)}) for name in HOSPITALS]
+    state = n.candidate(n.estimate(mixed(parts), 4))
+    said = {
+        (name, row.feature): row.warning
+        for name, part in zip(HOSPITALS, parts, strict=True)
+        for row in n.compare(part, state.count, state.mean, state.spread)
+        if row.warning
+    }
+    assert set(said) == {("switzerland", "cholesterol"), ("va", "cholesterol"), ("va", "resting blood pressure")}
+    assert all("not measured" in warning for warning in said.values())

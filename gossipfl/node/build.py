@@ -353,7 +353,7 @@ def bench_of(config: NodeConfig, membership: Membership, me: str, work: Work, lo
         if work.site is None:
             return None
         if statistics is not None and work.normalised:
-            compare(config, work, statistics, log)
+            compare(config, work, statistics, study.minimum_count, log)
         return trainer(config, work, normaliser_of(statistics))
 
     ids = [member.id for member in membership.members]
@@ -398,11 +398,11 @@ def normaliser_of(statistics: ms.Normalisation | None) -> normalisation.Normalis
     return normalisation.Normaliser(np.array(statistics.mean), np.array(statistics.spread))
 
 
-def compare(config: NodeConfig, work: Work, statistics: ms.Normalisation, log: Log) -> None:
+def compare(config: NodeConfig, work: Work, statistics: ms.Normalisation, minimum: int, log: Log) -> None:
     """This site's mean and spread beside the federation's: a file in the state folder, and a warning for what looks wrong."""
     assert work.site is not None
-    arrays = (np.array(row) for row in (statistics.count, statistics.mean, statistics.spread))
-    rows = normalisation.compare(work.site.train, *arrays)
+    count, mean, spread = (np.array(row) for row in (statistics.count, statistics.mean, statistics.spread))
+    rows = normalisation.compare(work.site.train, count, mean, spread, minimum)
     path = config.node.state / "normalisation.json"
     with border(f"write {path}"):
         path.write_text(json.dumps([vars(row) for row in rows], indent=1), encoding="utf-8")

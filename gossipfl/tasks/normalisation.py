@@ -40,6 +40,12 @@ FACTORS: Final = {
 }
 """Ratios that two units of one quantity have, largest over smallest."""
 
+STRANGE: Final = 3.0
+"""Means this many times apart, spreads too, are worth a word though no known pair of units differs so: a scale may be wrong."""
+
+KINDS: Final = 5
+"""Fewer kinds of values than these are codes, not measurements."""
+
 
 @dataclass(frozen=True, eq=False)
 class Normaliser:
@@ -193,14 +199,14 @@ class Comparison:
     warning: str = ""
 
 
-def compare(own: Data, count: Floats, mean: Floats, spread: Floats) -> list[Comparison]:
+def compare(own: Data, count: Floats, mean: Floats, spread: Floats, minimum: int = MINIMUM) -> list[Comparison]:
     """The table that a site sees before training, one row a feature.
 
     The site is compared with the *others*, the federation less its own sums: else a wrong unit hides in the mean that
-    it has itself moved.
+    it has itself moved. `minimum` is the study's, below which this site has added nothing.
     """
     n, total, squares = site_statistics(own, minimum=1)
-    shared = site_statistics(own)
+    shared = site_statistics(own, minimum)
     everybody = count, mean * count, (spread * spread + mean * mean) * count
     others = [whole - mine for whole, mine in zip(everybody, shared, strict=True)]
     names = own.names or tuple(f"column {k}" for k in range(len(n)))
@@ -209,7 +215,7 @@ def compare(own: Data, count: Floats, mean: Floats, spread: Floats) -> list[Comp
         values = own.x[~np.isnan(own.x[:, k]), k]
         mine = _moments(n[k], total[k], squares[k], 0.0)
         rest = _moments(others[0][k], others[1][k], others[2][k], ROUNDING * everybody[2][k])
-        warning = _count_warning(len(values), len(own)) or _warning(values, mine, rest)
+        warning = _count_warning(len(values), len(own), minimum) or _warning(values, mine, rest, minimum)
         rows.append(Comparison(name, len(values), mine.mean, mine.spread, float(mean[k]), float(spread[k]), warning))
     return rows
 
@@ -234,59 +240,78 @@ def _moments(n: float, total: float, squares: float, blur: float) -> _Moments:
     return _Moments(float(n), mean, math.sqrt(variance), least, most)
 
 
-def _count_warning(there: int, rows: int) -> str:
+def _count_warning(there: int, rows: int, minimum: int) -> str:
     if not there:
         return "no value at this site: the federation's mean stands in; check the column map if you do record it"
-    if there < MINIMUM:
-        return f"only {there} values: fewer than {MINIMUM} are not added to the federation's statistics"
+    if there < minimum:
+        return f"only {there} values: fewer than {minimum} are not added to the federation's statistics"
     if 2 * there < rows:
         return f"{rows - there} of {rows} rows have no value here; check the sentinel values"
     return ""
 
 
-def _warning(values: Floats, own: _Moments, others: _Moments) -> str:
-    if others.n < MINIMUM:
+def _warning(values: Floats, own: _Moments, others: _Moments, minimum: int) -> str:
+    if others.n < minimum:
         return ""
     kinds = set(np.unique(values).tolist())
-    if kinds <= {1.0, 2.0} and 2.0 in kinds and _is_zero_one(others.mean, others.spread):
+    if kinds <= {1.0, 2.0} and 2.0 in kinds and _is_zero_one(others, 0.0):
         return "coded 1/2 here and 0/1 elsewhere: map the codes in node.toml"
-    if kinds <= {0.0, 1.0} and 0.0 in kinds and _is_zero_one(others.mean - 1, others.spread):
+    if kinds <= {0.0, 1.0} and 0.0 in kinds and _is_zero_one(others, 1.0):
         return "coded 0/1 here and 1/2 elsewhere: ask the other hospitals, or map the codes in node.toml"
-    if kinds <= {0.0, 1.0}:
+    if kinds <= {0.0, 1.0} and (len(kinds) > 1 or 0 <= others.mean <= 1):
         nobody_else = own.mean > 0 and abs(others.mean) < 1e-4 and others.spread < 0.01
         return "a category or finding that no other site has: check its code" if nobody_else else ""
-    return _unit_warning(own, others) or _distance_warning(own, others)
+    return _unit_warning(own, others) or _distance_warning(own, others) or _zero_warning(values)
 
 
-def _is_zero_one(mean: float, spread: float) -> bool:
-    """0/1 values alone have E[x^2] = E[x], hence variance p (1 - p); all 0 or all 1 say nothing of the coding."""
-    return 1e-4 < mean < 1 - 1e-4 and abs(spread * spread - mean * (1 - mean)) < 1e-3
+def _is_zero_one(others: _Moments, shift: float) -> bool:
+    """Less `shift`, are they 0/1? Such values alone have E[x^2] = E[x], hence variance p (1 - p); all 0 or all 1 say
+    nothing of the coding."""
+    p = others.mean - shift
+    doubt = 1e-3 + others.most**2 - others.spread**2
+    return 1e-4 < p < 1 - 1e-4 and abs(others.spread**2 - p * (1 - p)) < doubt
 
 
 def _unit_warning(own: _Moments, others: _Moments) -> str:
-    """A known factor between the means (within 30 %), with a spread that is off by the same (within a factor of 2)."""
+    """A known factor between the means (within 30 %), with a spread that is off by the same (within a factor of 2).
+
+    Or an unknown one, three or more: then mean and spread are off alike, and the means lie apart by more than the wider
+    spread, measured at one site; the pooled spread would be as wide as the difference that is looked for."""
     if own.mean <= 0 or others.mean <= 0:
         return ""
     ratio = own.mean / others.mean
     larger = max(ratio, 1 / ratio)
-    factor = min(FACTORS, key=lambda f: abs(math.log(larger / f)))
-    if abs(math.log(larger / factor)) > math.log(1.3) or not _spread_fits(
-        own, others, factor if ratio > 1 else 1 / factor
-    ):
-        return ""
     which = "above" if ratio > 1 else "below"
-    return f"about {factor:g} times {which} the other sites: another unit? ({FACTORS[factor]}); set scale in node.toml"
+    factor = min(FACTORS, key=lambda f: abs(math.log(larger / f)))
+    if abs(math.log(larger / factor)) <= math.log(1.3) and _spread_fits(own, others, factor if ratio > 1 else 1 / factor, 2):
+        return f"about {factor:g} times {which} the other sites: another unit? ({FACTORS[factor]}); set scale in node.toml"
+    apart = abs(own.mean - others.mean) > (own.spread if ratio > 1 else others.least)
+    if larger >= STRANGE and apart and _spread_fits(own, others, ratio, 3):
+        return f"about {larger:.2g} times {which} the other sites, the spread too: another unit, or a wrong scale in node.toml?"
+    return ""
 
 
-def _spread_fits(own: _Moments, others: _Moments, factor: float) -> bool:
-    """Can own.spread / (factor * others.spread) lie between 1/2 and 2?"""
-    return own.least <= 2 * factor * others.most and own.most >= factor * others.least / 2
+def _spread_fits(own: _Moments, others: _Moments, factor: float, slack: float) -> bool:
+    """Can own.spread / (factor * others.spread) lie between 1/slack and slack?"""
+    return own.least <= slack * factor * others.most and own.most >= factor * others.least / slack
 
 
 def _distance_warning(own: _Moments, others: _Moments) -> str:
-    scale = max(own.spread, others.spread)
-    if scale > 0 and abs(own.mean - others.mean) > 4 * scale:
+    """Far apart in units of the narrower spread of the two: the wider one may be wide by the very fault."""
+    if own.spread == 0 and abs(own.mean - others.mean) > others.most:
+        return f"every value is {own.mean:g} here, elsewhere they differ: a code for not measured? list it in missing_in"
+    if abs(own.mean - others.mean) > 4 * min(own.spread, others.most):
         return "the mean is more than four spreads from the other sites': check unit and coding"
     if own.least > 10 * others.most or others.least > 10 * own.most:
         return "the spread differs more than ten times from the other sites': check for outliers and sentinel values"
     return ""
+
+
+def _zero_warning(values: Floats) -> str:
+    """Zeros that stand apart from all other values, which begin further from 0 than they are wide."""
+    rest = values[values != 0]
+    zeros = len(values) - len(rest)
+    if not zeros or len(np.unique(rest)) < KINDS or np.abs(rest).min() <= max(rest.std(), np.abs(rest).mean() / 4):
+        return ""
+    said = "one value is 0" if zeros == 1 else f"{zeros} values are 0"
+    return f"{said}, the next is {np.abs(rest).min():g}: a code for not measured? list it in missing_in"
