@@ -11,7 +11,8 @@ from worlds import federation, quadratics, toy_specs
 
 from gossipfl.protocol import events as ev
 from gossipfl.protocol.peer import Peer
-from gossipfl.simulator.network import Faults, World
+from gossipfl.simulator.faults import Faults
+from gossipfl.simulator.network import World
 
 TWELVE = {f"site-{number:02d}": 5 + 7 * number for number in range(12)}
 
@@ -35,7 +36,7 @@ def furthest(world: World, mean: Any) -> float:
 
 @pytest.mark.parametrize(("dtype", "exact", "seed"), [("float64", 1e-9, 0), ("float64", 1e-9, 1), ("float32", 1e-5, 2)])
 def test_the_weighted_mean_survives_cuts_refusals_and_crashes(dtype: str, exact: float, seed: int) -> None:
-    faults = Faults(cuts_per_hour=1200, crashes_per_hour=60, refused_dials=0.2, down_s=10, until_s=80)
+    faults = Faults(cut_per_hour=1200, crash_per_hour=60, refused_dials=0.2, down_s=10, until_hours=80 / 3600)
     world, mean = mixing_world(seed, dtype, faults)
     world.run(80)
     assert world.counts["crash"] > 5
@@ -46,7 +47,7 @@ def test_the_weighted_mean_survives_cuts_refusals_and_crashes(dtype: str, exact:
 
 
 def test_one_seed_is_one_history() -> None:
-    faults = Faults(cuts_per_hour=600, crashes_per_hour=30, refused_dials=0.2, until_s=30)
+    faults = Faults(cut_per_hour=600, crash_per_hour=30, refused_dials=0.2, until_hours=30 / 3600)
     runs = [mixing_world(5, "float64", faults)[0] for _ in range(2)]
     for world in runs:
         world.run(40)
@@ -66,7 +67,7 @@ def training_world(seed: int, faults: Faults, **study: Any) -> tuple[World, Any,
 
 
 def test_the_ledger_reaches_the_weighted_optimum_through_idle_nodes_cuts_and_unequal_work() -> None:
-    faults = Faults(cuts_per_hour=600, refused_dials=0.2, crashes_per_hour=30, down_s=10, until_s=60)
+    faults = Faults(cut_per_hour=600, refused_dials=0.2, crash_per_hour=30, down_s=10, until_hours=60 / 3600)
     world, optimum, _ = training_world(1, faults, eta=0.05)
     world.run(300, until=lambda: furthest(world, optimum) < 1e-7)
     assert furthest(world, optimum) < 1e-6
@@ -79,7 +80,7 @@ def test_plain_gossip_misses_the_optimum_that_the_ledger_reaches() -> None:
 
 
 def test_flows_are_opposite_bit_for_bit_once_links_are_quiet() -> None:
-    faults = Faults(cuts_per_hour=600, refused_dials=0.2, crashes_per_hour=60, down_s=5, until_s=40)
+    faults = Faults(cut_per_hour=600, refused_dials=0.2, crash_per_hour=60, down_s=5, until_hours=40 / 3600)
     world, _, _ = training_world(2, faults, eta=0.05, leak=0.02, cap=2.0, clip=2.0)
     world.run(45)
     world.run(30)
@@ -102,7 +103,7 @@ def test_flows_are_opposite_bit_for_bit_once_links_are_quiet() -> None:
 
 def test_a_core_is_a_function_of_its_events() -> None:
     """What one node was fed, fed again to a fresh core, gives the same commands."""
-    world, _, _ = training_world(4, Faults(cuts_per_hour=600, until_s=20), eta=0.05)
+    world, _, _ = training_world(4, Faults(cut_per_hour=600, until_hours=20 / 3600), eta=0.05)
     node = world.nodes["site-2"]
     tape: list[tuple[Any, Any, list[Any]]] = []
     whole = node.boot

@@ -13,7 +13,8 @@ from test_exactly_once import furthest
 from worlds import certificate_of, federation, quadratics, toy_specs
 
 from gossipfl.protocol import events as ev
-from gossipfl.simulator.network import Faults, World
+from gossipfl.simulator.faults import Faults
+from gossipfl.simulator.network import World
 from gossipfl.tasks.normalisation import statistics_size, statistics_vector
 from gossipfl.tasks.task import Data
 from gossipfl.trust.membership import without
@@ -46,7 +47,7 @@ def frozen(world: World) -> list[bytes]:
 def test_all_sites_freeze_the_statistics_of_all_rows(seed: int) -> None:
     from gossipfl.protocol.messages import decode_normalisation
 
-    faults = Faults(cuts_per_hour=600, crashes_per_hour=60, down_s=5, until_s=20)
+    faults = Faults(cut_per_hour=600, crash_per_hour=60, down_s=5, until_hours=20 / 3600)
     world, rows = statistics_world(seed, faults)
     world.run(200, until=lambda: all(node.boots and node.peer.frozen for node in world.nodes.values()))
     world.run(30)

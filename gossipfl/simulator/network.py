@@ -1,14 +1,15 @@
 """Many real Peers on one heap of events: virtual clock, virtual network, modelled disks, real crypto. One seed, one history.
 
-What runs is what is deployed: Peer, Session, Workbench, Store. Not here: threads, sleep, wall clock, sockets. First form:
-latency, connection cuts (also in the middle of a transfer), refused dials, crashes with restarts.
+What runs is what is deployed: Peer, Session, Workbench, Store. Not here: threads, sleep, wall clock, sockets, and what a fault
+or a line is (faults.py, lines.py). Enacted so far: latency, connection cuts, refused dials, crashes with restarts.
 """
 
 from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -16,13 +17,15 @@ from typing import Any, Final
 import numpy as np
 
 from gossipfl.digest import chunk_count
-from gossipfl.errors import Refused
+from gossipfl.errors import Misuse, Refused
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol import session as ss
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.peer import Peer
+from gossipfl.simulator.faults import CLASSES, Faults, Strike
+from gossipfl.simulator.lines import Lines
 from gossipfl.store import Store
 from gossipfl.trust.identity import Certificate, NodeKeys
 from gossipfl.workbench import Bench, Workbench
@@ -34,29 +37,9 @@ WALL_START_NS: Final = 1_767_225_600 * SECOND
 
 
 @dataclass(frozen=True)
-class Faults:
-    """What goes wrong, and how often; all off by default."""
-
-    cuts_per_hour: float = 0.0
-    """connections cut per node and virtual hour, in the middle of whatever they carry"""
-    refused_dials: float = 0.0
-    """share of dials that fail"""
-    crashes_per_hour: float = 0.0
-    """crashes per node and virtual hour"""
-    down_s: float = 30.0
-    """mean seconds that a crashed node stays down (exponential)"""
-    survival: float = 0.5
-    """probability that a write that was not synced survives a crash"""
-    until_s: float = float("inf")
-    """virtual seconds after which nothing goes wrong any more"""
-
-
-@dataclass(frozen=True)
 class Pace:
     """How long things take, in virtual time."""
 
-    latency_s: float = 0.02
-    """one way, mean; each record draws from half to one and a half of it, order kept"""
     step_s: float = 0.01
     """one local step"""
     job_s: float = 0.001
@@ -79,6 +62,35 @@ class Spec:
     statistics: Any = field(default_factory=lambda: np.zeros(1))
     speed: float = 1.0
     """steps per step_s"""
+
+
+ENACTED: Final = frozenset({"cut", "refused", "crash"})
+"""classes of faults and kinds of strikes that a World enacts so far"""
+
+
+class Observer:
+    """What watches a world. Every hook does nothing here; none may change the world."""
+
+    def booted(self, world: World, node: Node) -> None:
+        """The node has read its disk and is about to be told Started."""
+
+    def fed(self, world: World, node: Node, event: ev.Event, commands: list[ev.Command]) -> None:
+        """The core was asked; nothing is carried out yet."""
+
+    def did(self, world: World, node: Node, command: ev.Command) -> None:
+        """Carried out; after a Commit its state is on the modelled disk."""
+
+    def stored(self, world: World, node: Node, job: ev.Job, event: ev.Event) -> None:
+        """A job was done, and what it made is in the store; the core will hear of it later."""
+
+    def crashed(self, world: World, node: Node, before: Store, after: Store) -> None:
+        """The process is gone: the store as it was, and what is found of it at the next start."""
+
+    def struck(self, world: World, kind: str, names: tuple[str, ...], detail: str) -> None:
+        """A fault began, or ended (kind + "-end"). "exception": a core raised, which it never may."""
+
+    def wire(self, world: World, sender: str, receiver: str, size: int) -> None:
+        """Bytes were put on a line."""
 
 
 class Node:
@@ -108,20 +120,30 @@ class Node:
         self.peer = Peer(settings)
         self.bench = Workbench(self.spec.bench, files)
         named = {name for (kind, _), value in rows.items() if kind == "link" for name in _link_names(value)}
+        for observer in self.world.observers:
+            observer.booted(self.world, self)
         self.feed(ev.Started(rows, x0, own, base, begin, files.missing(named)))
 
     def crash(self) -> None:
         self.alive = False
         for end in list(self.ends.values()):
             self.world.sever(end, f"{self.name} crashed")
-        self.store = self.store.crash(self.world.rng, self.world.faults.survival)
+        before, survival = self.store, self.world.faults.survival
+        self.store = before.crash(self.world.rng, self.world.rng.random() if survival is None else survival)
+        for observer in self.world.observers:
+            observer.crashed(self.world, self, before, self.store)
 
     def feed(self, event: ev.Event) -> None:
         """One event through the only door, and its commands in order."""
         world = self.world
         world.events += 1
-        for command in self.peer.handle(event, world.now()):
+        commands = self.peer.handle(event, world.now())
+        for observer in world.observers:
+            observer.fed(world, self, event, commands)
+        for command in commands:
             self.carry_out(command)
+            for observer in world.observers:
+                observer.did(world, self, command)
         job = getattr(event, "job", None)
         if job is not None:
             self.bench.release(job)
@@ -129,6 +151,8 @@ class Node:
     def carry_out(self, command: ev.Command) -> None:
         world = self.world
         if isinstance(command, ev.Commit):
+            for fact in command.facts:
+                world.counts["exchange"] += fact.kind == "ingress" and fact.fields["role"] == "reply"
             self.facts += command.facts
             self.store.commit(command.rows, command.keep, command.facts, world.now().wall_ns, command.live)
         elif isinstance(command, ev.Send):
@@ -156,6 +180,8 @@ class Node:
         """Done now, known when its virtual time has passed."""
         pace = self.world.pace
         event = self.bench.carry_out(job)
+        for observer in self.world.observers:
+            observer.stored(self.world, self, job, event)
         seconds = job.steps * pace.step_s / self.spec.speed if isinstance(job, ev.Train) else pace.job_s
         self.later(int(seconds * SECOND), lambda: self.feed(event))
 
@@ -237,8 +263,10 @@ class End:
     def write(self, record: bytes) -> None:
         """On its way: arrives after the latency, in order, unless the connection is cut before."""
         world = self.node.world
-        self.clear_at = max(self.clear_at, world.mono + world.latency())
         other = self.other
+        self.clear_at = max(self.clear_at, world.mono + world.latency(self.node.name, other.node.name))
+        for observer in world.observers:
+            observer.wire(world, self.node.name, other.node.name, len(record))
         world.at(self.clear_at, lambda: None if other.closed else other.node.hear(other, record))
 
 
@@ -246,19 +274,33 @@ class World:
     """All nodes, the network between them, the clock and the faults, from one seed."""
 
     def __init__(
-        self, specs: dict[str, Spec], seed: int, faults: Faults | None = None, pace: Pace | None = None
+        self,
+        specs: Mapping[str, Spec],
+        seed: int,
+        faults: Faults | None = None,
+        *,
+        lines: Lines | None = None,
+        pace: Pace | None = None,
+        strikes: Sequence[Strike] = (),
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.rng = random.Random(seed)
-        self.faults, self.pace = faults or Faults(), pace or Pace()
+        self.faults, self.lines, self.pace = faults or Faults(), lines or Lines(), pace or Pace()
+        self.observers = tuple(observers)
+        later = sorted(name for name in CLASSES if name not in ENACTED and not self.faults.are_off(name))
+        if later:
+            raise Misuse(f"faults not yet enacted by the simulator: {', '.join(later)}; leave them off")
         self.mono = self.events = self.numbers = 0
         self.heap: list[tuple[int, int, Callable[[], None]]] = []
         self.order = 0
-        self.counts = {"cut": 0, "refused": 0, "crash": 0}
+        self.counts: Counter[str] = Counter()
         self.nodes = {name: Node(name, spec, self) for name, spec in sorted(specs.items())}
         for node in self.nodes.values():
             self.at(int(self.rng.random() * SECOND), self.boot(node))
-            self.trouble(node, self.faults.cuts_per_hour, self.cut)
-            self.trouble(node, self.faults.crashes_per_hour, self.crash)
+            self.trouble(node, self.faults.cut_per_hour, self.cut)
+            self.trouble(node, self.faults.crash_per_hour, self.crash)
+        for strike in strikes:
+            self.at(int(strike.at_s * SECOND), partial(self.strike, strike))
 
     @staticmethod
     def boot(node: Node) -> Callable[[], None]:
@@ -283,19 +325,21 @@ class World:
                     return
         self.mono = end
 
-    def latency(self) -> int:
-        return int(self.pace.latency_s * (0.5 + self.rng.random()) * SECOND)
+    def latency(self, sender: str, receiver: str) -> int:
+        line = self.lines.line(sender, receiver)
+        return int(line.latency_s * (1 + line.jitter * (2 * self.rng.random() - 1)) * SECOND)
 
     # ---- network -------------------------------------------------------------------------------------------------
 
     def dial(self, caller: Node, name: str) -> None:
         """After a round trip: a connection with a session at each end, or DialFailed."""
         callee = self.nodes[name]
-        caller.later(2 * self.latency(), lambda: self.connect(caller, callee))
+        self.counts["dial"] += 1
+        caller.later(2 * self.latency(caller.name, name), lambda: self.connect(caller, callee))
 
     def connect(self, caller: Node, callee: Node) -> None:
         if not callee.alive or (self.troubled() and self.rng.random() < self.faults.refused_dials):
-            self.counts["refused"] += 1
+            self.struck("refused", caller.name, callee.name)
             caller.feed(ev.DialFailed(callee.name, "connection refused"))
             return
         try:
@@ -338,12 +382,12 @@ class World:
             if told is None and side.initiator:
                 told = ev.DialFailed(side.peer, why)
             if side.node.alive and told is not None:
-                side.node.later(0 if side is end else self.latency(), partial(side.node.feed, told))
+                side.node.later(0 if side is end else self.latency(end.node.name, side.node.name), partial(side.node.feed, told))
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
     def troubled(self) -> bool:
-        return self.mono < self.faults.until_s * SECOND
+        return self.mono < self.faults.until_hours * HOUR
 
     def trouble(self, node: Node, per_hour: float, strike: Callable[[Node], None]) -> None:
         """A Poisson stream of one fault at one node, until trouble ends."""
@@ -358,17 +402,40 @@ class World:
 
         self.at(self.mono + delay, happen)
 
+    def strike(self, strike: Strike) -> None:
+        """This fault, now, whatever its `at_s`."""
+        if strike.kind not in ENACTED:
+            raise Misuse(f"the simulator does not yet enact {strike.kind!r}")
+        for name in strike.nodes or tuple(self.nodes):
+            node = self.nodes[name]
+            if strike.kind == "crash":
+                self.crash(node, strike.seconds)
+            for end in list(node.ends.values()) if strike.kind == "cut" else []:
+                self.struck("cut", name, end.other.node.name)
+                self.sever(end, "cut")
+
+    def struck(self, kind: str, *names: str, detail: str = "") -> None:
+        self.counts[kind] += 1
+        for observer in self.observers:
+            observer.struck(self, kind, names, detail)
+
     def cut(self, node: Node) -> None:
         if node.ends:
-            self.counts["cut"] += 1
-            self.sever(node.ends[self.rng.choice(sorted(node.ends))], "cut")
+            end = node.ends[self.rng.choice(sorted(node.ends))]
+            self.struck("cut", node.name, end.peer)
+            self.sever(end, "cut")
 
-    def crash(self, node: Node) -> None:
+    def crash(self, node: Node, seconds: float | None = None) -> None:
         if not node.alive or node.stopped:
             return
-        self.counts["crash"] += 1
+        self.struck("crash", node.name)
         node.crash()
-        self.at(self.mono + int(self.rng.expovariate(1 / self.faults.down_s) * SECOND), self.boot(node))
+        down = self.rng.expovariate(1 / self.faults.down_s) if seconds is None else seconds
+        self.at(self.mono + int(down * SECOND), self.boot(node))
+
+    def heal(self) -> None:
+        """Nothing goes wrong any more, and everybody is up again."""
+        self.faults = Faults()
 
     # ---- what an observer outside sees ---------------------------------------------------------------------------
 
