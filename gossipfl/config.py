@@ -42,7 +42,8 @@ def split_address(text: str) -> tuple[str, int]:
     return found[1] or found[2], int(found[3])
 
 
-def _listen(text: str) -> str:
+def valid_listen(text: str) -> str:
+    """The text, if it is empty or "host:port"; else a ValueError."""
     if text:
         split_address(text)
     return text
@@ -106,7 +107,7 @@ class NodeSection(Strict):
     """Folder of all durable state; one process at a time."""
     keys: File = Field(default="keys", validate_default=True)
     """Folder of keys, mode 0700."""
-    listen: Annotated[str, AfterValidator(_listen)] = "0.0.0.0:8470"
+    listen: Annotated[str, AfterValidator(valid_listen)] = "0.0.0.0:8470"
     """Where peers reach me; empty: I only dial."""
     admin: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:8471"
     """Health, status and metrics, on loopback."""
@@ -294,11 +295,10 @@ state = "state"                   # all that must survive a restart; back it up 
 """
 
 
-def template(member_id: str, *, keys: str = "keys", addresses: tuple[str, ...] = (), dial_only: bool = False) -> str:
-    """The commented node.toml that `gossipfl init` writes."""
-    listen = 'listen = ""                       # dial only: nobody can reach me'
-    if not dial_only:
-        listen = 'listen = "0.0.0.0:8470"           # "" = dial only'
+def template(member_id: str, *, keys: str = "keys", addresses: tuple[str, ...] = (), listen: str = "0.0.0.0:8470") -> str:
+    """The commented node.toml that `gossipfl init` writes; `listen` empty: nobody can reach it, it dials."""
+    said = 'peers connect here; "" = dial only' if listen else "dial only: nobody can reach me"
+    line = f'listen = "{listen}"'
     quoted = ", ".join(f'"{address}"' for address in addresses)
     advertise = f"advertise = [{quoted}]" + "    # in the certificate; made anew when it is renewed"
-    return TEMPLATE.format(id=member_id, keys=keys, listen_line=listen, advertise_line=advertise)
+    return TEMPLATE.format(id=member_id, keys=keys, listen_line=f"{line:<34}# {said}", advertise_line=advertise)

@@ -40,7 +40,7 @@ def test_the_template_is_valid_and_says_the_defaults(tmp_path: Path) -> None:
 
 
 def test_who_gives_no_address_only_dials(tmp_path: Path) -> None:
-    assert load(tmp_path, config.template("ward", dial_only=True)).node.listen_address is None
+    assert load(tmp_path, config.template("ward", listen="")).node.listen_address is None
     assert load(tmp_path, GOOD).node.listen_address == ("0.0.0.0", 8470)
 
 

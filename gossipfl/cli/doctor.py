@@ -154,7 +154,8 @@ def _federation(patient: Patient) -> Iterator[Finding]:
     me = member_of(config, membership)
     patient.membership = membership
     role, mass = membership.member(me).role, membership.mass(me)
-    what = f"version {membership.version}, {len(membership.active)} active members; {me} is {role} with mass {mass:.3g}"
+    document = f"version {membership.version}, digest {membership.digest.hex()[:16]}"
+    what = f"{document}, {len(membership.active)} active members; {me} is {role} with mass {mass:.3g}"
     yield Finding("federation", "ok", what)
     neighbours = membership.neighbours(me)
     if neighbours:
@@ -176,7 +177,9 @@ def _keys(patient: Patient) -> Iterator[Finding]:
     sealed = _is_encrypted(config.node_key)
     passphrase = output.passphrase(patient.passphrase_file) if sealed else None
     patient.keys = load_keys(config, membership, passphrase)
-    yield Finding("keys", "ok", "node.key, certificate and psk.key belong together; " + ("encrypted" if sealed else "0600"))
+    yield Finding("keys", "ok", "node.key and certificate belong together; " + ("encrypted" if sealed else "0600"))
+    said = "psk.key is there; whether it is this federation's, only a handshake with a peer shows"
+    yield Finding("psk", "info", said, "compare `sha256sum` of it by telephone, or run doctor without --offline")
     if not sealed:
         yield Finding("passphrase", "info", "the keys are not encrypted", "`gossipfl init --passphrase-file` encrypts them")
     if config.identity_key.exists():
@@ -185,14 +188,18 @@ def _keys(patient: Patient) -> Iterator[Finding]:
 
 
 def _certificate(patient: Patient) -> Iterator[Finding]:
+    from gossipfl.cli.addresses import findings
+
     keys = patient.has("keys")
     membership: Membership = patient.has("membership")
     certificate: Certificate = keys[1]
     days = (certificate.not_after - time.time()) / DAY_S
     result, fix = ("ok", "") if days > 5 else ("warn", "`gossipfl renew`")
     yield Finding("certificate", result, f"valid for {days:.1f} more days", fix)  # type: ignore[arg-type]
-    reached = ", ".join(certificate.addresses) or "no address: this node dials"
-    yield Finding("addresses", "ok", reached)
+    odd = [one for one in findings(patient.has("config"), certificate.addresses) if one.result != "info"]
+    yield from findings(patient.has("config"), certificate.addresses)
+    if not odd:
+        yield Finding("addresses", "ok", ", ".join(certificate.addresses) or "no address: this node dials")
     if certificate.digest != membership.member(certificate.member).certificate_read.digest:
         yield Finding("certificate", "info", "newer than the one in the federation file; peers fetch it from this node")
 
@@ -330,12 +337,14 @@ def _ports(patient: Patient) -> Iterator[Finding]:
                 raise port_taken(key, host, port, error) from None
         yield Finding("ports", "ok", f"{key} {host}:{port} is free")
 
+
 # ---- peers -----------------------------------------------------------------------------------------------------------
 
 
 def _peers(patient: Patient) -> Iterator[Finding]:
     """A whole handshake with every neighbour that can be dialled: keys, psk, federation and certificates agree."""
     from gossipfl.cli.handshake import dial_all
+    from gossipfl.node.cures import cure
 
     config, membership, keys = patient.has("config"), patient.has("membership"), patient.has("keys")
     me = config.node.id
@@ -351,15 +360,10 @@ def _peers(patient: Patient) -> Iterator[Finding]:
                 yield Finding("peer", "info", f"{peer} has no address: it dials us", "")
             continue
         if reached.why:
-            yield Finding("peer", "fail", f"{peer}: {reached.why}", _cure(reached.why))
+            yield Finding("peer", "fail", f"{peer}: {reached.why}", cure(reached.why))
             continue
-        yield Finding("peer", "ok", f"{peer} at {reached.address}: handshake done, it is {peer}")
+        yield Finding("peer", "ok", f"{peer} at {reached.address}: handshake done, it is {peer}, with our psk")
         if reached.clock_s is not None and abs(reached.clock_s) > CLOCK_S:
             what = f"{peer}'s clock is {reached.clock_s:+.0f} s from ours"
             yield Finding("clock", "warn", what, "run NTP here, or tell the other side")
 
-
-def _cure(why: str) -> str:
-    if ": auth: " in why or ": not-member: " in why:
-        return "compare psk.key (its sha256 by telephone) and federation.json on both sides; are both clocks right?"
-    return "is that node up, and does a firewall let this machine reach it? else wait for it to dial"

@@ -25,6 +25,9 @@ def init(
     address: Annotated[
         list[str] | None, typer.Option("--address", help="URL under which others reach you; none: you only dial.")
     ] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", help="host:port to listen on; by default the first address's port.")
+    ] = None,
     count: Annotated[int, typer.Option("--count", min=0, max=10**9, help="Your training rows; is rounded.")] = 0,
     observer: Annotated[bool, typer.Option("--observer", help="No data: only follow the model.")] = False,
     days: Annotated[int, typer.Option("--days", min=1, max=30, help="Days for which the certificate is valid.")] = 30,
@@ -37,12 +40,14 @@ def init(
     import time
 
     from gossipfl import config
+    from gossipfl.cli import addresses as reach
     from gossipfl.cli import output
     from gossipfl.trust import identity, membership
 
     try:
         membership.valid_member_id(member)
         addresses = tuple(config.valid_address(one) for one in address or [])
+        listening = reach.listen_for(addresses) if listen is None else config.valid_listen(listen)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if len(addresses) > identity.ADDRESSES_MAX:
@@ -63,8 +68,17 @@ def init(
     identity.save_key(files[0], me.seed, secret, "identity")
     identity.save_key(files[1], node.secret, secret, "node")
     output.write(files[2], certificate.encoded)
-    output.write(toml, config.template(member, addresses=addresses, dial_only=not addresses))
+    output.write(toml, config.template(member, addresses=addresses, listen=listening))
     output.say(f"Made {toml} and {', '.join(str(file) for file in files)}.")
+    output.say(_reached(addresses, listening))
     output.say("The key files are " + ("encrypted." if secret else "NOT encrypted: no passphrase was given."))
     output.say("Send this line to whoever makes the federation file; nothing in it is secret:")
     print(membership.member_line(certificate.encoded, role="observer" if observer else "trainer", count=count))
+
+
+def _reached(addresses: tuple[str, ...], listening: str) -> str:
+    if not listening:
+        return "The node will only dial: no --address was given."
+    if any(one.startswith(("https:", "wss:")) for one in addresses):
+        return f"The node will listen on {listening}, without TLS: https and wss need a proxy in front (docs/deploy.md)."
+    return f"The node will listen on {listening}."
