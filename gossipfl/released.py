@@ -17,6 +17,7 @@ import numpy as np
 
 from gossipfl.errors import ConfigError, Fault, GossipError, Misuse
 from gossipfl.learning.parameters import Layout
+from gossipfl.recipe import decoded
 from gossipfl.tasks import BUILT_IN, Data, Task, fitting, load
 from gossipfl.tasks.normalisation import Normaliser
 from gossipfl.tasks.task import Floats, Vector
@@ -54,16 +55,6 @@ class Released:
     def scores(self, x: Floats) -> Floats:
         """The task's scores of raw rows. **Shapes**: (n, d) -> (n,) or (n, classes)."""
         return fitting.predict(self.task, self.layout, self.vector, self.normaliser, x)
-
-
-def normaliser_of(encoded: bytes) -> Normaliser:
-    """The preprocessing that encoded frozen statistics stand for; empty: none."""
-    from gossipfl.protocol.messages import decode_normalisation
-
-    if not encoded:
-        return Normaliser.none()
-    said = decode_normalisation(encoded)
-    return Normaliser(np.array(said.mean), np.array(said.spread))
 
 
 def from_state(folder: Path, membership: Membership, me: str) -> Released:
@@ -116,7 +107,7 @@ def _released(
         "gossipfl": __version__,
         **where,
     }
-    return Released(study.task, dict(study.task_options), task, layout, vector, normaliser_of(frozen), facts)
+    return Released(study.task, dict(study.task_options), task, layout, vector, decoded(frozen), facts)
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ MAY = {
     "store": {"store", "protocol.events"} | FOUNDATION,
     "workbench": {"workbench", "learning", "tasks", "store", "protocol.events", "protocol.messages"} | FOUNDATION,
     "config": {"documents", "trust"} | FOUNDATION,
+    "recipe": {"learning", "tasks", "protocol", "trust", "workbench"} | FOUNDATION,
     "simulator.vectorized": {"learning", "tasks", "topology", "simulator"} | FOUNDATION,
     "simulator.baselines": {"learning", "tasks", "topology", "simulator"} | FOUNDATION,
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,39 +15,22 @@ from gossipfl.learning import compression
 from gossipfl.learning.parameters import Layout
 from gossipfl.learning.training import Plan
 from gossipfl.protocol.core import Settings
-from gossipfl.simulator.network import WALL_START_NS, Spec
+from gossipfl.recipe import Work, settings_of
+from gossipfl.simulator.federation import Keyring
+from gossipfl.simulator.network import Spec
 from gossipfl.tasks.toy import Toy
-from gossipfl.trust.identity import Certificate, Identity, NodeKeys
 from gossipfl.trust.membership import Member, Membership, Study, Topology, create
 from gossipfl.workbench import Bench
 
+KEYRING = Keyring("")
 DAY = 86_400
 PSK = hashlib.sha256(b"a psk for tests").digest()
-
-
-def keys_of(name: str, counter: int = 0) -> NodeKeys:
-    return NodeKeys(hashlib.sha512(f"{name}/{counter}".encode()).digest())
-
-
-def certificate_of(name: str, counter: int = 0, addresses: tuple[str, ...] = ("ws://127.0.0.1:1",)) -> Certificate:
-    identity = Identity(hashlib.sha256(f"identity of {name}".encode()).digest())
-    start = WALL_START_NS // 10**9 - 3600
-    return identity.certify(
-        name, keys_of(name, counter), addresses, counter=counter, not_before=start, not_after=start + 20 * DAY
-    )
+keys_of = KEYRING.node
+certificate_of = partial(KEYRING.certificate, days=20)
 
 
 def member(name: str, count: int = 10, role: str = "trainer") -> Member:
-    import base64
-
-    certificate = certificate_of(name)
-    return Member(
-        id=name,
-        identity=certificate.identity.hex(),
-        certificate=base64.b64encode(certificate.encoded).decode(),
-        role=role,
-        count=count,
-    )
+    return KEYRING.member(name, count, role, days=20)
 
 
 def federation(counts: Mapping[str, int], topology: Topology | None = None, x0: Any = None, **study: Any) -> Membership:
@@ -61,40 +46,21 @@ def federation(counts: Mapping[str, int], topology: Topology | None = None, x0: 
 
 
 def settings(members: Membership, me: str, random: Any, **changed: Any) -> Settings:
-    """The settings that a deployed node of this study would have, a few changed."""
-    study = members.study
-    size = changed.pop("size", 8)
-    width = changed.pop("width", 8)
+    """The settings that a deployed node of this study would have, in a hurry; and a few changed."""
+    size, width = changed.pop("size", 8), changed.pop("width", 8)
+    task = Toy(size)
+    work = Work(task, task.layout(), None, np.zeros(size))
+    told: dict[str, Any] = {"sign": keys_of(me).sign, "certificate": certificate_of(me), "random": random}
+    codec = "f64" if width == 8 else "f32"
     plain: dict[str, Any] = {
-        "me": me,
-        "members": members,
-        "certificate": certificate_of(me),
-        "certificates": tuple(certificate_of(name) for name in members.active),
-        "sign": keys_of(me).sign,
-        "random": random,
         "layout": members.layout_digest,
-        "codec": "f64" if width == 8 else "f32",
-        "model_size": compression.payload_size("f64" if width == 8 else "f32", size, 0, width),
-        "statistics_size": 0,
-        "eta": lambda local_round: study.eta,
-        "local_rounds": study.local_rounds,
-        "local_steps": study.local_steps,
-        "ledger": study.correction == "ledger",
-        "theta": study.theta,
-        "gamma": study.gamma,
-        "leak": study.leak,
-        "cap": study.cap,
-        "clip": study.clip,
-        "release_exchanges": members.release_exchanges,
-        "tolerance": study.statistics_tolerance,
+        "codec": codec,
+        "model_size": compression.payload_size(codec, size, 0, width),
+        "eta": lambda local_round: members.study.eta,
         "inbound_per_minute": 6000,
-        "resets_per_day": study.resets_per_day,
-        "patience_ns": 5_000_000_000,
         "turn_ns": 50_000_000,
-        "checkpoint_ns": 30_000_000_000,
-        "dialable": frozenset(members.active),
     }
-    return Settings(**(plain | changed))
+    return replace(settings_of(members, me, work, checkpoint_s=30.0, **told), **(plain | changed))
 
 
 def toy_specs(

@@ -22,7 +22,7 @@ from gossipfl.errors import ConfigError, Exit, Fault, GossipError
 
 if TYPE_CHECKING:
     from gossipfl.config import NodeConfig
-    from gossipfl.node.build import Work
+    from gossipfl.recipe import Work
     from gossipfl.trust.identity import Certificate, NodeKeys
     from gossipfl.trust.membership import Membership
 
@@ -253,8 +253,8 @@ def _step(patient: Patient) -> Iterator[Finding]:
     """One local step from x^0, on this site's own normalisation: does the model train here at all?"""
     import numpy as np
 
-    from gossipfl.learning.training import Plan
     from gossipfl.node.build import trainer
+    from gossipfl.recipe import plan_of
     from gossipfl.tasks.normalisation import Normaliser, own_normaliser
 
     config, work, membership = patient.has("config"), patient.has("work"), patient.has("membership")
@@ -264,7 +264,7 @@ def _step(patient: Patient) -> Iterator[Finding]:
     study = membership.study
     own = own_normaliser(work.site.train) if work.normalised else Normaliser.none()
     learner = trainer(config, work, own)
-    plan = Plan(1, study.eta, study.batch_size, study.optimizer, study.momentum, study.proximal, study.l2)
+    plan = plan_of(study, 1, study.eta)
     began = time.perf_counter()
     outcome = learner.train(np.array(work.start), None, plan, np.random.Generator(np.random.PCG64(0)))
     took = (time.perf_counter() - began) * 1000

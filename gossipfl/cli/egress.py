@@ -12,7 +12,7 @@ from gossipfl.errors import Misuse
 
 if TYPE_CHECKING:
     from gossipfl.config import NodeConfig
-    from gossipfl.node.build import Work
+    from gossipfl.recipe import Work
     from gossipfl.trust.membership import Membership
 
 DAY_S: Final = 86_400

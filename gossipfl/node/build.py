@@ -11,9 +11,9 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,51 +21,22 @@ from gossipfl import tasks
 from gossipfl.config import NodeConfig
 from gossipfl.digest import name_of
 from gossipfl.errors import ConfigError, Exit, Fault
-from gossipfl.learning import compression, correction
 from gossipfl.node.driver import Parts
 from gossipfl.node.logs import Log
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.link import decode_link
+from gossipfl.recipe import Work, bench_of, judge_of, normaliser_of, settings_of, statistics_of, trainer_of, work_of
 from gossipfl.store import Store
 from gossipfl.store.errors import border
 from gossipfl.tasks import fitting, normalisation
 from gossipfl.tasks.split import site_of
 from gossipfl.trust.identity import Certificate, NodeKeys, load_key
 from gossipfl.trust.membership import Membership, Study, replaces
-from gossipfl.workbench import Bench, statistics_reader
 
 if TYPE_CHECKING:
-    from gossipfl.learning.parameters import Layout
-    from gossipfl.learning.training import Plan
-    from gossipfl.tasks import Data, Site, Task
-
-SECOND: Final = 1_000_000_000
-
-TURN_NS: Final = 5_000_000
-"""Least time between two turns, where the study asks for none: a node that finds nobody must not spin."""
-
-FEATURES_MAX: Final = 2200
-"""Three numbers of nine bytes for each, and a candidate has at most 60,000 bytes."""
-
-SCHEDULES: Final = {"tail": "linear-tail"}
-
-
-@dataclass(frozen=True)
-class Work:
-    """What this site learns with: the task and its rows, the same in every node of the study but for the rows."""
-
-    task: Task
-    layout: Layout
-    site: Site | None
-    """None where the node has no data: an observer, or a loop of the user's own"""
-    start: Any
-    """x^0"""
-
-    @property
-    def normalised(self) -> bool:
-        return bool(self.task.standardise and self.task.features)
+    from gossipfl.tasks import Site, Task
 
 
 def build(
@@ -94,15 +65,25 @@ def build(
         if work.site is not None:
             take_data(store, rows, work.site, accept_new_data, config)
         log = Log(me, config.node.log)
-        settings = change(settings_of(config, membership, me, work, keys, certificate, external))
+        learner = learner_of(config, work, membership.study.minimum_count, log)
+        settings = settings_of(
+            membership,
+            me,
+            work,
+            sign=keys.sign,
+            certificate=certificate,
+            random=random.SystemRandom(),
+            checkpoint_s=config.limits.checkpoint_s,
+            external=external,
+        )
         return Parts(
             config=config,
             membership=membership,
             keys=keys,
             certificate=certificate,
             psk=psk,
-            settings=settings,
-            bench=bench_of(config, membership, me, work, log),
+            settings=change(settings),
+            bench=bench_of(membership, me, work, learner, tuple(os.urandom(16))),
             store=store,
             started=started(store, rows, membership, me, work, begin),
             log=log,
@@ -209,16 +190,14 @@ def load_work(config: NodeConfig, membership: Membership, external: bool) -> Wor
     """Task, layout and x^0 as this machine makes them, and this site's rows; they must be the federation's."""
     study = membership.study
     task = tasks.load(study.task, study.task_options)
-    layout = fitting.layout_of(task)
-    start = fitting.start(task, layout, study.seed)
-    if layout.digest != membership.layout_digest or name_of(start.data) != membership.x0_name:
-        what = "layout" if layout.digest != membership.layout_digest else "first model"
+    work = work_of(study, task, None)
+    if work.layout.digest != membership.layout_digest or name_of(work.start.data) != membership.x0_name:
+        what = "layout" if work.layout.digest != membership.layout_digest else "first model"
         raise _fault(config.node.federation, f"the {what} of task {study.task!r} is another on this machine",
                      "install the version of gossipfl and of the task that made the federation file")  # fmt: skip
     observer = membership.member(config.node.id).role == "observer"
     without = observer or (external and config.data.is_empty)
-    site = None if without else load_site(config, study, task)
-    return Work(task, layout, site, start)
+    return work if without else replace(work, site=load_site(config, study, task))
 
 
 def load_site(config: NodeConfig, study: Study, task: Task) -> Site:
@@ -250,25 +229,6 @@ def take_data(
         store.rows.apply([("data", "fingerprint", mark)], [fact], time.time_ns())
 
 
-def empty(task: Task) -> Data:
-    width = len(task.features)
-    return tasks.Data(np.empty((0, width)), np.empty(0))
-
-
-def statistics_of(work: Work, membership: Membership, me: str) -> Any:
-    """This site's statistics vector. Every member of the document has a coordinate, so that who leaves shifts nobody."""
-    if not work.normalised:
-        return np.zeros(1)
-    data = work.site.train if work.site else empty(work.task)
-    if len(work.task.features) > FEATURES_MAX:
-        raise ConfigError(
-            f"the task has {len(work.task.features)} features; a study normalises at most {FEATURES_MAX} (they must fit one "
-            f"message): let the task normalise by constants and set standardise = False"
-        )
-    ids = [member.id for member in membership.members]
-    return normalisation.statistics_vector(ids.index(me), len(ids), data, membership.study.minimum_count)
-
-
 def started(
     store: Store, rows: dict[tuple[str, str], bytes], membership: Membership, me: str, work: Work, begin: Any
 ) -> ev.Started:
@@ -289,98 +249,34 @@ def started(
     )
 
 
-# ---- settings --------------------------------------------------------------------------------------------------------
+# ---- hands -----------------------------------------------------------------------------------------------------------
 
 
-def settings_of(
-    config: NodeConfig,
-    membership: Membership,
-    me: str,
-    work: Work,
-    keys: NodeKeys,
-    certificate: Certificate,
-    external: bool,
-) -> Settings:
-    """What the core is told: the study's constants, and this node's place in it."""
-    study, layout = membership.study, work.layout
-    itemsize = np.dtype(layout.dtype).itemsize
-    vector = statistics_of(work, membership, me)
-    name = SCHEDULES.get(study.schedule, study.schedule)
-    known = {one.member: one for one in (membership.member(peer).certificate_read for peer in membership.active)}
-    return Settings(
-        me=me,
-        members=membership,
-        certificate=certificate,
-        certificates=(*(known[peer] for peer in membership.active), certificate),
-        sign=keys.sign,
-        random=random.SystemRandom(),
-        layout=layout.digest,
-        codec=study.codec,
-        model_size=compression.payload_size(study.codec, layout.n_parameters, layout.n_moments, itemsize),
-        statistics_size=compression.payload_size("f64", vector.size, 0, 8) if work.normalised else 0,
-        eta=lambda local_round: correction.schedule(name, study.eta, local_round, study.local_rounds),
-        local_rounds=study.local_rounds,
-        local_steps=study.local_steps,
-        ledger=study.correction == "ledger",
-        theta=study.theta,
-        gamma=study.gamma,
-        leak=study.leak,
-        cap=study.cap,
-        clip=study.clip,
-        release_exchanges=membership.release_exchanges,
-        tolerance=study.statistics_tolerance,
-        inbound_per_minute=study.inbound_per_minute,
-        resets_per_day=study.resets_per_day,
-        patience_ns=int(study.exchange_patience_s * SECOND),
-        turn_ns=max(TURN_NS, int(study.local_round_s * SECOND)),
-        checkpoint_ns=int(config.limits.checkpoint_s * SECOND),
-        trains=membership.member(me).role == "trainer",
-        external=external,
-        dialable=frozenset(peer for peer in membership.active if known[peer].addresses),
-    )
-
-
-def bench_of(config: NodeConfig, membership: Membership, me: str, work: Work, log: Log) -> Bench:
-    """The hands over this site's rows."""
-    study, layout = membership.study, work.layout
-
-    def plan(steps: int, eta: float) -> Plan:
-        from gossipfl.learning.training import Plan
-
-        return Plan(steps, eta, study.batch_size, study.optimizer, study.momentum, study.proximal, study.l2)
+def learner_of(config: NodeConfig, work: Work, minimum: int, log: Log) -> Callable[[ms.Normalisation | None], Any]:
+    """What makes the trainer over this site's rows, once the statistics are frozen; it compares them with the site's own."""
 
     def learner(statistics: ms.Normalisation | None) -> Any:
         if work.site is None:
             return None
         if statistics is not None and work.normalised:
-            compare(config, work, statistics, study.minimum_count, log)
+            compare(config, work, statistics, minimum, log)
         return trainer(config, work, normaliser_of(statistics))
 
-    ids = [member.id for member in membership.members]
-    reader = statistics_reader(membership.federation_id, me, ids, membership.active)
-    return Bench(
-        n_parameters=layout.n_parameters,
-        n_moments=layout.n_moments,
-        dtype=layout.dtype,
-        learner=learner,
-        plan=plan,
-        seed=tuple(os.urandom(16)),
-        estimate=reader if work.normalised else lambda vector: ((), None),
-    )
+    return learner
 
 
 def trainer(config: NodeConfig, work: Work, normaliser: normalisation.Normaliser) -> Any:
     assert work.site is not None
-    rows = fitting.prepare(work.task, normaliser, work.site.train)
     if hasattr(work.task, "trainer"):
-        return fitting.trainer(work.task, work.layout, rows, work.site.train.y)
+        return trainer_of(work, normaliser)
     import torch
 
     torch.set_num_threads(config.limits.threads)
     if config.limits.device == "cpu":
-        return fitting.trainer(work.task, work.layout, rows, work.site.train.y)
+        return trainer_of(work, normaliser)
     from gossipfl.learning.training import Trainer
 
+    rows = fitting.prepare(work.task, normaliser, work.site.train)
     try:
         device = torch.device(config.limits.device)
         module = work.task.model().to(device)
@@ -390,12 +286,6 @@ def trainer(config: NodeConfig, work: Work, normaliser: normalisation.Normaliser
             Fault("[limits] device", None, f"{config.limits.device}: {error}", 'write device = "cpu"')
         ) from None
     return Trainer(module, work.layout, work.task.loss, x, y)
-
-
-def normaliser_of(statistics: ms.Normalisation | None) -> normalisation.Normaliser:
-    if statistics is None or not statistics.mean:
-        return normalisation.Normaliser.none()
-    return normalisation.Normaliser(np.array(statistics.mean), np.array(statistics.spread))
 
 
 def compare(config: NodeConfig, work: Work, statistics: ms.Normalisation, minimum: int, log: Log) -> None:
@@ -416,20 +306,6 @@ def compare(config: NodeConfig, work: Work, statistics: ms.Normalisation, minimu
                 warning=row.warning,
             )
     log.say("normalised", features=len(rows), warnings=sum(bool(row.warning) for row in rows), file=str(path))
-
-
-def judge_of(work: Work) -> Callable[[bytes, Any], dict[str, float]] | None:
-    """Metrics of a model on this site's hold-out; None where it has none."""
-    if work.site is None or not len(work.site.holdout):
-        return None
-    holdout = work.site.holdout
-
-    def judge(frozen: bytes, vector: Any) -> dict[str, float]:
-        normaliser = normaliser_of(ms.decode_normalisation(frozen) if frozen else None)
-        metrics = fitting.evaluate(work.task, work.layout, vector, normaliser, holdout)
-        return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
-
-    return judge
 
 
 def _fault(path: Path, what: str, remedy: str) -> ConfigError:

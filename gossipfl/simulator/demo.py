@@ -7,7 +7,6 @@ hospital's process reads its own rows only. Not here: what is printed (cli.demo)
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import secrets
@@ -24,6 +23,7 @@ from typing import Any, Final
 
 from gossipfl import config, digest
 from gossipfl.errors import Exit, GossipError, Misuse
+from gossipfl.simulator.federation import study_of
 from gossipfl.tasks import Site, Task, fitting
 from gossipfl.trust import identity, membership
 
@@ -42,34 +42,17 @@ DRAIN_S: Final = 30.0
 LIMIT_S: Final = 600.0
 """For the whole course: five times what two cores need, then something hangs and the logs say what."""
 
-NET_BATCH: Final = 32
-"""Rows in a step of a net."""
-
 PACE_S: Final = 0.06
 """Between two turns of a node: a person can follow, and a hospital that was killed comes back while the others still learn."""
 
-ROUNDS: Final = {"breast-cancer": 120, "heart": 120, "digits": 300, "toy": 60}
-"""Local rounds of 10 steps: enough for these models to settle, and a net needs more; a task of one's own gets 120."""
-
-
 def study(spec: str, task: Task, seed: int, options: dict[str, Any] | None = None) -> membership.Study:
-    """The recipe of the default study, with a hurry: short local rounds, and peers may ask as often as they like.
-
-    A net gets minibatches, and a rate that stays up until it falls at the end; a linear model all rows, and a cosine.
-    """
-    is_net = bool(getattr(task, "hidden", ()))
-    return membership.Study(
+    """The recipe of a simulation's study, with a hurry: short local rounds, and peers may ask as often as they like."""
+    return study_of(
+        spec,
+        task,
+        seed,
+        options,
         name=f"demo of {spec}",
-        task=spec,
-        task_options=options or {},
-        seed=seed,
-        holdout_key=hashlib.sha256(f"gossipfl demo {seed}".encode()).hexdigest(),
-        local_rounds=ROUNDS.get(spec, 120),
-        optimizer=getattr(task, "optimizer", "sgd"),
-        l2=float(getattr(task, "l2", 0.0)),
-        codec="f64" if fitting.layout_of(task).dtype == "float64" else "f32",
-        batch_size=NET_BATCH if is_net else None,
-        schedule="tail" if is_net else "cosine",
         exchange_patience_s=2.0,
         local_round_s=PACE_S,
         inbound_per_minute=10_000,
