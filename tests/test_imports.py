@@ -13,7 +13,8 @@ HEART = {"protocol", "trust"} | FOUNDATION
 MAY = {
     "errors": set(),
     "digest": set(),
-    "topology": {"errors"},
+    "topology": {"topology", "errors"},
+    "topology.files": {"topology", "documents", "errors"},
     "documents": {"errors"},
     "learning": {"learning"} | FOUNDATION,
     "tasks": {"tasks", "learning"} | FOUNDATION,

@@ -10,6 +10,7 @@ import pytest
 
 from gossipfl import topology
 from gossipfl.errors import Misuse
+from gossipfl.topology import rules
 
 IDS = [f"h{n}" for n in range(40)]
 GRAPHS = {
@@ -93,4 +94,4 @@ def test_no_number_of_exchanges_joins_what_is_not_connected() -> None:
 
 
 def test_the_docstrings_print_what_they_say() -> None:
-    assert doctest.testmod(topology).failed == 0
+    assert doctest.testmod(rules).failed == 0

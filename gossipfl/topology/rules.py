@@ -1,7 +1,8 @@
-"""Who may talk to whom: graphs made from member ids, the same at every node, and how fast they mix.
+"""The rules of deployed nodes: graphs made from member ids, the same at every node, and how fast they mix.
 
 A graph is an adjacency: id -> sorted tuple of neighbours, ids in order. Not here: who is quiet or whom a node chooses
-next (gossipfl.protocol.neighbours), and weights of a synchronous round.
+next (gossipfl.protocol.neighbours), graphs of a simulation (gossipfl.topology.graphs) and weights of a synchronous round
+(gossipfl.topology.weights).
 """
 
 from __future__ import annotations
