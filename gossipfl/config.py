@@ -119,6 +119,8 @@ class NodeSection(Strict):
     """Reverse proxies of my own, from which the limit on connections of one address does not count."""
     log: Literal["auto", "json", "text"] = "auto"
     """auto: text on a terminal, else JSON lines."""
+    log_level: Literal["info", "debug"] = "info"
+    """debug: of each exchange every step, not one line."""
 
     @property
     def listen_address(self) -> tuple[str, int] | None:
@@ -276,6 +278,7 @@ state = "state"                   # all that must survive a restart; back it up 
 # proxy = ""                      # "http://proxy.example.org:3128" to dial through HTTP CONNECT
 # trusted_proxies = []            # addresses of your own reverse proxy
 # log = "auto"                    # auto | json | text
+# log_level = "info"              # info: one line an exchange | debug: every step of it
 
 [data]
 # file = "rows.csv"               # CSV or Parquet, one row a case; it is read here and never leaves

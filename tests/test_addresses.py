@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import doctest
 import ssl
 from pathlib import Path
+from types import ModuleType
 
 import aiohttp
 import pytest
 
 from gossipfl import cli, config
-from gossipfl.cli import addresses
+from gossipfl.cli import addresses, output
+from gossipfl.learning import evaluation
+from gossipfl.node import cures
 from gossipfl.node.cures import GENERAL, cure
 
 
@@ -108,3 +112,8 @@ async def test_a_port_where_nobody_listens_gets_its_hint() -> None:
 )
 def test_every_cause_has_its_remedy(why: str, says: str) -> None:
     assert says in cure(why)
+
+
+@pytest.mark.parametrize("module", [addresses, cures, evaluation, output], ids=lambda module: module.__name__)
+def test_the_docstrings_print_what_they_say(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0

@@ -53,6 +53,7 @@ async def _dial(
     import aiohttp
 
     from gossipfl.errors import Refused
+    from gossipfl.node.client import said
 
     faults = []
     for address in known.addresses:
@@ -66,7 +67,7 @@ async def _dial(
         except TimeoutError:
             faults.append(f"{address}: no answer within {DIAL_S:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            faults.append(f"{address}: {error or type(error).__name__}")
+            faults.append(f"{address}: {said(error)}")
     return Reached(known.member, "; ".join(faults))
 
 

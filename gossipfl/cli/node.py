@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -78,21 +79,25 @@ def _is_encrypted(path: Path) -> bool:
 def status(file: TOML = Path("node.toml"), json_: JSON = False) -> None:
     """How is the node: stage, progress, and each peer's state."""
     from gossipfl.cli import output
+    from gossipfl.learning.evaluation import figures
 
     found = ask(file, "/status")
     if json_:
         output.emit(found)
         return
-    evaluation = (found.get("evaluation") or {}).get("metrics", {})
-    judged = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
+    judged = figures((found.get("evaluation") or {}).get("metrics", {}))
     done = f"local round {found['local_round']} of {found['local_rounds']}, {found['exchanges']} exchanges"
-    title = f"{found['node']}: {found['stage']}, {done}, up {found['uptime_s']:.0f} s" + (f"\n{judged}" if judged else "")
+    title = f"{found['node']}: {found['stage']}, {done}, up {output.duration(found['uptime_s'])}"
+    if judged:
+        title += "\non this site's hold-out: " + ", ".join(f"{name} {figure}" for name, figure in judged.items())
+    now = time.time()
     rows = [
-        (name, peer["state"], peer["exchanges"], peer["sent_bytes"], peer["received_bytes"], peer["epoch"],
-         "yes" if peer["in_doubt"] else "", peer["why"])
+        (name, peer["state"], output.duration(now - peer["since_unix"]), peer["exchanges"],
+         output.amount(peer["sent_bytes"]), output.amount(peer["received_bytes"]),
+         "yes" if peer["in_doubt"] else "no", peer["epoch"], peer["why"])
         for name, peer in found["peers"].items()
     ]  # fmt: skip
-    output.table(title, ("peer", "state", "exchanges", "sent", "received", "epoch", "in doubt", "why"), rows)
+    output.table(title, ("peer", "state", "for", "exchanges", "sent", "received", "in doubt", "epoch", "why"), rows)
 
 
 def _verb(order: str) -> Any:

@@ -54,6 +54,32 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def duration(seconds: float) -> str:
+    """How long, in the largest unit that fits.
+
+    >>> [duration(s) for s in (9.4, 250, 9000, 200_000)]
+    ['9 s', '4 min', '2.5 h', '2.3 days']
+    """
+    if seconds < 120:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
+def amount(size: float) -> str:
+    """How much, in the largest unit that fits.
+
+    >>> [amount(b) for b in (124, 10_268, 9.5e6)]
+    ['124 B', '10.0 KiB', '9.1 MiB']
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
 def passphrase(file: Path | None, *, new: bool = False) -> str | None:
     """The passphrase of key files: from `file`, else from the file that GOSSIPFL_PASSPHRASE_FILE names, else asked for
     on a terminal, else None (keys not encrypted). Never from the command line: others could read it there.

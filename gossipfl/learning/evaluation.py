@@ -6,6 +6,7 @@ A metric that the data do not define (AUC where only one class is present) is Na
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Any, Final
 
@@ -113,6 +114,37 @@ def binary(y: NDArray[Any], risks: Floats) -> dict[str, float]:
 def multiclass(y: NDArray[Any], chances: Floats) -> dict[str, float]:
     """All metrics of a model with more classes."""
     return {"accuracy": accuracy(y, chances), "auc": macro_auc(y, chances), "log_loss": log_loss(y, chances)}
+
+
+LABELS: Final = {"auc": "AUC", "brier": "Brier score"}
+
+
+def label(metric: str) -> str:
+    """A metric's name as people write it.
+
+    >>> label("auc"), label("log_loss")
+    ('AUC', 'log loss')
+    """
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def figures(metrics: Mapping[str, float | None]) -> dict[str, str]:
+    """Metrics as a person reads them: label -> figure, an interval beside the figure that it belongs to.
+
+    >>> figures({"auc": 0.8211, "auc_low": 0.7144, "auc_high": 0.9279, "brier": 0.164})
+    {'AUC': '0.8211 (0.714 to 0.928)', 'Brier score': '0.1640'}
+    """
+    said = {}
+    for name, value in metrics.items():
+        if name.removesuffix("_low") in metrics and name.endswith("_low"):
+            continue
+        if name.removesuffix("_high") in metrics and name.endswith("_high"):
+            continue
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        known = value is not None and math.isfinite(value)
+        both = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
+        said[label(name)] = ("-" if not known else f"{value:.4f}") + (f" ({low:.3f} to {high:.3f})" if known and both else "")
+    return said
 
 
 def _positive(y: NDArray[Any], scores: Floats) -> NDArray[np.bool_]:

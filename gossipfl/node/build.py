@@ -64,7 +64,7 @@ def build(
         take_membership(store, rows, membership, config.node.federation)
         if work.site is not None:
             take_data(store, rows, work.site, accept_new_data, config)
-        log = Log(me, config.node.log)
+        log = Log(me, config.node.log, level=config.node.log_level)
         learner = learner_of(config, work, membership.study.minimum_count, log)
         settings = settings_of(
             membership,
@@ -89,6 +89,7 @@ def build(
             log=log,
             entropy=os.urandom,
             judge=judge_of(work),
+            metric=work.task.metric,
         )
     except BaseException:
         store.close()

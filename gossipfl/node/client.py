@@ -81,7 +81,7 @@ class Client:
             try:
                 connection = await self.connect(certificate, address)
             except FOREIGN as error:
-                faults.append(f"{address}: {_said(error)}")
+                faults.append(f"{address}: {said(error)}")
                 continue
             except Refused as refusal:
                 faults.append(f"{address}: {refusal}")
@@ -139,5 +139,6 @@ def _transport(socket: Any) -> Any:
     return None if connection is None else connection.transport
 
 
-def _said(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+def said(error: BaseException) -> str:
+    """Its words, without aiohttp's mention of TLS settings where none is spoken."""
+    return str(error).replace(" ssl:default", "") or type(error).__name__

@@ -22,9 +22,10 @@ from gossipfl import __version__
 from gossipfl.config import NodeConfig
 from gossipfl.errors import GossipError
 from gossipfl.node.client import Client
+from gossipfl.node.company import Company
 from gossipfl.node.connection import Connection
 from gossipfl.node.gate import Caps
-from gossipfl.node.logs import Log
+from gossipfl.node.logs import Log, progress
 from gossipfl.node.systemd import Watchdog
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import session as ss
@@ -74,6 +75,8 @@ class Parts:
     """random bytes for keys, from the operating system"""
     judge: Callable[[bytes, Any], dict[str, float]] | None = None
     """(encoded normalisation, vector) -> metrics on this site's hold-out"""
+    metric: str = ""
+    """which of them people look at first"""
     caps: Caps = field(default_factory=Caps)
 
 
@@ -96,6 +99,7 @@ class Driver:
         self.running, self._alone = asyncio.Event(), asyncio.Event()
         self._alone.set()
         self.began_ns = time.monotonic_ns()
+        self.company = Company(self.log, self.began_ns)
         self.listening = self.admin = ""
         self.door: Door | None = None
         self.held_by_operator = False
@@ -169,6 +173,7 @@ class Driver:
     def _end(self) -> None:
         for pool in (self._disk, self._hands, self._learn):
             pool.shutdown(wait=False, cancel_futures=True)
+        self.log.close()
         self.store.close()
 
     def stop(self) -> None:
@@ -368,8 +373,18 @@ class Driver:
             self._hours()
             await self._flush()
             self._judge()
+            self._tell()
             watchdog.alive()
             await asyncio.sleep(TICK_S)
+
+    def _tell(self) -> None:
+        """What a person should hear without asking: who is there, and how far it is."""
+        peer = self.peer
+        if not peer.stopping:
+            around = [peer.neighbour(one) for one in self.parts.membership.neighbours(peer.me)]
+            self.company.look(around, peer.settings.dialable, self.now())
+        if self.log.live:
+            self.log.show(progress(self.status()))
 
     def order(self, order: str) -> None:
         """An operator's: pause, resume, leave, finish, stop."""
@@ -416,6 +431,8 @@ class Driver:
         exchanges = sum(link.exchanges for link in self.peer.links.values())
         row = {"wall": time.time(), "stage": stage, "local_round": local_round, "exchanges": exchanges, "metrics": metrics}
         self.history.append(row)
+        shown = {name: round(value, 6) for name, value in metrics.items()}
+        self.log.say("evaluation", stage=stage, local_round=local_round, **shown)
         del self.history[:-1000]
         await self._in(self._disk, _append, self.parts.config.node.state / "metrics.jsonl", row)
         self._judged_ns = time.monotonic_ns()
@@ -435,6 +452,7 @@ class Driver:
             "bytes_sent": sum(link.sent for link in self.peer.links.values()),
             "bytes_received": sum(link.received for link in self.peer.links.values()),
             "evaluation": self.history[-1] if self.history else None,
+            "metric": self.parts.metric,
         }
 
     def expelled(self) -> dict[str, int]:

@@ -72,7 +72,10 @@ class Door(web.Server):
         connection = self.driver.connection(socket, self.driver.session(None))
         connection.transport = request.transport
         connection.admitted = lambda: self.gate.confirm(request.transport, connection.peer)
-        await self.driver.group.create_task(self.driver.serve(connection))
+        why = await self.driver.group.create_task(self.driver.serve(connection))
+        if not connection.up:
+            claimed = connection.session.peer or ""
+            self.driver.company.turned_away(request.remote or "", claimed, why, self.driver.now())
         return socket
 
 

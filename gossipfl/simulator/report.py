@@ -14,6 +14,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any, Final
 
+from gossipfl.learning.evaluation import label
 from gossipfl.simulator.results import LOWER_IS_BETTER, Result, mean, table, worst
 
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000")
@@ -66,10 +67,6 @@ def page(result: Result, manifest: Mapping[str, Any]) -> str:
         apart=Markup(apart(result)),
         started_below=started_below(result),
     )
-
-
-def label(metric: str) -> str:
-    return {"auc": "AUC"}.get(metric, metric.replace("_", " "))
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
