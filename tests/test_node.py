@@ -490,12 +490,21 @@ def test_mix_inside_a_loop_of_ones_own_brings_two_models_together(tmp_path: Path
                     met.update(report.peers)
             time.sleep(0.02)
         assert met == {"a", "b"}
-        for node in nodes.values():
+        with pytest.raises(Misuse, match="before finish"):
+            nodes["a"].wait(0.1)
+        for name, node in nodes.items():
+            with torch.no_grad():
+                for weight in modules[name].parameters():
+                    weight += 0.01
+            node.mix(modules[name], steps=1, gradient=1.0)
+            taken = node.status()["steps"]
             node.finish()
-        while time.monotonic() < end and not all(node.status()["stage"] == "finished" for node in nodes.values()):
-            time.sleep(0.05)
-        reports = [nodes[name].mix(modules[name]) for name in names]
-        assert all(report.stage == "finished" for report in reports)
+            with pytest.raises(Misuse, match="after finish"):
+                node.mix(modules[name])
+        assert all(node.wait(30) for node in nodes.values())
+        assert taken + 1 <= nodes["b"].status()["steps"], "what was handed in before finish() is taken"
+        reports = [nodes[name].load(modules[name]) for name in names]
+        assert all(report.stage == "finished" and report.steps == 0 for report in reports)
         values = [torch.nn.utils.parameters_to_vector(modules[name].parameters()) for name in names]
         assert (values[0] - values[1]).abs().max() < 0.5
     with pytest.raises(Misuse):
@@ -520,6 +529,18 @@ def test_mix_with_everybody_else_away_keeps_the_local_change(tmp_path: Path) -> 
             report = node.mix(module, steps=2)
         after = torch.nn.utils.parameters_to_vector(module.parameters()).detach()
         assert torch.allclose(after, before + 5.0) and report.exchanges == 0 and report.waiting == 10
+        assert "connected to no neighbour" in str(report) and "10 steps wait" in str(report)
+        node.finish()
+        assert not node.wait(0.05), "nobody is there: the release has not begun"
+
+
+def test_a_node_that_trains_by_itself_takes_no_steps_of_a_loop(tmp_path: Path) -> None:
+    tomls = deploy(tmp_path, ["a", "b"], "breast-cancer", breast_cancer(["a", "b"]))
+    with Node(tomls["a"]) as node:
+        for verb in (lambda: node.mix(None), node.finish):  # type: ignore[arg-type]
+            with pytest.raises(Misuse, match="external=True"):
+                verb()
+        assert not node.wait(0.05)
 
 
 def test_free_ports_are_distinct() -> None:

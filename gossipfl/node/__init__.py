@@ -7,7 +7,9 @@
             train(model, batch)
             if step % 20 == 19:
                 report = node.mix(model, steps=20)
-        node.finish()
+        node.finish()                                    # the loop is done: the models come together
+        node.wait(timeout=600)                           # until that is over; a block that ends sooner cuts it short
+        node.load(model)                                 # the released model
 
 Not here: what runs inside (driver), what a node is made of (build). Importing this loads neither torch nor aiohttp.
 """
@@ -55,6 +57,13 @@ class MixReport:
     """local steps handed in that are not in the node's model yet: its disk or an exchange is still busy"""
     loaded: bool
     """was the newest mixed model put into the module? Not once the node has stopped"""
+    why: str = ""
+    """where there was no exchange: why not, as far as this node knows"""
+
+    def __str__(self) -> str:
+        met = f"{self.exchanges} exchanges" + (f" with {', '.join(self.peers)}" if self.peers else "")
+        waiting = f", {self.waiting} steps wait" if self.waiting else ""
+        return f"{self.stage}: {met}, {self.steps} steps handed in{waiting}" + (f" ({self.why})" if self.why else "")
 
 
 @dataclass(slots=True)
@@ -94,6 +103,10 @@ class Node:
         self._flying: _Share | None = None
         self._kept: _Share | None = None
         self._counted: dict[str, int] = {}
+        self._finishing = False
+        """is the loop done? Then the release is ordered once all that was handed in is taken"""
+        self._ordered = False
+        self._over = threading.Event()
 
     # ---- running -------------------------------------------------------------------------------------------------
 
@@ -139,6 +152,8 @@ class Node:
             self._ended.set_exception(error)
             if not up.done():
                 up.set_exception(error)
+        finally:
+            self._over.set()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._driver is not None and self._loop is not None:
@@ -150,8 +165,28 @@ class Node:
             self._ended.result()
 
     def finish(self) -> None:
-        """The loop is done: the node goes on to the release, where models come together."""
-        self._ask(lambda driver: driver.order("finish"))
+        """The loop is done: the node goes on to the release, where models come together, as soon as it has taken all steps
+        that were handed in. Returns at once; `wait` waits for the end. A block that ends sooner stops the node, which goes on
+        with the release when it is started again.
+
+        **Raises**: Misuse on a node that trains by itself: it finishes by itself.
+        """
+        self._must_be_external("finish")
+        self._ask(self._finish)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the release is over, at most `timeout` seconds; is it? True also once the node has stopped.
+
+        **Raises**: Misuse before `finish` on a node with a loop of its own, which would wait for ever; what stopped the node.
+        """
+        self._up()
+        if self.external and not self._finishing and self.status().get("stage") in ("statistics", "training", "paused"):
+            raise Misuse("wait() before finish(): nothing would end it; call finish() when the loop is done")
+        self._ask(lambda driver: self._look(driver))
+        over = self._over.wait(timeout)
+        if self._ended.done():
+            self._ended.result()
+        return over
 
     def status(self) -> dict[str, Any]:
         """What `/status` says; empty once the node has stopped."""
@@ -165,20 +200,33 @@ class Node:
         The first call only loads: every member begins at the study's x^0, or where this node was stopped. `steps` are the
         optimiser steps since the last call (0: the study's local_steps), `gradient` their mean gradient norm (0: as the
         displacement implies for plain SGD at the study's rate). Thread-safe. Never waits for the network, and never fails
-        because a neighbour is absent: what was not mixed yet is carried along.
+        because a neighbour is absent: what was not mixed yet is carried along; `why` in the report says so.
 
-        **Raises**: Misuse if the module is not the task's, or holds a value that is not finite; GossipError if the node
-        has failed.
+        **Raises**: Misuse if the module is not the task's, or holds a value that is not finite, on a node that trains by
+        itself (`external` not said), and after `finish`; GossipError if the node has failed.
         """
+        self._must_be_external("mix")
+        if self._finishing:
+            raise Misuse("mix() after finish(): nothing is taken any more; wait() for the release, then load() its model")
+        return self._mix(model, steps, gradient, hands_in=True)
+
+    def load(self, model: nn.Module) -> MixReport:
+        """Put the node's newest model into the module and hand in nothing: what the loop changed since `mix` is lost.
+
+        **Raises**: Misuse if the module is not the task's; GossipError if the node has failed.
+        """
+        return self._mix(model, 0, 0.0, hands_in=False)
+
+    def _mix(self, model: nn.Module, steps: int, gradient: float, hands_in: bool) -> MixReport:
         from gossipfl.learning import parameters
 
         with self._lock:
             driver = self._up()
             layout = self._layout(model, driver)
             vector = parameters.read(layout, model)
-            taken = self._ask(lambda driver: self._exchange(driver, vector, steps, gradient))
+            taken = self._ask(lambda driver: self._exchange(driver, vector, steps, gradient, hands_in))
             if taken is None:
-                return MixReport(0, (), 0, "stopped", self._waiting(), False)
+                return MixReport(0, (), 0, "stopped", self._waiting(), False, "the node has stopped")
             newest, report = taken
             parameters.write(layout, newest, model)
             self._given = parameters.read(layout, model)
@@ -196,26 +244,30 @@ class Node:
             raise Misuse(f"this module is not that of the study's task {study.task!r}: its tensors differ; use task.model()")
         return layout
 
-    def _exchange(self, driver: Driver, vector: Any, steps: int, gradient: float) -> tuple[Any, MixReport]:
+    def _exchange(self, driver: Driver, vector: Any, steps: int, gradient: float, hands_in: bool) -> tuple[Any, MixReport]:
         """On the node's own thread, between two events: the core's model and what it lacks are of one moment."""
         import numpy as np
 
-        if self._given is not None:
-            moved = np.subtract(vector, self._given)
+        given, taken = self._given, 0
+        first = given is None
+        is_over = driver.peer.stage not in ("statistics", "training")
+        if hands_in and given is not None and not is_over:
+            moved = np.subtract(vector, given)
             if not np.isfinite(moved).all():
                 raise Misuse("the model holds values that are not finite; nothing was handed in: lower the learning rate")
-            self._keep(_Share(moved, steps or driver.peer.settings.local_steps))
+            taken = steps or driver.peer.settings.local_steps
+            self._keep(_Share(moved, taken))
             self._hand_in(driver, gradient)
         newest = np.array(driver.store.files.array(driver.peer.current["model"], driver.parts.bench.dtype))
         for share in (self._flying, self._kept):
             if share is not None:
                 newest += share.vector
         counts = {peer: link.exchanges for peer, link in driver.peer.links.items()}
-        new = {peer: n - self._counted.get(peer, 0) for peer, n in counts.items()} if self._given is not None else {}
+        new = {} if first else {peer: n - self._counted.get(peer, 0) for peer, n in counts.items()}
         self._counted = counts
         met = tuple(sorted(peer for peer, n in new.items() if n))
-        handed = (steps or driver.peer.settings.local_steps) if self._given is not None else 0
-        return newest, MixReport(sum(new.values()), met, handed, driver.peer.stage, self._waiting(), True)
+        why = "" if met else _why_none(driver, first, hands_in and is_over)
+        return newest, MixReport(sum(new.values()), met, taken, driver.peer.stage, self._waiting(), True, why)
 
     def _keep(self, share: _Share) -> None:
         """Join it to what waits already: however often the loop calls, at most two vectors wait."""
@@ -238,13 +290,32 @@ class Node:
         driver.post(ev.Operator("mix", name, share.steps, gradient), pinned=name)
 
     def _after(self, event: ev.Event) -> None:
-        """Called after each event of the core: is what was handed in part of its model now?"""
+        """Called after each event of the core: is what was handed in part of its model now? Is the study over?"""
         from gossipfl.protocol import events as ev
 
-        if self._flying is None or self._driver is None or not isinstance(event, ev.Absorbed | ev.Failed):
+        if self._driver is None:
             return
-        self._flying = None
-        self._hand_in(self._driver, 0.0)
+        if self._flying is not None and isinstance(event, ev.Absorbed | ev.Failed):
+            self._flying = None
+            self._hand_in(self._driver, 0.0)
+        if self._finishing:
+            self._finish(self._driver)
+        self._look(self._driver)
+
+    def _finish(self, driver: Driver) -> None:
+        """Order the release, once: a core in it takes no steps any more, so all that was handed in must be in its model."""
+        self._finishing = True
+        if not self._ordered and driver.peer.stage == "training" and not self._waiting():
+            self._ordered = True
+            driver.order("finish")
+
+    def _look(self, driver: Driver) -> None:
+        if driver.peer.stage == "finished":
+            self._over.set()
+
+    def _must_be_external(self, verb: str) -> None:
+        if not self.external:
+            raise Misuse(f"{verb}() on a node that trains by itself: make it with Node(..., external=True)")
 
     def _waiting(self) -> int:
         return sum(share.steps for share in (self._flying, self._kept) if share is not None)
@@ -279,3 +350,16 @@ class Node:
             if self._ended.done():
                 return None
             raise GossipError(f"the node's thread did not answer within {ANSWER_S:g} s; is the machine overloaded?") from None
+
+
+def _why_none(driver: Driver, first: bool, is_over: bool) -> str:
+    """Why there was no exchange between two calls of `mix`, for a person."""
+    if is_over:
+        return f"the study is over at this node (stage {driver.peer.stage}): what the loop changed was not taken"
+    if reasons := driver.unready():
+        return "; ".join(reasons)
+    if first:
+        return "the first call only loads"
+    if driver.peer.stage == "statistics":
+        return "the statistics stage is not over: some members have not taken part yet"
+    return "none was finished between the two calls; neighbours are connected"
