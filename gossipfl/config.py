@@ -107,6 +107,8 @@ class NodeSection(Strict):
     """Folder of all durable state; one process at a time."""
     keys: File = Field(default="keys", validate_default=True)
     """Folder of keys, mode 0700."""
+    record: bool = False
+    """Whether every event of the core is kept in state/recordings, for `gossipfl replay`."""
     listen: Annotated[str, AfterValidator(valid_listen)] = "0.0.0.0:8470"
     """Where peers reach me; empty: I only dial."""
     admin: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:8471"
@@ -208,6 +210,8 @@ class LimitsSection(Strict):
     """cpu, cuda, cuda:1, mps."""
     checkpoint_s: Annotated[float, Field(ge=1, le=86_400)] = 30.0
     """Seconds between checkpoints: so much local training a crash may lose."""
+    record_mib: Annotated[int, Field(ge=1, le=10**6)] = 1024
+    """MiB that the recording of one life may take; there it ends, and the node goes on."""
 
     @field_validator("allowed_hours")
     @classmethod
@@ -279,6 +283,7 @@ state = "state"                   # all that must survive a restart; back it up 
 # trusted_proxies = []            # addresses of your own reverse proxy
 # log = "auto"                    # auto | json | text
 # log_level = "info"              # info: one line an exchange | debug: every step of it
+# record = false                  # keep all that the protocol heard in state/recordings, for `gossipfl replay`
 
 [data]
 # file = "rows.csv"               # CSV or Parquet, one row a case; it is read here and never leaves
@@ -295,6 +300,7 @@ state = "state"                   # all that must survive a restart; back it up 
 # threads = 1
 # device = "cpu"                  # cpu | cuda | cuda:1 | mps
 # checkpoint_s = 30               # a crash loses at most so much local training
+# record_mib = 1024               # where the recording of one life ends
 """
 
 

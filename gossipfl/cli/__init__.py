@@ -21,7 +21,7 @@ EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 69 peers unreachable, 73 st
 
 def application() -> typer.Typer:
     """All commands, assembled."""
-    from gossipfl.cli import demo, doctor, federation, init, model, node, renew
+    from gossipfl.cli import demo, doctor, federation, init, model, node, renew, replay
 
     app = typer.Typer(
         name="gossipfl",
@@ -41,6 +41,7 @@ def application() -> typer.Typer:
     app.command("predict", epilog=model.PREDICT_EPILOG)(model.predict)
     app.command("train-local", epilog=model.LOCAL_EPILOG)(model.train_local)
     app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
+    app.command("replay", epilog=replay.EPILOG)(replay.replay)
     app.command("demo", epilog=demo.EPILOG)(demo.demo)
     return app
 

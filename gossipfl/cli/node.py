@@ -51,6 +51,9 @@ def run(
         bool, typer.Option("--accept-new-data", help="The rows may differ from those at the last start.")
     ] = False,
     passphrase_file: Passphrase = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep all that the core heard in state/recordings, for `gossipfl replay`.")
+    ] = False,
 ) -> None:
     """Run the node until it is stopped. Logs go to stderr."""
     from gossipfl.cli import output
@@ -61,7 +64,7 @@ def run(
 
     from gossipfl.node import Node
 
-    Node(config, passphrase=lambda: passphrase, accept_new_data=accept_new_data).run()
+    Node(config, passphrase=lambda: passphrase, accept_new_data=accept_new_data, record=record).run()
     _leave_threads_behind()
     if threading.active_count() > 1:  # a local round that outlasts the drain; nothing waits for its result
         sys.stderr.flush()

@@ -87,10 +87,14 @@ class Node:
         external: bool = False,
         passphrase: Callable[[], str | None] = lambda: None,
         accept_new_data: bool = False,
+        record: bool = False,
     ) -> None:
         from gossipfl.config import load_node
 
         self.config = load_node(Path(config)) if isinstance(config, str | Path) else config
+        if record:
+            noted = self.config.node.model_copy(update={"record": True})
+            self.config = self.config.model_copy(update={"node": noted})
         self.external = external
         self._passphrase = passphrase
         self._accept = accept_new_data

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gossipfl import tasks
+from gossipfl import __version__, tasks
 from gossipfl.config import NodeConfig
 from gossipfl.digest import name_of
 from gossipfl.errors import ConfigError, Exit, Fault
@@ -28,6 +28,7 @@ from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.link import decode_link
 from gossipfl.recipe import Work, bench_of, judge_of, normaliser_of, settings_of, statistics_of, trainer_of, work_of
+from gossipfl.recording import RECORDINGS, Recorder, Shape
 from gossipfl.store import Store
 from gossipfl.store.errors import border
 from gossipfl.tasks import fitting, normalisation
@@ -66,7 +67,7 @@ def build(
             take_data(store, rows, work.site, accept_new_data, config)
         log = Log(me, config.node.log, level=config.node.log_level)
         learner = learner_of(config, work, membership.study.minimum_count, log)
-        settings = settings_of(
+        told = settings_of(
             membership,
             me,
             work,
@@ -76,13 +77,14 @@ def build(
             checkpoint_s=config.limits.checkpoint_s,
             external=external,
         )
+        settings = change(told)
         return Parts(
             config=config,
             membership=membership,
             keys=keys,
             certificate=certificate,
             psk=psk,
-            settings=change(settings),
+            settings=settings,
             bench=bench_of(membership, me, work, learner, tuple(os.urandom(16))),
             store=store,
             started=started(store, rows, membership, me, work, begin),
@@ -90,6 +92,7 @@ def build(
             entropy=os.urandom,
             judge=judge_of(work),
             metric=work.task.metric,
+            recorder=recorder_of(config, settings, work, log) if config.node.record else None,
         )
     except BaseException:
         store.close()
@@ -264,6 +267,16 @@ def learner_of(config: NodeConfig, work: Work, minimum: int, log: Log) -> Callab
         return trainer(config, work, normaliser_of(statistics))
 
     return learner
+
+
+def recorder_of(config: NodeConfig, settings: Settings, work: Work, log: Log) -> Recorder:
+    """What writes this life of the node to a file of its own in the state folder."""
+    layout = work.layout
+    shape = Shape(layout.n_parameters, layout.n_moments, layout.dtype)
+    folder, limit = config.node.state / RECORDINGS, config.limits.record_mib << 20
+    recorder = Recorder.create(folder, settings, shape, __version__, limit)
+    log.say("recording", file=str(recorder.path), detail="control messages and names of tensors; no keys, no rows of data")
+    return recorder
 
 
 def trainer(config: NodeConfig, work: Work, normaliser: normalisation.Normaliser) -> Any:

@@ -32,6 +32,7 @@ from gossipfl.protocol import session as ss
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.peer import Peer
+from gossipfl.recording import Recorder
 from gossipfl.store import Store
 from gossipfl.trust.identity import Certificate, NodeKeys
 from gossipfl.trust.membership import Membership
@@ -78,6 +79,7 @@ class Parts:
     metric: str = ""
     """which of them people look at first"""
     caps: Caps = field(default_factory=Caps)
+    recorder: Recorder | None = None
 
 
 class Driver:
@@ -87,7 +89,8 @@ class Driver:
         self.parts = parts
         self.store = parts.store
         self.caps = parts.caps
-        self.peer = Peer(parts.settings)
+        self.recorder = parts.recorder
+        self.peer = Peer(parts.settings if self.recorder is None else self.recorder.settings)
         self.bench = Workbench(parts.bench, parts.store.files)
         self.log = parts.log
         self.watchdog = Watchdog()
@@ -204,7 +207,7 @@ class Driver:
         while True:
             event, handled, pinned = await self._events.get()
             stopped = False
-            for command in self.peer.handle(event, self.now()):
+            for command in self._ask(event):
                 stopped |= isinstance(command, ev.Stopped)
                 await self._carry_out(command)
             self.after(event)
@@ -219,8 +222,19 @@ class Driver:
                 self.log.say("started", stage=self.peer.stage, version=__version__, listen=self.listening)
             if stopped:
                 await self._flush()
+                if self.recorder is not None:
+                    self.recorder.end(self.peer)
                 return
             self._judge()
+
+    def _ask(self, event: ev.Event) -> list[ev.Command]:
+        if self.recorder is None:
+            return self.peer.handle(event, self.now())
+        failed = bool(self.recorder.failure)
+        commands = self.recorder.handle(self.peer, event, self.now())
+        if self.recorder.failure and not failed:
+            self.log.say("recording", detail=self.recorder.failure)
+        return commands
 
     async def _carry_out(self, command: ev.Command) -> None:
         if isinstance(command, ev.Commit):

@@ -1,0 +1,489 @@
+"""A node's run on file: every event that its core was given and what the core asked for meanwhile. Format, writer, reader.
+
+A run is its list of (now, event); together with what the injected capabilities answered (random draws, signatures, eta,
+the membership) it repeats to the bit. Kept are control messages whole and tensors as names; never keys, never rows of data.
+The layout of the bytes is in docs/recording.md. Not here: running a core over a recording (gossipfl.replay).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from io import FileIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from gossipfl.errors import ConfigError, Exit, Fault, GossipError, Refused
+from gossipfl.protocol import events as ev
+from gossipfl.protocol import messages as ms
+from gossipfl.protocol.core import Members, Settings
+from gossipfl.protocol.events import Instant
+from gossipfl.protocol.peer import Peer
+from gossipfl.store.disk import write_all
+from gossipfl.trust.identity import Certificate
+
+MAGIC: Final = b"gossipfl recording 1\n"
+"""The first line of every recording; the number is the format's version."""
+
+SUFFIX: Final = ".recording"
+
+RECORDINGS: Final = "recordings"
+"""The folder in a node's state folder."""
+
+TAG: Final = 16
+"""Bytes of the chained hash after each frame."""
+
+FRAME_MAX: Final = 64 << 20
+"""Bytes of a frame that a reader takes: thousands of links fit the first event."""
+
+KEPT: Final = 1024
+"""Answers of each kind that are remembered, so as not to be written again: a node asks for the same few."""
+
+ROWS: Final = frozenset({"link", "certificate", "course"})
+"""Durable rows that the core reads. The others (federation file, fingerprint of the data) are not recorded."""
+
+CAPABILITIES: Final = frozenset({"members", "sign", "random", "eta", "certificate", "certificates", "dialable"})
+"""Settings that are recorded by what they answer, or not as they stand."""
+
+EVENTS: Final = {
+    kind.__name__: kind
+    for kind in (ev.Started, ev.Opened, ev.DialFailed, ev.Received, ev.BulkReceived, ev.Closed, ev.Alarm, ev.Stopping,
+                 ev.Operator, ev.Trained, ev.Absorbed, ev.Encoded, ev.Mixed, ev.Undone, ev.Corrected, ev.Estimated,
+                 ev.Prepared, ev.Failed)
+}  # fmt: skip
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic", enc_hook=lambda value: value.item())
+_T = TypeVar("_T")
+
+
+class Damaged(GossipError):
+    """A recording whose bytes are not those that were written."""
+
+    exit_code = Exit.CONFIG
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of the model: what recomputing a job needs beside the tensors."""
+
+    n_parameters: int
+    n_moments: int
+    dtype: str
+
+
+Asked = tuple[str, Any]
+"""One answer of a capability: (random, draw) | (sign, signature), each time it is asked; (eta | neighbours | mass | left |
+admits, [of what, answer]) when the recorder does not remember having written it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """One event, in the order in which the core was asked."""
+
+    now: Instant
+    event: ev.Event
+    asked: tuple[Asked, ...]
+    digest: bytes
+    """of the command list, see `digest_of`"""
+    outlines: tuple[Any, ...]
+    """of each command, see `outline`"""
+    raised: str = ""
+    """the error that came instead of commands"""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What an observer had to say at this point: a violated invariant, an injected fault."""
+
+    now: Instant
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The node stopped well."""
+
+    events: int
+    state: bytes
+    """see `state_of`"""
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """The first frame: who ran, and what its settings said."""
+
+    node: str
+    software: str
+    shape: Shape
+    settings: dict[str, Any]
+
+
+Entry = Fed | Mark | End
+
+
+# ---- what the core asks while it thinks ------------------------------------------------------------------------------
+
+
+class Listening:
+    """The four capabilities of a node's settings, with an ear at each: what they answer is noted for the next frame."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.heard: list[Asked] = []
+        self.known: dict[tuple[str, Any], Any] = {}
+        self.inner = settings
+        self.version, self.digest = settings.members.version, settings.members.digest
+        self.federation_id = settings.members.federation_id
+        self.settings = replace(settings, members=self, random=self, sign=self.sign, eta=self.eta)
+
+    def random(self) -> float:
+        return self.note("random", self.inner.random.random())
+
+    def sign(self, kind: str, payload: bytes) -> bytes:
+        return self.note("sign", self.inner.sign(kind, payload))
+
+    def admits(self, certificate: Certificate) -> str:
+        member, reason, detail = self.once("admits", certificate.digest, lambda _: self.admitted(certificate))
+        if reason:
+            raise Refused(reason, detail)
+        return member
+
+    def admitted(self, certificate: Certificate) -> tuple[str, str, str]:
+        try:
+            return self.inner.members.admits(certificate), "", ""
+        except Refused as refusal:
+            return "", refusal.reason, refusal.detail
+
+    def eta(self, local_round: int) -> float:
+        return self.once("eta", local_round, self.inner.eta)
+
+    def neighbours(self, member: str) -> tuple[str, ...]:
+        return self.once("neighbours", member, self.inner.members.neighbours)
+
+    def mass(self, member: str) -> float:
+        return self.once("mass", member, self.inner.members.mass)
+
+    def has_left(self, member: str) -> bool:
+        return self.once("left", member, self.inner.members.has_left)
+
+    def note(self, kind: str, answer: _T) -> _T:
+        self.heard.append((kind, answer))
+        return answer
+
+    def once(self, kind: str, key: Any, ask: Callable[[Any], _T]) -> _T:
+        """The answer to a question that has one answer for ever; noted when it is not remembered."""
+        found: _T | None = self.known.get((kind, key))
+        if found is None:
+            found = ask(key)
+            if len(self.known) >= KEPT:
+                self.known.pop(next(iter(self.known)))
+            self.known[kind, key] = found
+            self.heard.append((kind, [key, found]))
+        return found
+
+    def taken(self) -> list[Asked]:
+        heard, self.heard = self.heard, []
+        return heard
+
+
+# ---- commands: their digest and their outline ------------------------------------------------------------------------
+
+
+def digest_of(commands: Sequence[ev.Command]) -> bytes:
+    """SHA-256 of the command list, every field of every command in it."""
+    return hashlib.sha256(_encoder.encode([(type(command).__name__, command) for command in commands])).digest()
+
+
+def state_of(peer: Peer) -> bytes:
+    """SHA-256 of what a core holds: every link, the models, the correction, the stage and its counters."""
+    links = [peer.links[name] for name in sorted(peer.links)]
+    course = [peer.current, peer.correction, peer.stage, peer.local_round, peer.released, peer.gradient, peer.frozen]
+    return hashlib.sha256(_encoder.encode([links, course])).digest()
+
+
+def outline(value: Any) -> Any:
+    """A value in brief, for people who look for a difference: names by their first eight bytes, longer bytes by a hash."""
+    if isinstance(value, bytes):
+        return value if len(value) <= 8 else value[:8] if len(value) == 32 else _hash(value, 8)
+    if isinstance(value, str):
+        return value if len(value) <= 80 else value[:60] + "…" + _hash(value.encode(), 8).hex()
+    if isinstance(value, frozenset):
+        return [len(value), _hash(b"".join(sorted(value)), 8)]
+    if isinstance(value, list | tuple):
+        return [outline(one) for one in value]
+    if isinstance(value, dict):
+        return {key: outline(one) for key, one in value.items()}
+    if hasattr(value, "__struct_fields__"):
+        return [type(value).__name__, *(outline(getattr(value, name)) for name in value.__struct_fields__)]
+    if hasattr(value, "__dataclass_fields__"):
+        return [type(value).__name__, *(outline(getattr(value, name)) for name in value.__dataclass_fields__)]
+    return value
+
+
+def _hash(data: bytes, size: int, key: bytes = b"") -> bytes:
+    return hashlib.blake2b(data, digest_size=size, key=key).digest()
+
+
+# ---- events as plain values ------------------------------------------------------------------------------------------
+
+
+def event_out(event: ev.Event) -> list[Any]:
+    """The event as msgpack values: its class, then its fields in order."""
+    if isinstance(event, ev.Started):
+        rows = sorted((kind, key, value) for (kind, key), value in event.rows.items() if kind in ROWS)
+        named = [getattr(event, part.name) for part in fields(event)[1:-1]]
+        return ["Started", rows, *named, sorted(event.missing)]
+    values = [getattr(event, name) for name in event.__dataclass_fields__]
+    return [type(event).__name__, *(_out(value) for value in values)]
+
+
+def _out(value: Any) -> Any:
+    if isinstance(value, Certificate):
+        return value.encoded
+    return ms.encode(value) if isinstance(value, msgspec.Struct) else value  # type: ignore[arg-type]
+
+
+def event_in(values: list[Any]) -> ev.Event:
+    """The event that `event_out` wrote. Raises whatever: the caller knows where it stood."""
+    name, *held = values
+    if name == "Started":
+        held[0] = {(kind, key): value for kind, key, value in held[0]}
+        held[-1] = frozenset(held[-1])
+    elif name == "Opened":
+        held[-1] = Certificate.decode(held[-1])
+    elif name == "Received":
+        held[-1] = ms.decode(held[-1])
+    elif name == "Estimated":
+        held[1] = tuple(held[1])
+        held[2] = None if held[2] is None else ms.decode_normalisation(held[2])
+    made: ev.Event = EVENTS[name](*held)
+    return made
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+class Frames:
+    """Frames one after the other, each bound to those before it."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self.write = write
+        self.tag = _hash(MAGIC, TAG)
+        self.size = len(MAGIC)
+        write(MAGIC)
+
+    def add(self, body: Any) -> None:
+        raw = body if isinstance(body, bytes) else _encoder.encode(body)
+        self.tag = _hash(raw, TAG, self.tag)
+        length = len(raw)
+        self.write(length.to_bytes(4, "big") + (length ^ 0xFFFFFFFF).to_bytes(4, "big") + raw + self.tag)
+        self.size += 8 + length + TAG
+
+
+def new_file(path: Path) -> FileIO:
+    """A file that only this user reads, and that was not there. Raises ConfigError (exit 73)."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600), "w")
+    except OSError as error:
+        fault = Fault(str(path), None, f"cannot be made: {error.strerror}", "free space, or choose another place")
+        raise ConfigError(fault, exit_code=Exit.STATE) from None
+
+
+class Recorder:
+    """Writes one life of one node. It holds nothing but the frame that it writes, and never stops the node: where writing
+    fails or the limit is reached it stops recording, and `failure` says why."""
+
+    def __init__(
+        self, write: Callable[[bytes], object], settings: Settings, shape: Shape, software: str, limit: int = 1 << 62
+    ) -> None:
+        self.listening = Listening(settings)
+        self.settings = self.listening.settings
+        """what the core must be made with"""
+        self.limit, self.events = limit, 0
+        self.failure = ""
+        self.path: Path | None = None
+        self._write = write
+        self._frames: Frames | None = None
+        self._put(["life", settings.me, software, [shape.n_parameters, shape.n_moments, shape.dtype], _plain(settings)])
+
+    @classmethod
+    def create(cls, folder: Path, settings: Settings, shape: Shape, software: str, limit: int) -> Recorder:
+        """Into a new file of this folder, mode 0600, named by the time. Raises ConfigError (exit 73)."""
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f".{time.time_ns() // 1000 % 10**6:06d}Z"
+        path = folder / f"{settings.me}-{stamp}{SUFFIX}"
+        file = new_file(path)
+        recorder = cls(lambda data: write_all(file.fileno(), data), settings, shape, software, limit)
+        recorder.path = path
+        return recorder
+
+    def handle(self, peer: Peer, event: ev.Event, now: Instant) -> list[ev.Command]:
+        """The core's own door, listened at: on file before any command is carried out."""
+        try:
+            commands = peer.handle(event, now)
+        except BaseException as error:
+            self.raised(event, now, error)
+            raise
+        self.fed(event, now, commands)
+        return commands
+
+    def fed(self, event: ev.Event, now: Instant, commands: Sequence[ev.Command]) -> None:
+        """The core was given this event and answered with these commands."""
+        asked = self.listening.taken()
+        if self.failure:
+            return
+        outlines = [outline(command) for command in commands]
+        self.events += 1
+        self._put(["fed", now.mono_ns, now.wall_ns, event_out(event), asked, digest_of(commands), outlines, ""])
+
+    def raised(self, event: ev.Event, now: Instant, error: BaseException) -> None:
+        """The core died of this event."""
+        said = f"{type(error).__name__}: {error}"[:1000]
+        self.events += 1
+        self._put(["fed", now.mono_ns, now.wall_ns, event_out(event), self.listening.taken(), b"", [], said])
+
+    def mark(self, now: Instant, text: str) -> None:
+        """What an observer had to say."""
+        self._put(["mark", now.mono_ns, now.wall_ns, text[:1000]])
+
+    def end(self, peer: Peer) -> None:
+        """The node has stopped well."""
+        self._put(["end", self.events, state_of(peer)])
+
+    def _put(self, body: Any) -> None:
+        if self.failure:
+            return
+        if self._frames is not None and self._frames.size >= self.limit:
+            self.failure = f"the recording has reached its limit of {self.limit >> 20} MiB and ends there"
+            return
+        try:
+            self._frames = self._frames or Frames(self._write)
+            self._frames.add(body)
+        except OSError as error:
+            self.failure = f"the recording ends here, it cannot be written: {error.strerror}"
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """The settings that are values, and the names and papers of the others."""
+    values = {part.name: getattr(settings, part.name) for part in fields(settings) if part.name not in CAPABILITIES}
+    members: Members = settings.members
+    return values | {
+        "certificate": settings.certificate.encoded,
+        "certificates": [certificate.encoded for certificate in settings.certificates],
+        "dialable": sorted(settings.dialable),
+        "members": [members.version, members.digest, members.federation_id],
+    }
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+class Recording:
+    """One recording, read front to back as often as one likes; nothing of it is held.
+
+    `torn` says after a whole reading that the last frame was incomplete and is left out: the node was killed or lost power
+    while it wrote.
+
+    **Raises**: Damaged where the bytes are not those that were written; ConfigError (exit 78) for what is no recording."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.torn = False
+        try:
+            bodies = self._bodies()
+            self.first = next(bodies, b"")
+        except OSError as error:
+            raise ConfigError(Fault(str(path), None, f"cannot be read: {error.strerror}", "name a recording")) from None
+        self.torn = False
+        if not self.first:
+            raise Damaged(f"{path}: holds no whole frame; the node was killed as it began, nothing can be replayed")
+        self.life = self._decoded(0, self.first, _life)
+
+    def bodies(self) -> Iterator[bytes]:
+        """The frames after the first, as they stand."""
+        bodies = self._bodies()
+        next(bodies)
+        return bodies
+
+    def __iter__(self) -> Iterator[Entry]:
+        for number, body in enumerate(self.bodies(), 1):
+            yield self._decoded(number, body, _entry)
+
+    def _decoded(self, number: int, body: bytes, read: Callable[[Any], _T]) -> _T:
+        try:
+            return read(msgspec.msgpack.decode(body))
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise Damaged(
+                f"{self.path}: frame {number} is whole, and means nothing to this version: {why}; replay it with the "
+                f"gossipfl that recorded it"
+            ) from None
+
+    def _bodies(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            start = file.read(len(MAGIC))
+            if start != MAGIC:
+                what = "of another version" if start.startswith(MAGIC[:18]) else "no recording of gossipfl"
+                remedy = f"name a file that `gossipfl node run --record` wrote (*{SUFFIX})"
+                raise ConfigError(Fault(str(self.path), None, what, remedy))
+            tag, number, at = _hash(MAGIC, TAG), 0, len(MAGIC)
+            while head := file.read(8):
+                length = int.from_bytes(head[:4], "big")
+                if len(head) < 8 or not any(head):
+                    self.torn = self._ends(file, at, number)
+                    return
+                if length ^ 0xFFFFFFFF != int.from_bytes(head[4:], "big") or length > FRAME_MAX:
+                    raise self._damage(number, at)
+                body, found = file.read(length), file.read(TAG)
+                if len(found) < TAG:
+                    self.torn = True
+                    return
+                tag = _hash(body, TAG, tag)
+                if tag != found:
+                    raise self._damage(number, at)
+                yield body
+                number, at = number + 1, file.tell()
+
+    def _ends(self, file: Any, at: int, number: int) -> bool:
+        """A frame that was begun, or room that a file system reserved and never filled: then zeros to the end."""
+        while rest := file.read(1 << 20):
+            if any(rest):
+                raise self._damage(number, at)
+        return True
+
+    def _damage(self, number: int, at: int) -> Damaged:
+        return Damaged(
+            f"{self.path}: frame {number}, at byte {at}, is not as it was written; copy the recording again, or cut it "
+            f"before: gossipfl replay --until {max(0, number - 1)} --cut OUT"
+        )
+
+
+def _life(values: list[Any]) -> Life:
+    what, node, software, shape, settings = values
+    assert what == "life"
+    return Life(node, software, Shape(*shape), settings)
+
+
+def _entry(values: list[Any]) -> Entry:
+    if values[0] == "fed":
+        _, mono, wall, event, asked, digest, outlines, raised = values
+        pairs = tuple((kind, answer) for kind, answer in asked)
+        return Fed(Instant(mono, wall), event_in(event), pairs, digest, tuple(outlines), raised)
+    if values[0] == "mark":
+        return Mark(Instant(values[1], values[2]), values[3])
+    assert values[0] == "end"
+    return End(values[1], values[2])
+
+
+def cut(recording: Recording, entries: int, out: Path) -> None:
+    """The first `entries` entries as a recording of its own. Raises ConfigError (exit 73): never over another file."""
+    with new_file(out) as file:
+        frames = Frames(file.write)
+        frames.add(recording.first)
+        for body in islice(recording.bodies(), entries):
+            frames.add(body)
