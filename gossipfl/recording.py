@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -60,6 +60,7 @@ EVENTS: Final = {
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic", enc_hook=lambda value: value.item())
 _T = TypeVar("_T")
+MarkKind = Literal["fault", "violation"]
 
 
 class Damaged(GossipError):
@@ -99,9 +100,11 @@ class Fed:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What an observer had to say at this point: a violated invariant, an injected fault."""
+    """What an observer had to say at this point."""
 
     now: Instant
+    kind: MarkKind
+    """fault (it was enacted) | violation (of an invariant)"""
     text: str
 
 
@@ -347,9 +350,9 @@ class Recorder:
         self.events += 1
         self._put(["fed", now.mono_ns, now.wall_ns, event_out(event), self.listening.taken(), b"", [], said])
 
-    def mark(self, now: Instant, text: str) -> None:
+    def mark(self, now: Instant, kind: MarkKind, text: str) -> None:
         """What an observer had to say."""
-        self._put(["mark", now.mono_ns, now.wall_ns, text[:1000]])
+        self._put(["mark", now.mono_ns, now.wall_ns, kind, text[:1000]])
 
     def end(self, peer: Peer) -> None:
         """The node has stopped well."""
@@ -475,7 +478,7 @@ def _entry(values: list[Any]) -> Entry:
         pairs = tuple((kind, answer) for kind, answer in asked)
         return Fed(Instant(mono, wall), event_in(event), pairs, digest, tuple(outlines), raised)
     if values[0] == "mark":
-        return Mark(Instant(values[1], values[2]), values[3])
+        return Mark(Instant(values[1], values[2]), values[3], values[4])
     assert values[0] == "end"
     return End(values[1], values[2])
 

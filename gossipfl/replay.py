@@ -27,7 +27,7 @@ LATEST: Final = 64
 """Commits back from the end of a life at which the next one may begin: a crash takes one, a power cut a few."""
 
 MARKS: Final = 1000
-"""Marks of a recording that are kept; the rest are like the first."""
+"""Marks of a kind that are kept; the rest are like the first."""
 
 JOBS: Final = (ev.Train, ev.Absorb, ev.Encode, ev.Mix, ev.Undo, ev.Correct, ev.Estimate, ev.Prepare)
 
@@ -126,8 +126,7 @@ class Noted:
 
     entry: int
     event: int
-    now: Instant
-    text: str
+    mark: Mark
 
 
 @dataclass
@@ -143,7 +142,8 @@ class Replayed:
     began: Instant | None = None
     ended: Instant | None = None
     kinds: Counter[str] = field(default_factory=Counter)
-    marks: list[Noted] = field(default_factory=list)
+    faults: list[Noted] = field(default_factory=list)
+    violations: list[Noted] = field(default_factory=list)
     difference: Difference | None = None
     finished: bool = False
     """did the node stop well?"""
@@ -189,8 +189,9 @@ class Replay:
         found = self.found
         found.entries += 1
         if isinstance(entry, Mark):
-            if len(found.marks) < MARKS:
-                found.marks.append(Noted(found.entries, found.events, entry.now, entry.text))
+            kept = found.violations if entry.kind == "violation" else found.faults
+            if len(kept) < MARKS:
+                kept.append(Noted(found.entries, found.events, entry))
         elif isinstance(entry, End):
             found.finished = True
             if (mine := state_of(self.peer)) != entry.state and found.ended is not None:

@@ -262,7 +262,7 @@ def test_a_folder_that_cannot_be_written_exits_73(capsys: pytest.CaptureFixture[
 
 VERBS = [
     [],
-    *([verb] for verb in ("init", "federation", "node", "predict", "train-local", "doctor", "demo")),
+    *([verb] for verb in ("init", "federation", "node", "predict", "train-local", "doctor", "replay", "demo")),
     *(["federation", verb] for verb in ("create", "add", "leave", "show", "check")),
     *(["node", verb] for verb in ("run", "status", "model", "pause", "resume", "leave", "stop")),
 ]

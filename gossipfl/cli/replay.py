@@ -27,7 +27,7 @@ def replay(
     until: Annotated[int | None, typer.Option("--until", min=1, help="Only the first N events.")] = None,
     cut: Annotated[
         Path | None,
-        typer.Option("--cut", metavar="OUT", help="Write what leads up to --until, or to the first difference or mark."),
+        typer.Option("--cut", metavar="OUT", help="Write what leads up to --until, or to the first difference or violation."),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print every event with the kinds of its commands.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -141,10 +141,10 @@ def cut_down(recording: Recording, life: Replayed, until: int | None, out: Path)
 
     if until is not None or life.difference is not None:
         entries, why = life.entries, f"event {life.events}"
-    elif life.marks:
-        entries, why = life.marks[0].entry, f"the first mark: {life.marks[0].text}"
+    elif life.violations:
+        entries, why = life.violations[0].entry, f"the first violation: {life.violations[0].mark.text}"
     else:
-        raise Misuse("nothing to cut down to: the replay is the same throughout and nothing is marked; give --until N")
+        raise Misuse("nothing to cut down to: the replay is the same throughout, and no violation is noted; give --until N")
     cut(recording, entries, out)
     output.say(f"{out}: the recording up to {why}")
 
@@ -178,7 +178,8 @@ def as_json(recording: Recording, life: Replayed, rows: dict[str, str]) -> dict[
         "torn": recording.torn,
         "rows": rows.get(str(recording.path), ""),
         "jobs": {"recomputed": life.recomputed, "absent": life.absent},
-        "marks": [{"event": mark.event, "text": mark.text} for mark in life.marks],
+        "faults": [{"event": one.event, "text": one.mark.text} for one in life.faults],
+        "violations": [{"event": one.event, "text": one.mark.text} for one in life.violations],
         "difference": None if differs is None else {
             "event": differs.event, "seconds": (differs.now.mono_ns - life.began.mono_ns) / 1e9 if life.began else 0.0,
             "what": differs.what, "where": differs.where, "recorded": differs.recorded, "replayed": differs.replayed,
@@ -198,7 +199,9 @@ def show(recording: Recording, life: Replayed, rows: dict[str, str]) -> None:
         facts.append(("disk", one["rows"]))
     if life.recomputed or life.absent:
         facts.append(("jobs", f"{life.recomputed} done again with the same result, {life.absent} whose tensors are gone"))
-    facts += [("mark", f"after event {mark.event}: {mark.text}") for mark in life.marks[:5]]
+    if life.faults:
+        facts.append(("faults", len(life.faults)))
+    facts += [("violation", f"after event {one.event}: {one.mark.text}") for one in life.violations[:5]]
     if one["difference"] is not None:
         facts += [(f"difference: {key}", value) for key, value in one["difference"].items()]
     output.table(str(recording.path), ("", ""), facts)

@@ -9,18 +9,22 @@ from __future__ import annotations
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
+from typing import Final
 
 from gossipfl import __version__
 from gossipfl.protocol import events as ev
-from gossipfl.recording import SUFFIX, Recorder, Shape, new_file
+from gossipfl.recording import SUFFIX, MarkKind, Recorder, Shape, new_file
 from gossipfl.simulator.network import Node, Observer, World
+
+VIOLATIONS: Final = frozenset({"exception", "violation"})
+"""What `struck` tells that is no fault of the world but of what runs in it."""
 
 
 class Recorded(Observer):
     """Writes into a folder that it makes; `close` when the world is done."""
 
-    def __init__(self, folder: Path, *, marks: bool = True) -> None:
-        self.folder, self.marks = folder, marks
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.files: dict[str, FileIO] = {}
         self.recorders: dict[str, Recorder] = {}
 
@@ -39,9 +43,10 @@ class Recorded(Observer):
 
     def struck(self, world: World, kind: str, names: tuple[str, ...], detail: str) -> None:
         """Into the recordings of the nodes that it is about; of all where it names none."""
+        sort: MarkKind = "violation" if kind in VIOLATIONS else "fault"
         for name in names or tuple(self.recorders):
-            if self.marks and name in self.recorders:
-                self.recorders[name].mark(world.now(), f"{kind} {detail}".rstrip())
+            if name in self.recorders:
+                self.recorders[name].mark(world.now(), sort, f"{kind} {detail}".rstrip())
 
     def over(self, name: str) -> None:
         with suppress(KeyError):

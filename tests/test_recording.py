@@ -1,0 +1,243 @@
+"""A recording tells a run so fully that the core repeats it to the bit, holds no secret, and notices what was changed."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+from worlds import federation, keys_of, quadratics, toy_specs
+
+from gossipfl.cli import application
+from gossipfl.errors import ConfigError, Exit
+from gossipfl.protocol import events as ev
+from gossipfl.protocol.peer import Peer
+from gossipfl.recording import MAGIC, Damaged, Recorder, Recording, Shape, cut
+from gossipfl.replay import behind, replay
+from gossipfl.simulator.faults import Faults
+from gossipfl.simulator.network import World
+from gossipfl.simulator.recorded import Recorded
+
+NAMES = ("anna", "bert", "carl")
+
+
+class Kept(Recorded):
+    """Also what each core says of itself at the end of each of its lives."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.says: dict[str, dict[str, Any]] = {}
+
+    def fed(self, world: Any, node: Any, event: Any, commands: Any) -> None:
+        super().fed(world, node, event, commands)
+        self.says[f"{node.name}-{node.boots:04d}"] = node.peer.status()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Kept, list[Path]]:
+    """Three nodes, ten minutes of cuts, crashes and refused dials."""
+    folder = tmp_path_factory.mktemp("recordings")
+    members = federation(dict.fromkeys(NAMES, 10), local_rounds=60)
+    learners, _ = quadratics(NAMES)
+    specs = toy_specs(members, lambda name: learners[name], begin=lambda name: np.full(8, float(len(name))))
+    seen = Kept(folder)
+    faults = Faults(cut_per_hour=60, crash_per_hour=20, refused_dials=0.1)
+    world = World(specs, 5, faults, observers=[seen])
+    world.run(600)
+    for name in NAMES[:2]:
+        world.nodes[name].feed(ev.Stopping())
+    world.run(60)
+    seen.close()
+    return world, seen, sorted(folder.iterdir())
+
+
+def words(*arguments: object) -> Any:
+    return CliRunner().invoke(application(), [str(one) for one in arguments], catch_exceptions=True)
+
+
+def test_every_life_of_every_node_repeats_to_the_same_commands_and_the_same_state(run: Any) -> None:
+    world, seen, paths = run
+    assert len(paths) > 6 and world.counts["crash"] and world.counts["cut"]
+    for path in paths:
+        recording = Recording(path)
+        found = replay(recording.life, recording)
+        assert found.difference is None, found.difference
+        assert found.events > 1 and not recording.torn
+        assert found.status == seen.says[path.stem]
+    stopped = [recording for recording in map(Recording, paths) if replay(recording.life, recording).finished]
+    assert len(stopped) >= 1
+
+
+def test_each_life_begins_with_what_the_one_before_left_on_disk(run: Any) -> None:
+    _, _, paths = run
+    lives = [(path.stem.split("-")[0], replay(Recording(path).life, Recording(path))) for path in paths]
+    pairs = [(before, after) for (a, before), (b, after) in pairwise(lives) if a == b]
+    assert pairs
+    assert all(behind(before, after.began_with) is not None for before, after in pairs)
+
+
+def test_a_recording_holds_no_key_and_no_row_of_the_disk_but_the_cores(run: Any) -> None:
+    _, _, paths = run
+    content = b"".join(path.read_bytes() for path in paths)
+    for name in NAMES:
+        secret = keys_of(name).secret
+        assert secret not in content and secret[:32] not in content and secret[32:] not in content
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in paths)
+    rows = {("membership", "document"): b"the federation file", ("data", "fingerprint"): b"of the rows"}
+    made = io.BytesIO()
+    peer, recorder = recorded_peer(made)
+    recorder.handle(peer, ev.Started(rows, b"x" * 32, b"s" * 32, b"b" * 32), ev.Instant(1, 2))
+    assert b"the federation file" not in made.getvalue() and b"of the rows" not in made.getvalue()
+
+
+def recorded_peer(file: io.BytesIO, **more: Any) -> tuple[Peer, Recorder]:
+    from random import Random
+
+    from worlds import settings
+
+    members = federation(dict.fromkeys(NAMES, 10), local_rounds=60)
+    recorder = Recorder(file.write, settings(members, "anna", Random(1)), Shape(8, 0, "float64"), "a test", **more)
+    return Peer(recorder.settings), recorder
+
+
+def test_any_changed_byte_is_noticed_and_a_torn_end_is_left_out_and_said(run: Any, tmp_path: Path) -> None:
+    _, _, paths = run
+    path = min(paths, key=lambda one: one.stat().st_size)
+    whole = path.read_bytes()
+    entries = list(Recording(path))
+    changed = tmp_path / "changed.recording"
+    for at in range(0, len(whole), max(1, len(whole) // 500)):
+        changed.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        with pytest.raises((Damaged, ConfigError)):
+            list(Recording(changed))
+    for size in range(len(whole) - 60, len(whole)):
+        changed.write_bytes(whole[:size])
+        torn = Recording(changed)
+        kept = list(torn)
+        assert kept == entries[: len(kept)] and len(entries) - len(kept) <= 2
+        assert torn.torn or len(kept) < len(entries)
+    changed.write_bytes(whole + b"\0" * 5000)
+    zeros = Recording(changed)
+    assert list(zeros) == entries and zeros.torn, "room that a file system reserved"
+    changed.write_bytes(MAGIC)
+    with pytest.raises(Damaged, match="no whole frame"):
+        Recording(changed)
+
+
+def test_a_core_that_decides_otherwise_is_found_at_the_event_and_the_cut_still_shows_it(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, paths = run
+    recording = Recording(max(paths, key=lambda one: one.stat().st_size))
+    honest = Peer.tau
+    monkeypatch.setattr(Peer, "tau", lambda self, space: honest(self, space) * (2.0 if self.local_round > 20 else 1.0))
+    found = replay(recording.life, recording)
+    assert found.difference is not None and 1 < found.difference.event < 10**6
+    assert found.difference.recorded != found.difference.replayed
+    out = tmp_path / "short.recording"
+    answer = words("replay", recording.path, "--cut", out)
+    assert answer.exit_code == Exit.FAILED and "difference: event" in answer.output, answer.output
+    short = Recording(out)
+    again = replay(short.life, short)
+    assert again.difference == found.difference and len(list(short)) == found.entries
+    one_less = tmp_path / "less.recording"
+    cut(recording, found.entries - 1, one_less)
+    assert replay(short.life, Recording(one_less)).difference is None, "the shortest that still shows it"
+
+
+def test_the_command_shows_a_table_or_one_object_and_lists_events(run: Any) -> None:
+    _, _, paths = run
+    shown = words("replay", paths[0].parent)
+    assert shown.exit_code == 0 and "the same commands and the same state" in shown.output and "exchanges" in shown.output
+    told = words("replay", paths[0], "--json")
+    result = json.loads(told.stdout)
+    assert result["same"] and result["recordings"][0]["difference"] is None and result["recordings"][0]["links"]
+    listed = words("replay", paths[0], "--list", "--until", 5)
+    assert "Started with" in listed.output and "Wake" in listed.output
+    assert words("replay", paths[0], "--cut", paths[1]).exit_code != 0, "never over another file"
+
+
+def test_a_violation_is_shown_and_cut_down_to(run: Any, tmp_path: Path) -> None:
+    made = io.BytesIO()
+    peer, recorder = recorded_peer(made)
+    recorder.handle(peer, ev.Started({}, b"x" * 32, b"s" * 32, b"b" * 32), ev.Instant(1, 2))
+    recorder.mark(ev.Instant(2, 2), "fault", "cut bert")
+    recorder.mark(ev.Instant(2, 3), "violation", "exactly-once: a sum moved")
+    recorder.handle(peer, ev.Alarm(), ev.Instant(3, 4))
+    path, out = tmp_path / "anna.recording", tmp_path / "cut.recording"
+    path.write_bytes(made.getvalue())
+    answer = words("replay", path, "--cut", out)
+    assert answer.exit_code == 0 and "exactly-once: a sum moved" in answer.output
+    assert len(list(Recording(out))) == 3
+
+
+def test_a_core_that_raises_raises_the_same_again(tmp_path: Path) -> None:
+    made = io.BytesIO()
+    peer, recorder = recorded_peer(made)
+    recorder.handle(peer, ev.Started({}, b"x" * 32, b"s" * 32, b"b" * 32), ev.Instant(1, 2))
+    with pytest.raises(KeyError):
+        recorder.handle(peer, ev.Absorbed(99, b"m" * 32), ev.Instant(2, 3))
+    path = tmp_path / "anna.recording"
+    path.write_bytes(made.getvalue())
+    found = replay(Recording(path).life, Recording(path))
+    assert found.difference is None and found.events == 2
+
+
+def full(after: int) -> Iterator[int]:
+    for number in range(1000):
+        if number > after:
+            raise OSError(28, "No space left on device")
+        yield number
+
+
+def test_a_recording_ends_where_disk_or_limit_ends_and_the_core_goes_on() -> None:
+    room = full(2)
+    made = io.BytesIO()
+    peer, recorder = recorded_peer(made)
+    recorder._write = lambda data: (next(room), made.write(data))
+    recorder._frames.write = recorder._write  # type: ignore[union-attr]
+    started = ev.Started({}, b"x" * 32, b"s" * 32, b"b" * 32)
+    assert recorder.handle(peer, started, ev.Instant(1, 2))
+    for at in range(2, 9):
+        recorder.handle(peer, ev.Alarm(), ev.Instant(at, at))
+    assert "No space left" in recorder.failure
+    peer, recorder = recorded_peer(io.BytesIO(), limit=3000)
+    recorder.handle(peer, started, ev.Instant(1, 2))
+    for at in range(2, 99):
+        recorder.handle(peer, ev.Alarm(), ev.Instant(at, at))
+    assert "limit" in recorder.failure
+
+
+def test_jobs_are_done_again_where_tensors_are_at_hand(run: Any) -> None:
+    """The modelled disks keep what is live: a replay over a disk that keeps everything gives every name again."""
+    from gossipfl.recompute import Recompute
+    from gossipfl.store import Store
+
+    names = ("anna", "bert")
+    members = federation(dict.fromkeys(names, 10), local_rounds=8)
+    learners, _ = quadratics(names)
+    specs = toy_specs(members, lambda name: learners[name], begin=lambda name: np.full(8, float(len(name))))
+    every = Store.modelled().files
+
+    class Collected(Recorded):
+        def fed(self, world: Any, node: Any, event: Any, commands: Any) -> None:
+            super().fed(world, node, event, commands)
+            for name in ev.names(event):
+                if node.store.files.has(name):
+                    every.put(node.store.files.read(name))
+
+    folder = Path(str(run[2][0].parent) + "-all")
+    seen = Collected(folder)
+    world = World(specs, 1, observers=[seen])
+    world.run(60)
+    seen.close()
+    for path in sorted(folder.iterdir()):
+        recording = Recording(path)
+        found = replay(recording.life, recording, Recompute(every, recording.life.shape))
+        assert found.difference is None and found.recomputed > 20 and found.absent == 0, found
