@@ -29,12 +29,14 @@ from gossipfl.trust.membership import Member, Membership, Study, Topology, creat
 if TYPE_CHECKING:
     from gossipfl.protocol.neighbours import Random
     from gossipfl.tasks import Data, Site, Task
+    from gossipfl.topology import Graph
 
 NET_BATCH: Final = 32
 """Rows in a step of a net."""
 
 ROUNDS: Final = {"breast-cancer": 120, "heart": 120, "digits": 300, "toy": 60}
-"""Local rounds of 10 steps: enough for these models to settle, and a net needs more; a task of one's own gets 120."""
+ROUNDS_ELSE: Final = 120
+"""Local rounds of 10 steps: enough for these models to settle, and a net needs more; and for a task of one's own."""
 
 TEST_SHARE: Final = 0.3
 """Of rows that come without test rows of their own."""
@@ -123,7 +125,7 @@ def study_of(spec: str, task: Task, seed: int, options: Mapping[str, Any] | None
         "task_options": dict(options or {}),
         "seed": seed,
         "holdout_key": hashlib.sha256(f"gossipfl demo {seed}".encode()).hexdigest(),
-        "local_rounds": ROUNDS.get(spec, 120),
+        "local_rounds": ROUNDS.get(spec, ROUNDS_ELSE),
         "optimizer": getattr(task, "optimizer", "sgd"),
         "l2": float(getattr(task, "l2", 0.0)),
         "codec": "f64" if fitting.layout_of(task).dtype == "float64" else "f32",
@@ -190,6 +192,26 @@ class Keyring:
 # ---- the federation --------------------------------------------------------------------------------------------------
 
 
+class Wired(Membership):
+    """A membership whose graph is none of the rules': for simulations."""
+
+    edges: dict[str, tuple[str, ...]]
+
+    @property
+    def wanted_graph(self) -> dict[str, tuple[str, ...]]:
+        return self.edges
+
+
+def wired(plain: Membership, graph: Graph) -> Wired:
+    """The same members on this graph: its nodes are they, in the order of ids."""
+    edges: dict[str, list[str]] = {name: [] for name in plain.active}
+    for one, other in graph.edges.tolist():
+        edges[plain.active[one]].append(plain.active[other])
+        edges[plain.active[other]].append(plain.active[one])
+    fields = {name: getattr(plain, name) for name in Membership.model_fields}
+    return Wired(**fields, edges={name: tuple(sorted(found)) for name, found in edges.items()})
+
+
 @dataclass(frozen=True, eq=False)
 class Federation:
     """Members, their rows and their keys."""
@@ -201,6 +223,8 @@ class Federation:
     test: Data
     """what every model is judged by"""
     keyring: Keyring
+    graph: Graph | None = None
+    """what the membership's graph was made of, where it is none of the rules'"""
 
     @cached_property
     def sites(self) -> list[Site]:
@@ -257,12 +281,13 @@ def found(
     observers: Sequence[str] = (),
     dial_only: Sequence[str] = (),
     study: Mapping[str, Any] | None = None,
+    graph: Graph | None = None,
     **rows: Any,
 ) -> Federation:
     """A federation of `nodes` sites on any task: a built-in's short name, or `module:attribute`.
 
     `sites` as `sites_of` gives them, which is otherwise called with `rows`. `study`: fields other than `study_of`'s.
-    `observers` have no rows; `dial_only` have no address.
+    `observers` have no rows; `dial_only` have no address. `graph` instead of the rule of `topology`.
 
     **Raises**: ConfigError: no such task, rows that cannot be dealt, a study that cannot be.
     """
@@ -287,4 +312,6 @@ def found(
         x0=name_of(np.ascontiguousarray(blank.start).data),
         topology=topology,
     )
-    return Federation(seed, task, membership, dict(sorted(works.items())), test, keyring)
+    if graph is not None:
+        membership = wired(membership, graph)
+    return Federation(seed, task, membership, dict(sorted(works.items())), test, keyring, graph)

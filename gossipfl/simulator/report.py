@@ -5,31 +5,18 @@ Everything shown comes from `results.Result`. Not here: numbers of its own.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from typing import Any, Final
 
 from gossipfl.learning.evaluation import label
+from gossipfl.simulator.pictures import COLOURS, Axes, power, rendered, steps, ticks
 from gossipfl.simulator.results import LOWER_IS_BETTER, Result, mean, table, worst
-
-COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000")
-"""Okabe and Ito's, which colour-blind readers can tell apart."""
 
 LOCAL: Final = "#b36b00"
 GOSSIP: Final = "#0072b2"
 WHOLE: Final = "#333333"
-
-WIDTH: Final = 760
-LEFT: Final = 56
-RIGHT: Final = 16
-TOP: Final = 14
-BOTTOM: Final = 40
-"""Margins around a picture's inside, for numbers and words."""
 
 POINTS: Final = 1500
 """Dots in a picture; more make the file large and show nothing more."""
@@ -37,16 +24,11 @@ POINTS: Final = 1500
 
 def page(result: Result, manifest: Mapping[str, Any]) -> str:
     """The HTML text."""
-    import jinja2
     from markupsafe import Markup
 
-    source = files("gossipfl.simulator")
-    style = source.joinpath("report.css").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(source.joinpath("report.html").read_text("utf-8"))
     header, rows = table(result)
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return template.render(
+    return rendered(
+        "report.html",
         result=result,
         manifest=manifest,
         name=label(result.metric),
@@ -57,8 +39,6 @@ def page(result: Result, manifest: Mapping[str, Any]) -> str:
         worst=lambda values: worst(values, result.metric),
         header=header,
         rows=rows,
-        style=Markup(style),
-        style_digest=digest,
         bars=Markup(bars(result)),
         curves=Markup(curves(result, result.metric, value_range(result))),
         losses=Markup(
@@ -72,60 +52,6 @@ def page(result: Result, manifest: Mapping[str, Any]) -> str:
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Axes:
-    """A rectangle of the picture, and what its edges mean."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-    height: int
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        inner_x, inner_y = WIDTH - LEFT - RIGHT, self.height - TOP - BOTTOM
-        across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1.0)
-        up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1.0)
-        return LEFT + across * inner_x, TOP + (1 - up) * inner_y
-
-    def frame(self, xs: Sequence[float], ys: Sequence[tuple[float, str]], below: str) -> list[str]:
-        """Grid lines, their numbers, and what the horizontal axis is."""
-        parts = []
-        for y, text in ys:
-            _, place = self.at(self.x[0], y)
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
-            parts.append(f'<text class="tick" x="{LEFT - 6}" y="{place + 4:.1f}" text-anchor="end">{escape(text)}</text>')
-        for x in xs:
-            place, floor = self.at(x, self.y[0])
-            parts.append(f'<text class="tick" x="{place:.1f}" y="{floor + 17:.1f}" text-anchor="middle">{x:g}</text>')
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(f'<text class="tick" x="{middle}" y="{self.height - 5}" text-anchor="middle">{escape(below)}</text>')
-        return parts
-
-    def line(self, points: Sequence[tuple[float, float]], colour: str, dash: str = "") -> str:
-        """Joined points; what is outside of the rectangle is cut off by the clip path."""
-        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in (self.at(*point) for point in points))
-        dashed = f' stroke-dasharray="{dash}"' if dash else ""
-        return f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"{dashed} clip-path="url(#inside)"/>'
-
-    def picture(self, parts: Sequence[str], title: str) -> str:
-        inside = f'<clipPath id="inside"><rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" '
-        inside += f'height="{self.height - TOP - BOTTOM}"/></clipPath>'
-        head = f'<svg viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(title)}">'
-        return head + f"<defs>{inside}</defs>" + "".join(parts) + "</svg>"
-
-
-def steps(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers between low and high, about `count` of them.
-
-    >>> steps(0.0, 120.0)
-    [0.0, 20.0, 40.0, 60.0, 80.0, 100.0, 120.0]
-    """
-    raw = (high - low) / count or 1.0
-    size = 10 ** math.floor(math.log10(raw))
-    unit = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * 0.8)
-    first = math.ceil(low / unit - 1e-9)
-    return [round(n * unit, 10) for n in range(first, math.floor(high / unit + 1e-9) + 1)]
-
-
 def value_range(result: Result) -> tuple[float, float]:
     """From a little below the worst local model to a little above the best of all."""
     values = [*result.of("local", result.metric), *result.of("gossip", result.metric), result.centralized[result.metric]]
@@ -136,17 +62,11 @@ def value_range(result: Result) -> tuple[float, float]:
     return low - room, top
 
 
-def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    found = steps(low, high)
-    places = max(2, -math.floor(math.log10((found[1] - found[0]) if len(found) > 1 else 0.1)))
-    return [(value, f"{value:.{places}f}") for value in found]
-
-
 def bars(result: Result) -> str:
     """Per hospital: alone beside in the federation; a line for centralized."""
     metric, count = result.metric, len(result.sites)
     axes = Axes((0, count), value_range(result), 260)
-    parts = axes.frame([], _ticks(*axes.y), "")
+    parts = axes.frame([], ticks(*axes.y), "")
     for at, site in enumerate(result.sites):
         for value, place, colour in ((site.local, 0.18, LOCAL), (site.gossip, 0.51, GOSSIP)):
             if math.isfinite(shown := value.get(metric, math.nan)):
@@ -178,7 +98,7 @@ def curves(result: Result, metric: str, limits: tuple[float, float]) -> str:
         return ""
     end = max(x for line in lines for x, _ in line)
     axes = Axes((0, end or 1.0), limits, 260)
-    parts = axes.frame(steps(0, end or 1.0), _ticks(*axes.y), "local rounds")
+    parts = axes.frame(steps(0, end or 1.0), ticks(*axes.y), "local rounds")
     whole = result.centralized[metric]
     parts.append(axes.line([(0, whole), (end, whole)], WHOLE, "6 4"))
     parts += [axes.line(line, COLOURS[at % len(COLOURS)]) for at, line in enumerate(lines) if line]
@@ -220,12 +140,8 @@ def apart(result: Result) -> str:
     low, high = math.floor(min(y for _, y in known)), math.ceil(max(y for _, y in known))
     axes = Axes((math.floor(known[0][0]), math.ceil(known[-1][0])), (low, max(high, low + 1)), 240)
     powers = range(low, high + 1, max(1, (high - low) // 6))
-    parts = axes.frame(steps(*axes.x, 8), [(float(n), _power(n)) for n in powers], "seconds since the start")
+    parts = axes.frame(steps(*axes.x, 8), [(float(n), power(n)) for n in powers], "seconds since the start")
     for point in known:
         x, y = axes.at(*point)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.6" fill="{GOSSIP}" fill-opacity="0.45"/>')
     return axes.picture(parts, "distance of two models when they meet")
-
-
-def _power(exponent: int) -> str:
-    return f"{10.0**exponent:g}" if exponent >= -3 else f"1e{exponent}"

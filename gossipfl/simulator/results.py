@@ -10,7 +10,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -79,9 +79,7 @@ class Result:
 
     def share(self) -> float:
         """Worst node over centralized, in the task's metric (turned over where lower is better)."""
-        worst_node, whole = worst(self.of("gossip", self.metric), self.metric), self.centralized[self.metric]
-        top, bottom = (whole, worst_node) if self.metric in LOWER_IS_BETTER else (worst_node, whole)
-        return top / bottom if bottom else math.nan
+        return share_of(worst(self.of("gossip", self.metric), self.metric), self.centralized[self.metric], self.metric)
 
     def shown(self) -> list[str]:
         """The metrics that tables show: the task's own, then AUC and accuracy where there are any."""
@@ -90,6 +88,12 @@ class Result:
 
 def worst(values: Sequence[float], metric: str) -> float:
     return max(values) if metric in LOWER_IS_BETTER else min(values)
+
+
+def share_of(value: float, whole: float, metric: str) -> float:
+    """A value over the centralized one, turned over where lower is better."""
+    top, bottom = (whole, value) if metric in LOWER_IS_BETTER else (value, whole)
+    return top / bottom if bottom else math.nan
 
 
 def mean(values: Sequence[float]) -> float:
@@ -214,6 +218,11 @@ def write_curves(path: Path, sites: Sequence[SiteResult]) -> None:
     """All nodes' evaluations in one file, in the order of time."""
     rows = [{"site": site.name, **row} for site in sites for row in site.curve]
     rows.sort(key=lambda row: row.get("wall", 0.0))
+    write_lines(path, rows)
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object a line."""
     lines = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
 

@@ -1,0 +1,213 @@
+"""`gossipfl simulate SCENARIO`: one question to a simulated federation. What is printed; gossipfl.simulator does the rest."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gossipfl.simulator.expect import Judged
+    from gossipfl.simulator.federation import Federation
+    from gossipfl.simulator.play import Progress
+    from gossipfl.simulator.run import Run
+    from gossipfl.simulator.scenario import Read, Scenario
+
+EPILOG: Final = (
+    "Example: [bold]gossipfl simulate simulations/partition.toml --set at.0.seconds=7200 --seed 3[/bold]; "
+    "exits with 1 where what the file expects does not hold."
+)
+
+LINE_S: Final = 2.0
+"""Between two lines of progress where there is no terminal."""
+
+
+def simulate(
+    scenario: Annotated[Path, typer.Argument(help="A scenario.toml; simulations/ has some, docs/simulate.md every key.")],
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the file's.")] = None,
+    hours: Annotated[float | None, typer.Option("--hours", help="Virtual hours, instead of the file's.")] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=2, help="How many, instead of the file's.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other key: --set faults.cut_per_hour=2; may be repeated.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Folder that holds uci-heart/ and the like.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="events: the very code that is deployed.")] = "events",
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/simulate-... by default.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Play one scenario in virtual time: real nodes' code on simulated clocks, lines and disks; say whether it held."""
+    from gossipfl.cli import output
+    from gossipfl.simulator import expect, play, results, story
+    from gossipfl.simulator import run as runs
+    from gossipfl.simulator import scenario as scenarios
+
+    if engine not in play.ENGINES:
+        raise typer.BadParameter(f"no engine is called {engine!r}; there is {', '.join(play.ENGINES)}", param_hint="--engine")
+    began = time.time()
+    read = scenarios.load(scenario, set_ or (), seed=seed, hours=hours, nodes__count=nodes)
+    asked = read.scenario
+    made = scenarios.federation(read, data_dir)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
+    folder = results.fresh(out or Path("runs") / f"simulate-{scenario.stem}-seed{asked.seed}-{stamp}")
+    manifest = results.manifest(asked.seed, ["gossipfl", *sys.argv[1:]], began)
+    results.write_json(folder / "manifest.json", manifest)
+    results.write_json(folder / "config.json", _resolved(asked, made))
+    (folder / "scenario.toml").write_text(read.text, encoding="utf-8")
+    output.say(f"{asked.question}\n{_size(asked, made)}")
+    with _shown(asked) as tell:
+        run = play.play(play.Stage(asked, made, tell), engine)
+    judged = expect.judge(asked.expect, run)
+    page = folder / "report.html"
+    result = runs.as_json(run) | {"expectations": [vars(one) for one in judged], "report": str(page)}
+    results.write_json(folder / "summary.json", result)
+    results.write_lines(folder / "metrics.jsonl", (vars(sample) for sample in run.samples))
+    results.write_lines(folder / "happenings.jsonl", (vars(one) for one in run.happenings))
+    page.write_text(story.page(run, asked, judged, manifest), encoding="utf-8")
+    if json_:
+        output.emit(results.finite(result))
+    else:
+        _closing(read, run, judged, page, time.time() - began)
+    if not all(one.holds for one in judged):
+        raise typer.Exit(1)
+
+
+def _size(scenario: Scenario, made: Federation) -> str:
+    rows = sum(len(site.train) for site in made.sites)
+    return (
+        f"{len(made.membership.active)} nodes, {rows} rows of {scenario.task}, {scenario.hours:g} virtual hours, "
+        f"seed {scenario.seed}"
+    )
+
+
+def _resolved(scenario: Scenario, made: Federation) -> dict[str, Any]:
+    """Every setting, the defaults too."""
+    study = made.membership.study.model_dump(mode="json")
+    faults = vars(scenario.options_of_faults())
+    masses = {member.id: member.mass for member in made.membership.members}
+    more = {"masses": masses, "graph": made.membership.graph, "release_exchanges": made.membership.release_exchanges}
+    return {**scenario.model_dump(mode="json"), "study": study, "faults": faults, **more}
+
+
+# ---- live ------------------------------------------------------------------------------------------------------------
+
+
+class _shown:
+    """Progress while a run goes on: a few lines that renew themselves on a terminal, one line every two seconds elsewhere."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.rounds = scenario.changes_of_study().get("local_rounds")
+        self.began = self.last = time.monotonic()
+        self.live: Any = None
+
+    def __enter__(self) -> Callable[[Progress], None]:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self.live = Live(console=Console(stderr=True), refresh_per_second=8, transient=True)
+            self.live.__enter__()
+        return self.tell
+
+    def __exit__(self, *error: object) -> None:
+        if self.live is not None:
+            self.live.__exit__(None, None, None)
+
+    def tell(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if self.live is not None:
+            self.live.update(_drawn(progress, now - self.began))
+        elif now - self.last >= LINE_S or progress.virtual_s >= progress.of_s:
+            self.last = now
+            print(_line(progress), file=sys.stderr, flush=True)
+
+
+def _faults(progress: Progress) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in progress.faults.items()) or "none"
+
+
+def _line(progress: Progress) -> str:
+    from gossipfl.simulator.expect import clock
+
+    low, high = progress.local_rounds
+    rounds = f"{low}" if low == high else f"{low}-{high}"
+    return (
+        f"{clock(progress.virtual_s)} of {clock(progress.of_s)}  {progress.events} events  {progress.exchanges} exchanges  "
+        f"local round {rounds}  apart {progress.consensus:.2g}  faults: {_faults(progress)}"
+    )
+
+
+def _drawn(progress: Progress, seconds: float) -> Any:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    from gossipfl.simulator.expect import clock
+
+    low, high = progress.local_rounds
+    share = progress.virtual_s / progress.of_s
+    left = f"{seconds:.0f} s, about {seconds / share - seconds:.0f} s to go" if share > 0.02 else f"{seconds:.0f} s"
+    drawn = Table(box=None, pad_edge=False, show_header=False)
+    drawn.add_column(style="bold")
+    drawn.add_column()
+    bar = Table.grid(padding=(0, 1))
+    passed = f"{clock(progress.virtual_s)} of {clock(progress.of_s)}"
+    bar.add_row(passed, ProgressBar(progress.of_s, progress.virtual_s, width=24), left)
+    drawn.add_row("virtual time", bar)
+    drawn.add_row("events", f"{progress.events:,}")
+    drawn.add_row("exchanges", f"{progress.exchanges:,}")
+    drawn.add_row("local rounds", f"{low}" if low == high else f"{low} to {high}")
+    drawn.add_row("apart", f"{progress.consensus:.2g}")
+    drawn.add_row("worst node", "-" if progress.quality != progress.quality else f"{progress.quality:.4f}")
+    drawn.add_row("faults", Text(_faults(progress)))
+    return drawn
+
+
+# ---- the end ---------------------------------------------------------------------------------------------------------
+
+
+def _closing(read: Read, run: Run, judged: list[Judged], page: Path, seconds: float) -> None:
+    from gossipfl.cli import output
+    from gossipfl.simulator import tell
+    from gossipfl.simulator.expect import clock
+
+    print()
+    for one in tell.told(run, read.scenario.at):
+        print(f"{one.at}  {one.what}")
+        for said in one.then:
+            print(f"         {said}")
+    print(*tell.outcome(run), sep="\n")
+    print()
+    rows = [
+        (life.name, life.rows, life.stage, life.local_rounds, len(life.exchanges), f"{life.sent / 1024:.0f}", life.boots,
+         _shown_value(run, life.name))
+        for life in run.lives
+    ]  # fmt: skip
+    header = ("node", "rows", "stage", "local rounds", "exchanges", "KiB sent", "starts", run.metric)
+    output.table("", header, rows)
+    print()
+    whole = run.centralized.get(run.metric)
+    print(f"centralized: {run.metric} {whole:.4f}; consensus distance {run.consensus_distance:.2g} (0: one model)")
+    print(f"faults: {', '.join(f'{n} {kind}' for kind, n in run.faults.items()) or 'none'}")
+    took = f"{clock(run.virtual_seconds)} of virtual time in {seconds:.1f} s"
+    print(f"{run.exchanges:,} exchanges, {run.events:,} events, {took}" + _digest(run))
+    print()
+    if judged:
+        cells = [("held" if one.holds else "NOT HELD", one.asked, one.found) for one in judged]
+        output.table("", ("expected", "", "found"), cells)
+    print(f"report: {page}")
+
+
+def _digest(run: Run) -> str:
+    return f"; trace {run.trace_digest[:16]}" if run.trace_digest else ""
+
+
+def _shown_value(run: Run, name: str) -> str:
+    value = run.quality.get(name, {}).get(run.metric)
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,172 @@
+"""What a scenario expects, asked of what was: one verdict a line, with the figure that decided it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gossipfl.simulator.results import share_of, worst
+from gossipfl.simulator.run import Happening, Life, Run
+
+if TYPE_CHECKING:
+    from gossipfl.simulator.scenario import Expect
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One expectation: what was asked, what was found."""
+
+    asked: str
+    found: str
+    holds: bool
+
+
+def judge(expect: Expect, run: Run) -> list[Judged]:
+    """Every expectation that the file states, in its order."""
+    return list(_judge(expect, run))
+
+
+def _judge(expect: Expect, run: Run) -> Iterator[Judged]:
+    stay = [life for life in run.honest if not life.left]
+    if expect.finished:
+        late = [
+            f"{life.name} ({life.stage}, local round {life.local_rounds})" for life in stay if life.stage != "finished"
+        ]
+        last = max((life.finished_at() for life in stay), default=math.inf)
+        found = f"not finished: {', '.join(late)}" if late else f"the last after {clock(last)}"
+        yield Judged("every node finishes the study", found, not late)
+    if expect.consensus_below is not None:
+        d = run.consensus_distance
+        yield Judged(f"consensus distance below {expect.consensus_below:g}", f"{d:.2g}", d < expect.consensus_below)
+    if expect.quality_share is not None:
+        yield _quality(expect.quality_share, run)
+    if expect.exchanged_within_s is not None:
+        yield _recovered(expect.exchanged_within_s, run, stay)
+    if expect.others_wait_at_most_s is not None:
+        yield _others(expect.others_wait_at_most_s, run)
+    if expect.returns_within_s is not None:
+        yield _returned(expect.returns_within_s, run)
+    if expect.exchanges is not None:
+        few = min(stay, key=lambda life: len(life.exchanges))
+        enough = len(few.exchanges) >= expect.exchanges
+        yield Judged(f"{expect.exchanges} exchanges a node", f"{few.name} made {len(few.exchanges)}", enough)
+    if expect.local_rounds is not None:
+        few = min((life for life in stay if life.role == "trainer"), key=lambda life: life.local_rounds)
+        enough = few.local_rounds >= expect.local_rounds
+        yield Judged(f"{expect.local_rounds} local rounds a node", f"{few.name} made {few.local_rounds}", enough)
+    for kind, least in expect.happened.items():
+        often = run.faults.get(kind, 0)
+        yield Judged(f"{kind} happens {least} times", f"{often} times", often >= least)
+    if expect.nothing_violated and run.invariants:
+        bad = [name for name, verdict in run.invariants.items() if verdict != "held"]
+        words = [f"{name}: {run.first_violations.get(name, run.invariants[name])}" for name in bad]
+        found = "; ".join(words) or f"{len(run.invariants)} watched after every event"
+        yield Judged("no law is violated", found, not bad)
+
+
+def _quality(least: float, run: Run) -> Judged:
+    values = run.of(run.metric)
+    asked = f"worst node at {100 * least:g} % of centralized ({run.metric})"
+    known = [value for value in values.values() if math.isfinite(value)]
+    missing = [life.name for life in run.honest if life.name not in values and not life.left]
+    if missing or not known:
+        return Judged(asked, f"no model of {', '.join(missing) or 'anybody'} that could be judged", False)
+    share = share_of(worst(known, run.metric), run.centralized[run.metric], run.metric)
+    return Judged(asked, f"{100 * share:.2f} %", share >= least)
+
+
+def _recovered(within_s: float, run: Run, stay: list[Life]) -> Judged:
+    asked = f"exchanges again within {length(within_s)} after the last fault"
+    if run.healed_s + within_s > run.virtual_seconds:
+        return Judged(asked, f"the last fault ended at {clock(run.healed_s)}: too late to judge; raise hours", False)
+    first = {life.name: wait(life, run.healed_s) for life in stay if life.finished_at() > run.healed_s}
+    slow = max(first, key=lambda name: first[name], default="")
+    if not slow:
+        return Judged(asked, f"all had finished before it was over, at {clock(run.healed_s)}", True)
+    return Judged(asked, f"the last, {slow}, after {length(first[slow])}", first[slow] <= within_s)
+
+
+def _others(most_s: float, run: Run) -> Judged:
+    longest, who = 0.0, ""
+    for happening in run.planned():
+        for life in others(run, happening):
+            found = longest_wait(life, happening, run.virtual_seconds)
+            if found > longest:
+                longest, who = found, life.name
+    asked = f"nobody else waits more than {length(most_s)} for an exchange"
+    if not run.planned():
+        return Judged(asked, "no fault of [[at]] has happened", False)
+    return Judged(asked, f"{who or 'nobody'}: {length(longest)}", longest <= most_s)
+
+
+def _returned(within_s: float, run: Run) -> Judged:
+    asked = f"who was struck exchanges again within {length(within_s)}"
+    slowest, who, judged = 0.0, "", 0
+    for happening in run.planned():
+        for name in happening.nodes:
+            life = run.life(name)
+            if happening.kind in ("leave", "hostile") or life.hostile or life.finished_at() <= happening.end_s:
+                continue
+            judged += 1
+            found = wait(life, happening.end_s)
+            if found > slowest:
+                slowest, who = found, name
+    if not judged:
+        return Judged(asked, "no fault of [[at]] has struck a node that was not finished", False)
+    return Judged(asked, f"{who}: {length(slowest)}", slowest <= within_s)
+
+
+# ---- measures, which the telling uses, too ---------------------------------------------------------------------------
+
+
+def others(run: Run, happening: Happening) -> list[Life]:
+    """The honest nodes that a fault does not concern; nobody, where it concerns all."""
+    concerned = set(happening.nodes)
+    if not concerned:
+        return []
+    return [life for life in run.honest if life.name not in concerned]
+
+
+def wait(life: Life, since_s: float) -> float:
+    """Seconds until its next exchange; infinity if none came."""
+    return next((at - since_s for at in life.exchanges if at >= since_s), math.inf)
+
+
+def longest_wait(life: Life, happening: Happening, end_s: float) -> float:
+    """The longest time without an exchange that reaches into the fault, while it was up and not finished."""
+    longest = 0.0
+    for begin, end in life.gaps(end_s):
+        own = any(span.begin_s < end and span.end_s > begin for span in life.spans)
+        if begin < happening.end_s and end > happening.begin_s and not own:
+            longest = max(longest, end - begin)
+    return longest
+
+
+def clock(seconds: float) -> str:
+    """A virtual time of day.
+
+    >>> clock(54_321), clock(math.inf)
+    ('15:05:21', 'never')
+    """
+    if not math.isfinite(seconds):
+        return "never"
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def length(seconds: float) -> str:
+    """How long, in the unit that a person would use.
+
+    >>> [length(x) for x in (0.4, 12, 360, 5000, 90_000)]
+    ['0.4 s', '12 s', '6 min', '1 h 23 min', '25 h']
+    """
+    if not math.isfinite(seconds):
+        return "for ever"
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 and seconds % 1 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min" if seconds % 60 < 1 or seconds > 600 else f"{seconds / 60:.1f} min"
+    return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")

@@ -1,0 +1,142 @@
+"""Plays a scenario: world, historian and checkers put together, run slice by slice, judged at the end; an engine is a function.
+
+A second engine takes the same Stage and gives the same Run: add its line to ENGINES. Not here: what is printed (cli.simulate).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from gossipfl.errors import Misuse
+from gossipfl.simulator.network import SECOND, Pace, World
+from gossipfl.simulator.run import Run
+from gossipfl.simulator.watch import Historian
+
+if TYPE_CHECKING:
+    from gossipfl.simulator.federation import Federation
+    from gossipfl.simulator.scenario import Scenario
+
+ENGINES: Final[Mapping[str, str]] = {"events": "gossipfl.simulator.play:events"}
+"""name -> module:function of (Stage) -> Run."""
+
+SAMPLES: Final = 120
+"""Times at which models are judged."""
+
+JUDGED_MAX: Final = 6000
+"""Models judged in a run; many nodes are judged more seldom."""
+
+NO_FAULTS: Final = frozenset({"exchange", "dial", "connection", "retry"})
+"""What a world counts beside faults."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is."""
+
+    virtual_s: float
+    of_s: float
+    events: int
+    exchanges: int
+    faults: Mapping[str, int]
+    local_rounds: tuple[int, int]
+    """least and most of any trainer"""
+    consensus: float
+    quality: float
+    """of the worst node"""
+
+
+@dataclass
+class Stage:
+    """What an engine is given."""
+
+    scenario: Scenario
+    made: Federation
+    tell: Callable[[Progress], None] = field(default=lambda progress: None)
+
+
+def play(stage: Stage, engine: str = "events") -> Run:
+    """Run the scenario. **Raises**: Misuse for an engine that is none."""
+    if engine not in ENGINES:
+        raise Misuse(f"no engine is called {engine!r}; there is {', '.join(ENGINES)}")
+    module, _, name = ENGINES[engine].partition(":")
+    begun = time.process_time()
+    run: Run = getattr(import_module(module), name)(stage)
+    run.engine, run.cpu_seconds = engine, time.process_time() - begun
+    return run
+
+
+def events(stage: Stage) -> Run:
+    """The event simulator: the very Peers that are deployed."""
+    scenario, made = stage.scenario, stage.made
+    strikes = [one.strike() for one in scenario.at]
+    historian = Historian(made, strikes)
+    world = World(
+        made.specs(scenario.nodes.speeds),
+        scenario.seed,
+        scenario.options_of_faults(),
+        lines=scenario.lines.lines(made.graph, made.membership.active),
+        pace=Pace(step_s=scenario.nodes.step_s),
+        strikes=strikes,
+        observers=[historian],
+    )
+    end_s, nodes = scenario.hours * 3600, len(made.membership.active)
+    slices = max(20, min(SAMPLES, JUDGED_MAX // nodes))
+    for _ in range(slices):
+        world.run(end_s / slices)
+        sample = historian.sample(world)
+        stage.tell(_progress(world, made, end_s, sample.consensus, sample.quality))
+    historian.finish(world)
+    return _told(stage, world, historian)
+
+
+def _progress(world: World, made: Federation, end_s: float, apart: float, quality: Mapping[str, float]) -> Progress:
+    from gossipfl.simulator.results import worst
+
+    rounds = [node.peer.local_round for node in world.nodes.values() if node.boots and node.peer.settings.trains]
+    known = [value for value in quality.values() if math.isfinite(value)]
+    low = worst(known, made.task.metric) if known else math.nan
+    span = (min(rounds, default=0), max(rounds, default=0))
+    return Progress(
+        world.mono / SECOND, end_s, world.events, world.counts["exchange"], faults_of(world), span, apart, low
+    )
+
+
+def faults_of(world: World) -> dict[str, int]:
+    """How often each kind has happened."""
+    return {kind: n for kind, n in sorted(world.counts.items()) if n and kind not in NO_FAULTS}
+
+
+def _told(stage: Stage, world: World, historian: Historian) -> Run:
+    from gossipfl.simulator import baselines
+
+    scenario, made = stage.scenario, stage.made
+    quality: dict[str, dict[str, float]] = {}
+    for name in historian.lives:
+        if (found := historian.model(world, name) if world.nodes[name].boots else None) is not None:
+            quality[name] = historian.judged(*found)
+    whole = baselines.centralized(made.task, made.sites, made.membership.study.l2, scenario.seed).metrics(made.test)
+    told: dict[str, Any] = {"trace_digest": None, "content_digest": None}
+    return Run(
+        question=scenario.question,
+        task=scenario.task,
+        metric=made.task.metric,
+        seed=scenario.seed,
+        engine="",
+        virtual_seconds=world.mono / SECOND,
+        events=world.events,
+        exchanges=world.counts["exchange"],
+        faults=faults_of(world),
+        lives=list(historian.lives.values()),
+        happenings=historian.happenings,
+        samples=historian.samples,
+        centralized=whole,
+        quality=quality,
+        consensus_distance=historian.samples[-1].consensus,
+        test_rows=len(made.test),
+        **told,
+    )

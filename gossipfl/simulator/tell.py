@@ -1,0 +1,126 @@
+"""A run in plain words: what happened to whom, what the others did meanwhile, and how it went on. For report and terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from gossipfl.simulator.expect import clock, length, longest_wait, others, wait
+from gossipfl.simulator.run import Happening, Run
+
+if TYPE_CHECKING:
+    from gossipfl.simulator.scenario import At
+
+WORDS: Final = {
+    "cut": "Every connection of {who} was cut.",
+    "refuse": "{Who} could not be dialled for {long}.",
+    "refused": "A dial of {who} was refused.",
+    "stall": "The connections of {who} carried nothing for {long}.",
+    "half-open": "The connections of {who} died and nobody was told.",
+    "drip": "The connections of {who} became a trickle for {long}.",
+    "one-way": "Nothing that {who} sent arrived for {long}; what was sent to them did.",
+    "partition": "{Who} and the others could not reach each other for {long}.",
+    "crash": "{Who} crashed and was down for {long}.",
+    "crash-saving": "{Who} was killed in the middle of saving, and was down for {long}.",
+    "restart-storm": "{Who} crashed again and again.",
+    "blackout": "The power failed at every node at once.",
+    "pause": "The process of {who} stood still for {long}.",
+    "straggler": "{Who} computed many times slower for {long}.",
+    "leave": "The operator of {who} ordered it to leave.",
+    "clock-jump": "The clock of {who} jumped.",
+    "disk-full": "The disk of {who} was full for {long}.",
+    "io-error": "The disk of {who} answered with an error.",
+    "bit-rot": "A bit flipped in what {who} had stored.",
+    "duplicate": "{Who} said its last message again.",
+    "hostile": "{Who} lied over valid sessions.",
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """One fault at a stated time, told."""
+
+    at: str
+    what: str
+    then: Sequence[str]
+
+
+def told(run: Run, plan: Sequence[At]) -> list[Told]:
+    """Every [[at]] of the scenario that has happened, in the order of time."""
+    merged: dict[int, list[Happening]] = {}
+    for one in run.planned():
+        merged.setdefault(one.planned or 0, []).append(one)
+    found = []
+    for number, parts in sorted(merged.items(), key=lambda item: item[1][0].begin_s):
+        whole = as_one(parts)
+        found.append(Told(clock(whole.begin_s), plan[number].says or in_words(whole), aftermath(run, whole)))
+    return found
+
+
+def as_one(parts: Sequence[Happening]) -> Happening:
+    """A strike on several nodes happens to each; people see one."""
+    first = parts[0]
+    names = tuple(dict.fromkeys(name for one in parts for name in one.nodes))
+    end = max(one.end_s for one in parts)
+    return Happening(first.kind, first.begin_s, end, names, first.detail, first.planned)
+
+
+def in_words(one: Happening) -> str:
+    if one.kind == "cut" and len(one.nodes) == 2 and one.planned is None:
+        return f"The connection of {one.nodes[0]} and {one.nodes[1]} was cut."
+    who = joined(one.nodes) if one.nodes else "everybody"
+    text = WORDS.get(one.kind, one.kind + " at {who}.")
+    return text.format(who=who, Who="Everybody" if who == "everybody" else who, long=length(one.end_s - one.begin_s))
+
+
+def joined(names: Sequence[str]) -> str:
+    if len(names) > 6:
+        return f"{len(names)} nodes"
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def aftermath(run: Run, one: Happening) -> list[str]:
+    """What the others did while it lasted, and how who was struck went on."""
+    said = []
+    rest = [life for life in others(run, one) if life.finished_at() > one.begin_s]
+    if rest:
+        made = sum(one.begin_s <= at <= one.end_s for life in rest for at in life.exchanges)
+        waits = {life.name: longest_wait(life, one, run.virtual_seconds) for life in rest}
+        slow = max(waits, key=lambda name: waits[name])
+        during = f"made their part of {made} exchanges while it lasted" if one.end_s > one.begin_s else "went on"
+        said.append(f"The other {len(rest)} {during}; none of them waited longer than {length(waits[slow])} for one.")
+    struck = [run.life(name) for name in one.nodes]
+    back = {life.name: wait(life, one.end_s) for life in struck if one.end_s < life.finished_at() and not life.hostile}
+    if back and one.kind != "leave":
+        slow = max(back, key=lambda name: back[name])
+        if math.isinf(back[slow]):
+            said.append(f"{slow} never made an exchange again.")
+        elif len(back) == 1:
+            said.append(f"{slow} made its next exchange {length(back[slow])} after it was over.")
+        else:
+            said.append(f"The last of them to exchange again was {slow}, {length(back[slow])} after it was over.")
+    return said
+
+
+def outcome(run: Run) -> list[str]:
+    """The end, in two or three sentences."""
+    stay = [life for life in run.honest if not life.left]
+    done = [life for life in stay if life.stage == "finished"]
+    if len(done) == len(stay):
+        last = max(life.finished_at() for life in done)
+        said = [f"All {len(done)} nodes finished the study, the last at {clock(last)} of virtual time."]
+    else:
+        late = [f"{life.name} ({life.stage})" for life in stay if life.stage != "finished"]
+        said = [f"{len(done)} of {len(stay)} nodes finished the study; not {joined(late)}."]
+    if run.invariants:
+        bad = [name for name, verdict in run.invariants.items() if verdict == "violated"]
+        doubt = [name for name, verdict in run.invariants.items() if verdict == "unknown"]
+        if bad:
+            said.append(f"Violated: {', '.join(bad)}.")
+        elif doubt:
+            said.append(f"Nothing was seen to be lost or doubled; not known: {', '.join(doubt)}.")
+        else:
+            said.append("No exchange was lost, doubled or half applied: every law that was watched has held.")
+    return said

@@ -1,0 +1,188 @@
+"""The historian of a World: an observer that writes down who was up, who exchanged, what went wrong; and how good models are.
+
+It sees what any observer sees, and changes nothing. Laws are checked elsewhere (simulator.invariants).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+
+from gossipfl.protocol import events as ev
+from gossipfl.protocol.peer import Course
+from gossipfl.recipe import decoded
+from gossipfl.simulator.network import SECOND, Observer
+from gossipfl.simulator.results import consensus
+from gossipfl.simulator.run import Happening, Life, Sample, Span, State
+from gossipfl.tasks import fitting
+
+if TYPE_CHECKING:
+    from gossipfl.simulator.faults import Strike
+    from gossipfl.simulator.federation import Federation
+    from gossipfl.simulator.network import Node, World
+    from gossipfl.store import Store
+
+HAPPENINGS_MAX: Final = 20_000
+"""Written down; more are only counted."""
+
+STATES: Final[Mapping[str, State]] = {"partition": "apart", "pause": "paused"}
+"""Faults that put whom they name into a state; a crash is seen by itself."""
+
+
+DOWN: Final = frozenset({"crash", "crash-saving", "restart-storm", "blackout", "disk-full", "io-error", "bit-rot"})
+"""Faults that are over, for whom they named, when its process runs again."""
+
+
+class Historian(Observer):
+    """Lives, happenings and samples of one run."""
+
+    def __init__(self, made: Federation, strikes: Sequence[Strike]) -> None:
+        self.made = made
+        rows = {site.name: len(site.train) for site in made.sites}
+        member = made.membership.member
+        self.lives = {
+            name: Life(name, rows.get(name, 0), member(name).role, up=False) for name in made.membership.active
+        }
+        self.happenings: list[Happening] = []
+        self.samples: list[Sample] = []
+        self.strikes = strikes
+        self.down: dict[str, float] = {}
+        self.open: dict[tuple[str, tuple[str, ...]], list[Happening]] = {}
+        self.exchanges = 0
+
+    # ---- hooks ---------------------------------------------------------------------------------------------------
+
+    def booted(self, world: World, node: Node) -> None:
+        life, now = self.lives[node.name], world.mono / SECOND
+        if not life.boots and now > 1:
+            life.spans.append(Span(0.0, now, "not yet"))
+        if (since := self.down.pop(node.name, None)) is not None:
+            life.spans.append(Span(since, now, "down"))
+            self.over(node.name, now)
+        life.boots += 1
+
+    def crashed(self, world: World, node: Node, before: Store, after: Store) -> None:
+        self.down.setdefault(node.name, world.mono / SECOND)
+
+    def did(self, world: World, node: Node, command: ev.Command) -> None:
+        if isinstance(command, ev.Commit):
+            for fact in command.facts:
+                self.noted(world, node, fact)
+        elif isinstance(command, ev.Note):
+            self.noted(world, node, command)
+
+    def noted(self, world: World, node: Node, fact: ev.Note) -> None:
+        life, now = self.lives[node.name], world.mono / SECOND
+        if fact.kind == "ingress":
+            life.exchanges.append(now)
+            self.exchanges += fact.fields["role"] == "reply"
+        elif fact.kind in ("start", "stage") and life.stage != fact.fields["stage"]:
+            life.stages.append((now, fact.fields["stage"]))
+        elif fact.kind == "statistics":
+            life.stages.append((now, "training"))
+
+    def wire(self, world: World, sender: str, receiver: str, size: int) -> None:
+        self.lives[sender].sent += size
+        self.lives[receiver].received += size
+
+    def struck(self, world: World, kind: str, names: tuple[str, ...], detail: str) -> None:
+        now = world.mono / SECOND
+        base = kind.removesuffix("-end")
+        if base != kind:
+            begun = self.open.get((base, names)) or self.open.get((base, names[:1])) or []
+            if begun:
+                self.close(begun.pop(0), now)
+            return
+        happening = Happening(base, now, now, names, detail, self.plan(base, names, now))
+        if len(self.happenings) < HAPPENINGS_MAX or happening.planned is not None:
+            self.happenings.append(happening)
+        self.open.setdefault((base, names), []).append(happening)
+
+    # ---- bookkeeping ---------------------------------------------------------------------------------------------
+
+    def plan(self, kind: str, names: tuple[str, ...], now: float) -> int | None:
+        """Which strike of the scenario this is: of its kind, at its time, at one of its nodes."""
+        for at, strike in enumerate(self.strikes):
+            alike = kind == strike.kind or (kind == "crash" and strike.kind in ("crash-saving", "restart-storm"))
+            late = now - strike.at_s
+            if (
+                alike
+                and -1e-3 <= late <= max(strike.seconds, 60.0)
+                and (not strike.nodes or set(names) & set(strike.nodes))
+            ):
+                return at
+        return None
+
+    def close(self, happening: Happening, now: float) -> None:
+        happening.end_s = now
+        if (state := STATES.get(happening.kind)) is not None:
+            for name in self.apart(happening):
+                self.lives[name].spans.append(Span(happening.begin_s, now, state))
+
+    def apart(self, happening: Happening) -> Sequence[str]:
+        """Whom a partition or pause concerns; of a partition without names, everybody."""
+        return [name for name in happening.nodes if name in self.lives] or list(self.lives)
+
+    def over(self, name: str, now: float) -> None:
+        """A node is up again: the crashes that it had are over."""
+        for happening in reversed(self.happenings):
+            if now - happening.begin_s > 24 * 3600:
+                break
+            if happening.kind in DOWN and name in happening.nodes and happening.end_s == happening.begin_s:
+                happening.end_s = now
+
+    def finish(self, world: World) -> None:
+        """The last spans, and what the nodes say of themselves."""
+        end = world.mono / SECOND
+        for happenings in self.open.values():
+            for happening in happenings:
+                if happening.kind in STATES:
+                    self.close(happening, end)
+        for name, node in world.nodes.items():
+            life = self.lives[name]
+            life.up = node.alive
+            life.local_rounds = node.peer.local_round if node.boots else 0
+            if name in self.down:
+                life.spans.append(Span(self.down[name], end, "left" if node.stopped else "down"))
+            elif not node.boots:
+                life.spans.append(Span(0.0, end, "not yet"))
+
+    # ---- quality -------------------------------------------------------------------------------------------------
+
+    def sample(self, world: World) -> Sample:
+        """How good every node's model is now."""
+        honest = [name for name, node in world.nodes.items() if node.boots and not self.lives[name].hostile]
+        models = {name: self.model(world, name) for name in honest}
+        known = {name: found for name, found in models.items() if found is not None}
+        metric = self.made.task.metric
+        quality = {name: self.judged(vector, frozen).get(metric, math.nan) for name, (vector, frozen) in known.items()}
+        here = [name for name in known if not self.lives[name].left]
+        masses = [self.made.membership.mass(name) for name in here]
+        apart = consensus([known[name][0] for name in here], masses) if here else math.nan
+        sent = sum(life.sent for life in self.lives.values())
+        found = Sample(world.mono / SECOND, quality, apart, self.exchanges, sent)
+        self.samples.append(found)
+        return found
+
+    def judged(self, vector: Any, frozen: bytes) -> dict[str, float]:
+        """Every metric on the common test rows; none before the statistics are frozen."""
+        task = self.made.task
+        if task.standardise and task.features and not frozen:
+            return {}
+        return fitting.evaluate(task, fitting.layout_of(task), vector, decoded(frozen), self.made.test)
+
+    @staticmethod
+    def model(world: World, name: str) -> tuple[Any, bytes] | None:
+        """(model, encoded statistics): of a running node as its core names it, of another as its disk has it."""
+        node = world.nodes[name]
+        if node.alive:
+            return np.array(world.model(name)), node.peer.frozen
+        row = node.store.load().get(("course", name))
+        if row is None:
+            return None
+        course = msgspec.msgpack.decode(row, type=Course)
+        return np.array(node.store.files.array(course.model, node.spec.bench.dtype)), course.normalisation

@@ -1,0 +1,213 @@
+"""A scenario file: every fault at once with its line, overrides, a run judged by what was expected, and what it leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gossipfl.cli import application
+from gossipfl.errors import ConfigError
+from gossipfl.simulator import expect, tell
+from gossipfl.simulator import play as players
+from gossipfl.simulator import scenario as sc
+from gossipfl.simulator.faults import Faults
+from gossipfl.simulator.run import Happening, Life, Run, Sample, as_json
+
+GOOD = """\
+question = "Does a crash stop anybody?"
+task = "toy"
+seed = 3
+hours = 2
+[nodes]
+count = 4
+[study]
+local_rounds = 30
+[faults]
+cut_per_hour = 2
+until_hours = 1.5
+[[at]]
+hour = 0.5
+kind = "crash"
+nodes = ["hospital-2"]
+seconds = 120
+[expect]
+finished = true
+consensus_below = 1e-3
+quality_share = 0.9
+others_wait_at_most_s = 600
+returns_within_s = 300
+happened = { crash = 1 }
+"""
+
+
+def write(folder: Path, text: str = GOOD) -> Path:
+    path = folder / "scenario.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    read = sc.load(write(tmp_path_factory.mktemp("run")))
+    return players.play(players.Stage(read.scenario, sc.federation(read)))
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_every_fault_is_said_at_once_with_its_line(tmp_path: Path) -> None:
+    text = GOOD.replace("task =", "taks =").replace("hours = 2", "hours = 2000").replace("cut_per_hour", "cuts_per_hour")
+    text = text.replace("local_rounds = 30", "seed = 1").replace('kind = "crash"', 'kind = "crush"')
+    with pytest.raises(ConfigError) as error:
+        sc.load(write(tmp_path, text))
+    faults = [(fault.line, fault.what.split(":")[0], fault.remedy) for fault in error.value.faults]  # type: ignore[union-attr]
+    assert [line for line, _, _ in faults] == [2, 4, 8, 10, 14]
+    assert faults[0][2] == "did you mean 'task'?"
+    assert faults[2][2] == "it stands at the top of the file, before the first table"
+    assert faults[3][2] == "did you mean 'cut_per_hour'?"
+    assert faults[4][2] == "did you mean 'crash'?"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "what"),
+    [
+        ('"hospital-2"', '"hospital-9"', 15, "no node is called 'hospital-9'"),
+        ('"toy"', '"tpy"', 2, "unknown task 'tpy'"),
+        ("count = 4", 'count = 4\n[topology]\ngraph = "rnig"', 8, "unknown topology 'rnig'"),
+        ("hour = 0.5", "hour = 3", None, "is not before the end"),
+    ],
+)
+def test_what_only_the_federation_shows_has_its_line_too(tmp_path: Path, old: str, new: str, line: int, what: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        sc.federation(sc.load(write(tmp_path, GOOD.replace(old, new))))
+    assert what in str(error.value)
+    assert line is None or error.value.faults[0].line == line  # type: ignore[union-attr]
+
+
+def test_every_option_of_faults_can_be_written(tmp_path: Path) -> None:
+    known = sc.FaultsSection.model_fields
+    assert {one.name for one in dataclasses.fields(Faults)} | {"preset"} == set(known)
+
+
+def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
+    changes = ["faults.cut_per_hour=7", "expect.finished=false", "study.codec=bf16"]
+    found = sc.load(write(tmp_path), changes, seed=9, hours=5.0, nodes__count=6).scenario
+    assert (found.seed, found.hours, found.nodes.count) == (9, 5.0, 6)
+    assert found.options_of_faults().cut_per_hour == 7
+    assert not found.expect.finished
+    assert found.study.codec == "bf16"
+    with pytest.raises(ConfigError, match=r"command line: unknown key faults.cut_pr_hour -- did you mean 'cut_per_hour'"):
+        sc.load(write(tmp_path), ["faults.cut_pr_hour=7"])
+    with pytest.raises(ConfigError, match="is no table"):
+        sc.load(write(tmp_path), ["task.x=7"])
+
+
+def test_a_preset_is_where_the_file_begins_and_the_last_quarter_is_quiet(tmp_path: Path) -> None:
+    text = GOOD.replace("cut_per_hour = 2\nuntil_hours = 1.5", 'preset = "wan"\nrefused_dials = 0.5')
+    faults = sc.load(write(tmp_path, text)).scenario.options_of_faults()
+    assert faults == dataclasses.replace(Faults.preset("wan"), refused_dials=0.5, until_hours=1.5)
+
+
+def test_a_graph_and_its_lines_are_those_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "net.edges").write_text("# source: a test\na b 30 8\nb c 5\nc d\nd a 1 2\n")
+    between = '[topology]\ngraph = "net.edges"\n[[lines.between]]\nnodes = ["hospital-2", "hospital-1"]\njitter = 0.0\n'
+    read = sc.load(write(tmp_path, GOOD.replace("[study]", between + "[study]")))
+    made = sc.federation(read)
+    assert made.membership.neighbours("hospital-1") == ("hospital-2", "hospital-4")
+    lines = read.scenario.lines.lines(made.graph, made.membership.active)
+    line = lines.line("hospital-1", "hospital-2")
+    assert (line.latency_s, line.bandwidth_bytes_s, line.jitter) == (0.03, 1e6, 0.0)
+    assert lines.line("hospital-4", "hospital-3") == lines.usual
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_expected_holds_and_is_told(run: Run, tmp_path: Path) -> None:
+    scenario = sc.load(write(tmp_path)).scenario
+    judged = expect.judge(scenario.expect, run)
+    assert len(judged) == 6
+    assert all(one.holds for one in judged), judged
+    (told,) = tell.told(run, scenario.at)
+    assert told.at == "0:30:00"
+    assert told.what == "hospital-2 crashed and was down for 2 min."
+    assert "The other 3" in told.then[0]
+    assert "hospital-2 made its next exchange" in told.then[1]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["consensus_below=1e-12", "quality_share=1.5", "others_wait_at_most_s=1", "returns_within_s=0", "exchanges=100000",
+     "local_rounds=31", "exchanged_within_s=3600", "happened.crash=99"],
+)  # fmt: skip
+def test_every_expectation_can_fail(run: Run, broken: str, tmp_path: Path) -> None:
+    scenario = sc.load(write(tmp_path), [f"expect.{broken}"]).scenario
+    assert [one.holds for one in expect.judge(scenario.expect, run)].count(False) == 1
+
+
+def test_a_violated_or_an_unknown_law_and_an_unfinished_node_are_not_held(run: Run, tmp_path: Path) -> None:
+    wanted = sc.load(write(tmp_path)).scenario.expect
+    for verdict in ("violated", "unknown"):
+        worse = dataclasses.replace(run, invariants={"exactly-once": verdict})
+        assert [one.asked for one in expect.judge(wanted, worse) if not one.holds] == ["no law is violated"]
+    lives = [dataclasses.replace(run.lives[0], stages=[(0.0, "training")]), *run.lives[1:]]
+    (late,) = (one for one in expect.judge(wanted, dataclasses.replace(run, lives=lives)) if not one.holds)
+    assert "hospital-1 (training" in late.found
+
+
+def test_the_history_is_that_of_the_world(run: Run) -> None:
+    life = run.life("hospital-2")
+    (span,) = life.spans
+    assert (span.state, span.begin_s, span.end_s) == ("down", 1800.0, 1920.0)
+    assert life.boots == 2
+    assert not any(span.begin_s < at < span.end_s for at in life.exchanges)
+    assert sum(len(life.exchanges) for life in run.lives) == 2 * run.exchanges
+    assert run.faults["crash"] == 1
+    assert run.samples[-1].exchanges == run.exchanges
+    assert run.samples[-1].sent == run.sent == sum(life.received for life in run.lives)
+
+
+def test_one_seed_is_one_history(run: Run, tmp_path: Path) -> None:
+    read = sc.load(write(tmp_path))
+    again = as_json(players.play(players.Stage(read.scenario, sc.federation(read))))
+    assert {**again, "cpu_seconds": 0} == {**as_json(run), "cpu_seconds": 0}
+
+
+def test_the_longest_wait_is_where_nobody_else_is_to_blame() -> None:
+    happening = Happening("partition", 100.0, 200.0, ("b",), planned=0)
+    life = Life("a", 10, "trainer", exchanges=[50.0, 90.0, 170.0, 260.0], stages=[(0.0, "training")])
+    run = Run("?", "toy", "loss", 0, "events", 300.0, 0, 0, {}, [life, Life("b", 10, "trainer")], [happening],
+              [Sample(300.0, {}, 0.0, 0, 0)], {"loss": 1.0}, {}, 0.0)  # fmt: skip
+    assert expect.longest_wait(life, happening, 300.0) == 90.0
+    assert [one.name for one in expect.others(run, happening)] == ["a"]
+    assert expect.wait(life, 200.0) == 60.0
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_leaves_a_folder_and_its_exit_code_says_whether_it_held(tmp_path: Path) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    done = CliRunner().invoke(application(), ["simulate", str(path), "--json", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    first = ["seed", "virtual_seconds", "events", "exchanges", "faults", "quality", "consensus_distance", "invariants",
+             "trace_digest", "content_digest"]  # fmt: skip
+    assert list(said)[: len(first)] == first
+    assert json.loads((out / "summary.json").read_text()) == said
+    assert {"manifest.json", "config.json", "scenario.toml", "metrics.jsonl", "happenings.jsonl", "report.html"} <= {
+        file.name for file in out.iterdir()
+    }
+    page = (out / "report.html").read_text()
+    assert "What was expected held." in page
+    assert "<script" not in page
+    assert "://" not in page
+    failing = ["simulate", str(path), "--out", str(tmp_path / "no"), "--set", "expect.consensus_below=1e-12"]
+    done = CliRunner().invoke(application(), failing)
+    assert done.exit_code == 1
+    assert "NOT HELD" in done.stdout
+    assert "did not hold" in (tmp_path / "no" / "report.html").read_text()
