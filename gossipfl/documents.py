@@ -93,7 +93,10 @@ def toml_tree(text: str, file: str) -> dict[str, Any]:
         at = re.search(r"at line (\d+)", str(error))
         line = int(at[1]) if at else len(text.splitlines())
         what = re.sub(r" \(at .*\)$", "", str(error))
-        raise ConfigError(Fault(file, line, f"not TOML: {what}", 'text needs quotes: name = "value"')) from None
+        remedy = 'text needs quotes: name = "value"'
+        if "twice" in what or "overwrite" in what or "redefine" in what:
+            remedy = "it stands further up already: write your lines there, under the one that is there"
+        raise ConfigError(Fault(file, line, f"not TOML: {what}", remedy)) from None
 
 
 def validated(

@@ -104,7 +104,8 @@ WRONG = {
     "an unknown device": (GOOD + '[limits]\ndevice = "gpu"', "not a device"),
     "a checkpoint never": (GOOD + "[limits]\ncheckpoint_s = inf", "checkpoint_s"),
     "text without quotes": ("[node]\nid = ward\n", "not TOML"),
-    "a key twice": (GOOD + 'id = "x"', "not TOML"),
+    "a key twice": (GOOD + 'id = "x"', "stands further up already"),
+    "a table twice": (GOOD + '[data]\nid = "x"\n[data]\nfile = "y"', "stands further up already"),
     "a byte order mark in the middle": ("[node]\n\ufeffid = 1", "not TOML"),
 }
 

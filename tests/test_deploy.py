@@ -43,7 +43,7 @@ class Sites:
         for path in (tools, folder / "north", folder / "south"):
             path.mkdir()
         command = tools / "gossipfl"
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gossipfl "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m gossipfl "$@"\n')
         command.chmod(0o755)
         self.environment = os.environ | {
             "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -52,7 +52,9 @@ class Sites:
         }
 
     def here(self, text: str) -> str:
-        text = re.sub(r"scp (\S+) (north|south)\.example\.org:study/(\S*)", r"cp -p \1 ../\2/\3", text)
+        text = re.sub(r"scp (\S+) north\.example\.org:study/(\S*)", r"cp -p \1 ../north/\2", text)
+        text = re.sub(r"scp north\.example\.org:study/(\S+) (\S+)", r"cp -p ../north/\1 \2", text)
+        assert "scp" not in text, "south's firewall lets nobody in: it fetches"
         return text.replace("north.example.org:8470", f"127.0.0.1:{self.port}")
 
     def run(self, site: str, text: str) -> subprocess.CompletedProcess[str]:
@@ -124,3 +126,22 @@ def test_the_walk_of_the_document_ends_with_one_model_at_both_sites(sites: Sites
     assert len(rows) == 251
     seen = json.loads((sites.folder / "south" / "state" / "normalisation.json").read_text())
     assert [row["warning"] for row in seen] == [""] * 4
+
+
+def test_the_document_s_own_task_is_found_by_its_path_and_trains(sites: Sites) -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    blocks = BLOCK.findall(text)
+    for at in (0, 2):
+        sites.type("north", blocks[at][4])
+    sites.type("north", "gossipfl init south --out ../south > south.line")
+    configured = next(text for language, _, site, _, text in blocks if language == "toml" and site == "north")
+    sites.configure("north", configured)
+    found = re.search(r"^## A model of your own\n.*?```python\n(.*?)```.*?```sh\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    assert found
+    (sites.folder / "north" / "risk.py").write_text(found[1])
+    create, local, run = found[2].strip().splitlines()
+    assert run.endswith("node run node.toml")
+    done = sites.run("north", create.replace("PYTHONPATH=. ", ""))
+    assert done.returncode == 78 and "PYTHONPATH=." in done.stderr
+    sites.type("north", create.replace("PYTHONPATH=.", f"PYTHONPATH=.:{ROOT}"))
+    sites.type("north", "cp own/federation.json . && " + local.replace("PYTHONPATH=.", f"PYTHONPATH=.:{ROOT}"))

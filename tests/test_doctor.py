@@ -95,11 +95,11 @@ def test_rows_that_are_not_there_exit_78_and_the_rest_is_still_checked(tomls: di
     assert any(one["check"] == "ports" and one["result"] == "ok" for one in said["findings"])
 
 
-def test_a_port_in_use_exits_78(tomls: dict[str, Path], examined: Any) -> None:
+def test_a_port_in_use_exits_73(tomls: dict[str, Path], examined: Any) -> None:
     host, port = config.load_node(tomls["a"]).node.listen_address or ("", 0)
     with socket.create_server((host, port)):
         code, _, failed = examined(tomls["a"], "--offline")
-    assert code == Exit.CONFIG and str(port) in failed[0]["found"]
+    assert code == Exit.STATE and str(port) in failed[0]["found"]
 
 
 def test_egress_names_every_receiver_and_what_never_goes(tomls: dict[str, Path], examined: Any) -> None:

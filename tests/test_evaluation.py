@@ -87,3 +87,19 @@ def test_a_sure_and_wrong_prediction_has_a_finite_loss() -> None:
 def test_scores_that_do_not_fit_the_labels_are_misuse() -> None:
     with pytest.raises(Misuse, match="one score a label"):
         evaluation.auc(np.array([0, 1]), np.zeros((2, 2)))
+
+
+def test_the_gain_of_one_model_over_another_is_the_difference_and_its_interval_covers_the_truth() -> None:
+    rng = np.random.Generator(np.random.PCG64(6))
+    y = np.repeat([0, 1], [60, 60])
+    covered, narrower = 0, 0
+    for _ in range(300):
+        shared = rng.normal(size=120)  # the two err alike, as two models on the same patients do
+        before, after = (shared + shift * y + 0.3 * rng.normal(size=120) for shift in (1.0, 1.0))
+        gain, low, high = evaluation.auc_gain(y, before, after)
+        assert gain == pytest.approx(evaluation.auc(y, after) - evaluation.auc(y, before))
+        covered += low <= 0.0 <= high
+        narrower += high - low < np.diff(evaluation.auc_interval(y, after))[0]
+    assert 0.90 <= covered / 300 <= 0.99 and narrower == 300
+    assert evaluation.auc_gain(y, before, before) == (0.0, 0.0, 0.0)
+    assert all(map(math.isnan, evaluation.auc_gain(np.ones(5, int), np.arange(5.0), np.arange(5.0))))

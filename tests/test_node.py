@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import random
@@ -30,6 +31,7 @@ from gossipfl.node.connection import Pace
 from gossipfl.node.driver import Driver
 from gossipfl.node.gate import Caps, Gate
 from gossipfl.node.logs import Log
+from gossipfl.node.server import port_taken
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.session import SUBPROTOCOL
 from gossipfl.trust.identity import Identity, NodeKeys, load_key
@@ -401,16 +403,23 @@ def test_a_state_folder_in_use_is_refused_with_73_and_names_the_process(tmp_path
     parts.store.close()
 
 
-async def test_a_port_in_use_is_refused_with_78_and_a_remedy(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_refused_with_73_and_a_remedy(tmp_path: Path) -> None:
     config = town(tmp_path)["a"]
     address = config.node.listen_address
     assert address
     async with await asyncio.start_server(lambda reader, writer: None, *address):
         with pytest.raises(ConfigError, match="ss -ltnp") as error:
             await driver_of(config).run()
-        assert error.value.exit_code == Exit.CONFIG
+        assert error.value.exit_code == Exit.STATE, "systemd may try again: 73 is not in RestartPreventExitStatus"
     async with running(driver_of(config)):
         pass
+
+
+@pytest.mark.parametrize(
+    "number, code", [(errno.EADDRINUSE, Exit.STATE), (errno.EACCES, Exit.PERMISSION), (errno.EADDRNOTAVAIL, Exit.CONFIG)]
+)
+def test_why_a_port_cannot_be_had_decides_the_exit_code(number: int, code: Exit) -> None:
+    assert port_taken("listen", "10.0.0.1", 80, OSError(number, "no")).exit_code == code
 
 
 def test_a_federation_file_never_goes_back_and_a_newer_one_is_taken(tmp_path: Path) -> None:

@@ -123,6 +123,10 @@ def test_train_local_and_a_model_are_judged_by_the_same_holdout(
     said = json.loads(capsys.readouterr().out)
     assert said["holdout_rows"] == len(TEST)
     assert said["methods"]["m"]["auc"] == pytest.approx(said["methods"]["local only"]["auc"]), "the same rows, the same l2"
+    assert said["auc_gain"]["m"] == pytest.approx((0.0, 0.0, 0.0), abs=1e-3)
+    assert run("train-local", tomls["a"], "--against", tmp_path / "m") == 0
+    table = capsys.readouterr().out
+    assert "AUC" in table and " to " in table and "auc_low" not in table and "cannot tell the two apart" in table
 
 
 def test_a_node_that_never_ran_has_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

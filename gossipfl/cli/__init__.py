@@ -16,12 +16,12 @@ import typer
 
 from gossipfl.errors import Exit, GossipError
 
-EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 69 peers unreachable, 73 state, 77 keys, 78 configuration."
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 69 peers unreachable, 73 state or port, 77 keys, 78 configuration."
 
 
 def application() -> typer.Typer:
     """All commands, assembled."""
-    from gossipfl.cli import demo, doctor, federation, init, model, node, renew, replay, simulate
+    from gossipfl.cli import baseline, demo, doctor, federation, init, model, node, renew, replay, simulate
 
     app = typer.Typer(
         name="gossipfl",
@@ -39,7 +39,7 @@ def application() -> typer.Typer:
     app.add_typer(federation.app(), name="federation")
     app.add_typer(node.app(), name="node")
     app.command("predict", epilog=model.PREDICT_EPILOG)(model.predict)
-    app.command("train-local", epilog=model.LOCAL_EPILOG)(model.train_local)
+    app.command("train-local", epilog=baseline.LOCAL_EPILOG)(baseline.train_local)
     app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
     app.command("replay", epilog=replay.EPILOG)(replay.replay)
     app.command("demo", epilog=demo.EPILOG)(demo.demo)

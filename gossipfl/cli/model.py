@@ -1,6 +1,6 @@
-"""`gossipfl node model`, `predict` and `train-local`: the model out of a node, on new rows, and what the site has without it.
+"""`gossipfl node model` and `predict`: the model out of a node, and on new rows.
 
-Not here: what a model file holds (gossipfl.released), training (learning, tasks.fitting).
+Not here: what a model file holds (gossipfl.released), what the site has without it (cli.baseline).
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 if TYPE_CHECKING:
-    from gossipfl.config import DataSection, NodeConfig
+    from gossipfl.config import NodeConfig
     from gossipfl.released import Released
     from gossipfl.tasks import Data
     from gossipfl.trust.membership import Membership
@@ -29,11 +28,6 @@ PREDICT_EPILOG: Final = (
     "Example: [bold]gossipfl predict model.safetensors rows.csv --node node.toml --out risks.csv[/bold]  "
     "-- --node maps this site's columns, codes and sentinel values to the study's."
 )
-LOCAL_EPILOG: Final = (
-    "Example: [bold]gossipfl train-local node.toml --against model.safetensors[/bold]  "
-    "-- both judged by the same hold-out, which neither has seen."
-)
-
 ANSWER_S: Final = 30.0
 """For a running node to hand out its model; a large one takes seconds."""
 
@@ -53,7 +47,7 @@ def model(
     from gossipfl.trust.membership import Membership
 
     config = load_node(file)
-    found = _of_node(config, Membership.load(config.node.federation))
+    found = of_node(config, Membership.load(config.node.federation))
     released.save(found, out)
     told = {"file": str(out), "task": found.spec, **found.facts}
     if json_:
@@ -65,7 +59,7 @@ def model(
         output.say("The study has not finished here: this is the model as it is now.")
 
 
-def _of_node(config: NodeConfig, membership: Membership) -> Released:
+def of_node(config: NodeConfig, membership: Membership) -> Released:
     """From the running node, else from its state folder."""
     from gossipfl import released
     from gossipfl.errors import ConfigError, Exit
@@ -166,56 +160,3 @@ def _features(loaded: Released, rows: Path, mapping: dict[str, Any]) -> Data:
         raise ConfigError(f"the task {loaded.spec!r} names no columns: predict cannot know what a row of {rows} means")
     ids = data.ids if "id" in mapping else tuple(str(n) for n in range(1, len(data) + 1))
     return Data(data.x, data.y, ids, data.names)
-
-
-# ---- train-local -----------------------------------------------------------------------------------------------------
-
-
-def train_local(
-    file: TOML = Path("node.toml"),
-    against: Annotated[Path | None, typer.Option("--against", help="A model file to judge by the same hold-out.")] = None,
-    task: Annotated[
-        str | None, typer.Option("--task", help="Names the code of the other model's task, if not built in.")
-    ] = None,
-    json_: JSON = False,
-) -> None:
-    """Train on this site's own rows alone, and judge by its own hold-out: the baseline that a federation must beat."""
-    from gossipfl import released, tasks
-    from gossipfl.cli import output
-    from gossipfl.config import load_node
-    from gossipfl.errors import ConfigError
-    from gossipfl.simulator import baselines
-    from gossipfl.tasks.split import site_of
-    from gossipfl.trust.membership import Membership
-
-    config = load_node(file)
-    study = Membership.load(config.node.federation).study
-    loaded = tasks.load(study.task, study.task_options)
-    _has_data(config.data, file)
-    site = site_of(loaded, config.node.id, config.data.source(), study.holdout_key_bytes, study.holdout)
-    if not len(site.train) or not len(site.holdout):
-        raise ConfigError(
-            f"{file}: {len(site.train)} rows to train on and {len(site.holdout)} held out; both are needed -- name more rows"
-        )
-    methods = {"local only": baselines.fit(loaded, site.train, study.l2, study.seed).metrics(site.holdout)}
-    if against is not None:
-        methods[against.name] = released.read(against, task).metrics(site.holdout)
-    finite = {
-        method: {name: value if math.isfinite(value) else None for name, value in found.items()}
-        for method, found in methods.items()
-    }
-    if json_:
-        told = {"node": config.node.id, "task": study.task, "train_rows": len(site.train)}
-        output.emit({**told, "holdout_rows": len(site.holdout), "metric": loaded.metric, "methods": finite})
-        return
-    title = f"{config.node.id}: trained on {len(site.train)} rows, judged by {len(site.holdout)} held out"
-    names = list(next(iter(finite.values())))
-    rows = [(name, *("-" if found[name] is None else found[name] for found in finite.values())) for name in names]
-    output.table(title, ("", *finite), rows)
-
-
-def _has_data(data: DataSection, file: Path) -> None:
-    from gossipfl.errors import ConfigError, Fault
-
-    if data.is_empty:
-        raise ConfigError(Fault(str(file), None, "[data] is empty", 'name the rows, for instance file = "rows.csv"'))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from gossipfl.cli import model
+from gossipfl.cli import baseline, model
 
 TOML = Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -32,6 +32,7 @@ def app() -> typer.Typer:
     group.command("run", epilog="Example: [bold]gossipfl node run node.toml[/bold]; SIGTERM or Ctrl-C stops it well")(run)
     group.command("status", epilog="Example: [bold]gossipfl node status node.toml --json[/bold]")(status)
     group.command("model", epilog=model.MODEL_EPILOG)(model.model)
+    group.command("report", epilog=baseline.REPORT_EPILOG)(baseline.report)
     for order, text in ORDERS.items():
         group.command(order, help=text, epilog=f"Example: [bold]gossipfl node {order} node.toml[/bold]")(_verb(order))
     return group

@@ -7,6 +7,7 @@ whatever it sent or did not send. Not here: what a session says.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -113,11 +114,14 @@ async def _nothing() -> None:
 
 
 def port_taken(key: str, host: str, port: int, error: OSError) -> ConfigError:
-    """The operator's: an address that cannot be had."""
-    remedy = f"find who has it with `ss -ltnp 'sport = :{port}'` and stop it, or change {key} in node.toml"
-    return ConfigError(
-        Fault(f"[node] {key}", None, f"cannot listen on {host}:{port}: {error.strerror or error}", remedy),
-        exit_code=Exit.CONFIG,
-    )
-
-
+    """The operator's: an address that cannot be had. Taken by somebody else (73), a service manager may try again; a port
+    that needs rights (77) or an address that is not this machine's (78) stays so."""
+    where = f"cannot listen on {host}:{port}: {error.strerror or error}"
+    if error.errno == errno.EADDRINUSE:
+        remedy = f"find who has it with `ss -ltnp 'sport = :{port}'` and stop it, or change {key} in node.toml"
+        return ConfigError(Fault(f"[node] {key}", None, where, remedy), exit_code=Exit.STATE)
+    if error.errno == errno.EACCES:
+        remedy = f"a port below 1024 needs rights: change {key} in node.toml, or give the service CAP_NET_BIND_SERVICE"
+        return ConfigError(Fault(f"[node] {key}", None, where, remedy), exit_code=Exit.PERMISSION)
+    remedy = f"use an address of this machine (`ip address` lists them), or 0.0.0.0 for all; change {key} in node.toml"
+    return ConfigError(Fault(f"[node] {key}", None, where, remedy), exit_code=Exit.CONFIG)

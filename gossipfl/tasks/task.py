@@ -168,7 +168,7 @@ def load(spec: str, options: Mapping[str, Any] | None = None) -> Task:
     try:
         found = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
-        remedy = "check the spelling, and that the module is installed in this environment"
+        remedy = "check the spelling, and that the module is installed in this environment; or, if it lies here, PYTHONPATH=."
         raise ConfigError(Fault("task", None, f"{spec!r} cannot be imported: {error}", remedy)) from error
     try:
         task = found(**(options or {})) if isinstance(found, type) or not isinstance(found, Task) else found
