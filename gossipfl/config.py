@@ -109,6 +109,9 @@ class NodeSection(Strict):
     """Folder of keys, mode 0700."""
     record: bool = False
     """Whether every event of the core is kept in state/recordings, for `gossipfl replay`."""
+    lockstep: bool = False
+    """Whether this node waits, after each local round, for the exchange that a fixed schedule says: for comparing runs,
+    and then at every node. One absent node stops all."""
     listen: Annotated[str, AfterValidator(valid_listen)] = "0.0.0.0:8470"
     """Where peers reach me; empty: I only dial."""
     admin: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:8471"
@@ -283,6 +286,7 @@ state = "state"                   # all that must survive a restart; back it up 
 # trusted_proxies = []            # addresses of your own reverse proxy
 # log = "auto"                    # auto | json | text
 # log_level = "info"              # info: one line an exchange | debug: every step of it
+# lockstep = false                # only to compare runs, and then at every node: one absent node stops all
 # record = false                  # keep all that the protocol heard in state/recordings, for `gossipfl replay`
 
 [data]

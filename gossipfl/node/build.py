@@ -5,6 +5,7 @@ Not here: anything that runs. Paths and passphrases come from the operator; what
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -77,6 +78,8 @@ def build(
             checkpoint_s=config.limits.checkpoint_s,
             external=external,
         )
+        if config.node.lockstep:
+            told = in_step(told, membership)
         settings = change(told)
         return Parts(
             config=config,
@@ -85,7 +88,7 @@ def build(
             certificate=certificate,
             psk=psk,
             settings=settings,
-            bench=bench_of(membership, me, work, learner, tuple(os.urandom(16))),
+            bench=bench_of(membership, me, work, learner, draws_of(config, membership)),
             store=store,
             started=started(store, rows, membership, me, work, begin),
             log=log,
@@ -267,6 +270,26 @@ def learner_of(config: NodeConfig, work: Work, minimum: int, log: Log) -> Callab
         return trainer(config, work, normaliser_of(statistics))
 
     return learner
+
+
+def draws_of(config: NodeConfig, membership: Membership) -> tuple[int, ...]:
+    """What seeds this node's minibatches: nobody else knows it, but in lockstep, where a run must be the same again."""
+    if not config.node.lockstep:
+        return tuple(os.urandom(16))
+    return tuple(hashlib.sha256(membership.federation_id + config.node.id.encode()).digest()[:16])
+
+
+def in_step(settings: Settings, membership: Membership) -> Settings:
+    """The same, in lockstep. Raises ConfigError where the study leaves something to the clock."""
+    watching = [member.id for member in membership.members if member.is_active and member.role != "trainer"]
+    if settings.statistics_size or settings.external or watching:
+        why = (
+            "the task normalises by gossip, in no fixed order" if settings.statistics_size
+            else "a loop of one's own hands its steps in when it likes" if settings.external
+            else f"{', '.join(watching)} only watches, and has no rounds"
+        )  # fmt: skip
+        raise ConfigError(Fault("[node] lockstep", None, why, "leave lockstep out"))
+    return dataclasses.replace(settings, lockstep=True)
 
 
 def recorder_of(config: NodeConfig, settings: Settings, work: Work, log: Log) -> Recorder:

@@ -75,6 +75,8 @@ class Settings:
     trains: bool = True
     external: bool = False
     """a user's own loop trains; this node only mixes what is handed in"""
+    lockstep: bool = False
+    """exchange after each local round with whom the schedule says, and wait for it; see lockstep.py"""
     dialable: frozenset[str] = frozenset()
     """neighbours that have an address"""
 
@@ -102,6 +104,8 @@ class Conn:
     """what was applied after this session's greeting was written, and is said once the peer has greeted"""
     again_ns: int | None = None
     """when a proposal that was refused for the moment is offered again"""
+    early: ms.Propose | None = None
+    """in lockstep: a proposal whose round has not come here yet"""
 
 
 OnEnd = Callable[[Any], None]
@@ -161,6 +165,9 @@ class Core:
     def on_exchanged(self, peer: str, space: str, stage: str, initiated: bool) -> None: ...
 
     def on_let_go(self, peer: str) -> None: ...
+
+    def is_time(self, peer: str) -> bool:
+        return True
 
     def on_candidate(self, conn: Conn, message: ms.Candidate) -> None: ...
 

@@ -352,6 +352,9 @@ class Exchanges(Greeting):
         try:
             version, mass = self.settings.members.version, self.mass(conn.peer, manifest.space)
             self.check_manifest(conn, link, manifest, "propose", manifest.space, version, mass)
+            if not self.is_time(conn.peer):
+                conn.early = message
+                return
             self.admit(conn, manifest)
         except Refused as refusal:
             if refusal.reason in ("replay", "gap", "malformed", "recipient", "base"):

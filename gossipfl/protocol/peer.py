@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import msgspec
@@ -21,6 +22,7 @@ from gossipfl.protocol.events import Instant
 from gossipfl.protocol.exchange import Exchanges
 from gossipfl.protocol.greeting import GREETING_NS, IDLE_NS, PING_NS
 from gossipfl.protocol.link import Row, decode_link
+from gossipfl.protocol.lockstep import Schedule
 from gossipfl.protocol.neighbours import choose
 from gossipfl.trust.identity import Certificate, verify
 
@@ -321,6 +323,8 @@ class Peer(Exchanges):
             self.finish()
         if self.turn in ("choosing", "exchanging") and mono >= self.turn_until:
             self.turn_over()
+        if self.settings.lockstep:
+            self.take_early()
         if self.turn == "rest" and not self.paused and mono >= self.turn_next:
             self.begin_turn()
         if self.turn == "rest" and mono >= self.checkpoint_at and self.unsaved() and not self.hands.busy:
@@ -334,6 +338,8 @@ class Peer(Exchanges):
             self.begin_exchange("statistics")
         elif not self.prepared or not self.corrected_now:
             return
+        elif self.settings.lockstep and self.stage in ("training", "release"):
+            self.keep_step()
         elif self.stage == "training" and self.settings.external:
             if self.handed:
                 handed = self.handed.pop(0)
@@ -388,6 +394,8 @@ class Peer(Exchanges):
     def begin_exchange(self, space: ev.Space) -> None:
         """Choose a neighbour uniformly and exchange with it; a neighbour that cannot be reached ends the turn."""
         candidates = [peer for peer in self.settings.members.neighbours(self.me) if self.may_ask(peer, space)]
+        if self.settings.lockstep:
+            candidates = [peer for peer in candidates if peer == self.asked_next()]
         peer = choose(candidates, self.settings.random)
         if peer is None:
             self.turn_over()
@@ -399,6 +407,55 @@ class Peer(Exchanges):
             self.ask(peer)
         elif conn is None:
             self.dial(peer)
+
+    # ---- lockstep --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return Schedule(self.settings.members, self.me, self.settings.dialable)
+
+    def round_owed(self) -> int | None:
+        """The round whose exchange this node has still to do before anything else; None where there is none.
+
+        One after each local round; in the release, without training, as many more as the study says. The links count
+        exchanges durably, so that this survives a restart."""
+        more = self.settings.release_exchanges if self.stage == "release" else 0
+        for number in range(max(0, self.local_round - 1), self.local_round + more):
+            peer = self.schedule.partner(number)
+            if peer and self.link(peer).exchanges < self.schedule.due(number):
+                return number
+        return None
+
+    def asked_next(self) -> str:
+        """Whom this node has to ask now; empty where nobody, or where it is the other who asks."""
+        number = self.round_owed()
+        return "" if number is None or not self.schedule.begins(number) else self.schedule.partner(number)
+
+    def keep_step(self) -> None:
+        """Do the exchange that is owed, or wait for it; else go on to the next round."""
+        if self.round_owed() is not None:
+            self.begin_exchange("model")
+        elif self.stage == "training":
+            self.train()
+        elif self.stage == "release":
+            self.finish()
+
+    def is_time(self, peer: str) -> bool:
+        """Has the round come whose exchange this peer begins?"""
+        number = self.round_owed() if self.settings.lockstep else None
+        return not self.settings.lockstep or (number is not None and self.schedule.partner(number) == peer)
+
+    def take_early(self) -> None:
+        """A proposal that came before its round, now that the round has."""
+        for conn in list(self.conns.values()):
+            if conn.early is not None and self.is_time(conn.peer):
+                message, conn.early = conn.early, None
+                try:
+                    self.proposed(conn, message)
+                except Refused as refusal:
+                    self.refuse(conn, refusal)
+
+    # ---- asking ------------------------------------------------------------------------------------------------------
 
     def worth_trying(self) -> int:
         """When a neighbour may be free again."""
@@ -457,7 +514,9 @@ class Peer(Exchanges):
 
     def on_exchanged(self, peer: str, space: str, stage: str, initiated: bool) -> None:
         self.neighbour(peer).stage = stage
-        if self.stage == "training" and self.most_have_finished():
+        if self.settings.lockstep:
+            self.turn_next = self.now.mono_ns
+        elif self.stage == "training" and self.most_have_finished():
             self.do(
                 self.note(
                     "late", detail="most neighbours have finished: this node trains no more and takes their model"
@@ -467,7 +526,7 @@ class Peer(Exchanges):
         together = self.leaving or stage in ("release", "finished", "observing")
         if self.stage == "release" and space == "model" and together:
             self.released += 1
-            if self.released >= self.settings.release_exchanges:
+            if self.released >= self.settings.release_exchanges and not self.settings.lockstep:
                 self.finish()
         mine = self.turn == "exchanging" and self.turn_peer == peer
         if space == "statistics":

@@ -1,0 +1,65 @@
+"""Lockstep: in which round who exchanges with whom, from the federation's id and the round alone. Pure arithmetic.
+
+A round is one local round of everybody and then at most one exchange a node: a matching of the topology. It depends on no
+clock and no draw, so that two runs of one federation do the same. Not here: waiting for it (peer.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Set as AbstractSet
+
+from gossipfl.protocol.core import Members
+
+
+class Schedule:
+    """The matchings of one federation, and one member's place in them."""
+
+    def __init__(self, members: Members, me: str, dialable: AbstractSet[str]) -> None:
+        self.me, self.dialable, self.federation = me, dialable, members.federation_id
+        graph, waiting = {me: members.neighbours(me)}, [me]
+        while waiting:
+            for peer in graph[waiting.pop()]:
+                if peer not in graph:
+                    graph[peer] = members.neighbours(peer)
+                    waiting.append(peer)
+        self.edges = sorted({(min(a, b), max(a, b)) for a in graph for b in graph[a]})
+        self.partners: list[str] = []
+        self.sums: list[int] = []
+        """of each round: how many of the rounds up to it are with its partner"""
+        self.counts: Counter[str] = Counter()
+
+    def rank(self, number: int, edge: tuple[str, str]) -> bytes:
+        return hashlib.sha256(f"gossipfl/lockstep/{number}/{edge[0]}/{edge[1]}/".encode() + self.federation).digest()
+
+    def partner(self, number: int) -> str:
+        """With whom this member exchanges in that round; empty for nobody."""
+        self.up_to(number)
+        return self.partners[number]
+
+    def due(self, number: int) -> int:
+        """How many exchanges with the partner of that round are done once the round is."""
+        self.up_to(number)
+        return self.sums[number]
+
+    def up_to(self, number: int) -> None:
+        """A greedy matching each: pairs in the order of their hashes, who is taken already sits out."""
+        for at in range(len(self.partners), number + 1):
+            taken: dict[str, str] = {}
+            for a, b in sorted(self.edges, key=lambda edge: self.rank(at, edge)):
+                if a not in taken and b not in taken:
+                    taken[a], taken[b] = b, a
+            peer = taken.get(self.me, "")
+            self.counts[peer] += 1
+            self.partners.append(peer)
+            self.sums.append(self.counts[peer])
+
+    def begins(self, number: int) -> bool:
+        """Is it this member that proposes? By the hash, unless the other can only dial."""
+        peer = self.partner(number)
+        edge = min(self.me, peer), max(self.me, peer)
+        first, second = edge if self.rank(number, edge)[0] % 2 else edge[::-1]
+        if second not in self.dialable:
+            first, second = second, first
+        return first == self.me
