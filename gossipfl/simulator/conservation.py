@@ -1,0 +1,247 @@
+"""Laws of what moves: each half of an exchange exactly once, sums that only training changes, flows that are opposite.
+
+Every committed model is explained by the one before, the local updates and the halves of exchanges since, each computed
+here again from the two replicas. Not here: laws of single nodes (invariants.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gossipfl.simulator.invariants import Checker
+from gossipfl.simulator.witness import Life, LinkRow, Truth, Vector, digest, is_near, length, paper, root
+
+Key = tuple[str, str, int, int, bytes]
+"""(lower, higher, epoch, k, digest of the proposal)"""
+
+
+@dataclass
+class Half:
+    """One side of an exchange, applied."""
+
+    side: str
+    q: Vector
+    space: str
+
+
+@dataclass
+class Account:
+    """One node's model as its disk had it last, and what has been added since."""
+
+    stood: dict[str, Vector]
+    moved: dict[str, Vector]
+    """local updates since the last commit"""
+    learned: dict[str, Vector]
+    """local updates that are on disk, since the beginning"""
+    trained: Counter[bytes] = field(default_factory=Counter)
+    """updates that the hands made and the core has not yet taken"""
+    absorbing: dict[int, tuple[bytes, Vector]] = field(default_factory=dict)
+
+
+class ExactlyOnce(Checker):
+    name = "exactly-once"
+    law = "Each half of an exchange enters its model once; the mass-weighted sum moves only through local updates."
+
+    def __init__(self, truth: Truth) -> None:
+        super().__init__(truth)
+        self.accounts: dict[str, Account] = {}
+        self.halves: dict[Key, Half] = {}
+        self.outside: dict[str, Vector] = {}
+        """sum of what came from members that lie, and of halves that a broken disk lost, by space"""
+        self.replicas: dict[tuple[str, str], tuple[Vector, Vector]] = {}
+        """of the last exchange of each end"""
+
+    def account(self, life: Life) -> Account:
+        if life.name not in self.accounts:
+            fellow = self.truth.fellows[life.name]
+            first = {"model": fellow.begin.astype(self.truth.dtype), "statistics": fellow.statistics.astype("float64")}
+            self.accounts[life.name] = Account(first, zeros(first), zeros(first))
+        return self.accounts[life.name]
+
+    def booted(self, life: Life) -> None:
+        account = self.account(life)
+        account.moved = zeros(account.stood)
+        account.trained.clear()
+        account.absorbing.clear()
+
+    def commanded(self, life: Life, kind: str, command: Any) -> None:
+        if kind == "Absorb":
+            update = np.frombuffer(life.read(command.displacement), self.truth.dtype)
+            self.account(life).absorbing[command.job] = (command.displacement, update)
+
+    def fed(self, life: Life, kind: str, event: Any) -> None:
+        if kind == "Trained":
+            self.account(life).trained[event.displacement] += 1
+        elif kind == "Absorbed":
+            account = self.account(life)
+            name, update = account.absorbing.pop(event.job)
+            if account.trained[name] < 1:
+                self.broken(life.name, "an update is absorbed that was not trained, or a second time")
+            account.trained[name] -= 1
+            account.moved["model"] = account.moved["model"] + update
+
+    def committed(self, life: Life, before: dict[str, LinkRow], command: Any) -> None:
+        if life.course is None or self.lies(life.name):
+            return
+        account = self.account(life)
+        expected = {space: account.stood[space] + account.moved[space] for space in account.stood}
+        undoable: list[tuple[Key, Half, Vector]] = []
+        for peer, old in before.items():
+            new = life.links.get(peer)
+            if new is None:
+                continue
+            if new.epoch == old.epoch and new.done > old.done:
+                key, half, moved = self.half(life, peer, old, new)
+                expected[half.space] = expected[half.space] + moved
+                self.enter(life.name, peer, key, half, moved)
+            elif new.epoch > old.epoch and old.answered is not None and old.answered.open:
+                undoable.append(self.again(life, peer, old))
+        for space, name in (("model", life.course.model), ("statistics", life.course.statistics)):
+            found = np.frombuffer(life.read(name), self.truth.kind(space))
+            for key, half, moved in undoable:
+                if half.space == space and not is_near(found, expected[space], length(found)):
+                    expected[space] = expected[space] - moved
+                    if self.halves.pop(key, None) is None and not self.lies(*key[:2]):
+                        self.broken(life.name, f"takes back k {key[3]} of {key[0]} and {key[1]}, which both have applied")
+            if not is_near(found, expected[space], length(expected[space]) + length(account.stood[space])):
+                off = length(found - expected[space])
+                self.broken(life.name, f"the {space} on disk is {off:.3g} off what updates and exchanges explain")
+            account.learned[space] = account.learned[space] + account.moved[space]
+            account.stood[space], account.moved[space] = found, np.zeros_like(found)
+
+    def half(self, life: Life, peer: str, old: LinkRow, new: LinkRow) -> tuple[Key, Half, Vector]:
+        """What exchange `new.done` moves at this node, from the two replicas and the reply that is signed."""
+        said = new.answered
+        raw = said.manifest if said is not None and said.k == new.done else life.replies[new.last].manifest
+        reply = paper(raw)
+        own, theirs = (np.frombuffer(life.read(name), self.truth.kind(reply.space)) for name in new.replicas(reply.space))
+        return self.reckon(life.name, peer, reply.space, own, theirs, reply.clip, reply.q, (new.epoch, new.done, new.last))
+
+    def again(self, life: Life, peer: str, old: LinkRow) -> tuple[Key, Half, Vector]:
+        """What the exchange answered last had moved; its replicas stand in the files until the link's names are let go."""
+        said = old.answered
+        assert said is not None
+        own, theirs = self.replicas[life.name, peer]
+        return self.reckon(life.name, peer, said.space, own, theirs, said.clip, said.q, (old.epoch, said.k, said.proposal))
+
+    def reckon(
+        self, me: str, peer: str, space: str, own: Vector, theirs: Vector, clip: float, q: bytes, at: tuple[int, int, bytes]
+    ) -> tuple[Key, Half, Vector]:
+        """Section 12, again."""
+        self.replicas[me, peer] = (own, theirs)
+        low, high = min(me, peer), max(me, peer)
+        m_lo, m_hi = self.truth.mass(low, space), self.truth.mass(high, space)
+        y_lo, y_hi = (own, theirs) if me == low else (theirs, own)
+        s = self.truth.rate(space) * (m_lo * m_hi / (m_lo + m_hi)) * clip
+        flow = (y_hi - y_lo) * own.dtype.type(s)
+        if root(flow.tobytes()) != q:
+            self.broken(me, f"q of k {at[1]} with {peer} is not what the two replicas give")
+        part = flow / own.dtype.type(self.truth.mass(me, space))
+        return (low, high, *at), Half(me, flow, space), part if me == low else -part
+
+    def enter(self, me: str, peer: str, key: Key, half: Half, moved: Vector) -> None:
+        if self.lies(peer):
+            self.adrift(half.space, moved * self.truth.mass(me, half.space))
+            return
+        other = self.halves.get(key)
+        if other is None:
+            self.halves[key] = half
+        elif other.side == me:
+            self.broken(me, f"k {key[3]} with {peer} is applied twice")
+        else:
+            if not np.array_equal(other.q, half.q):
+                self.broken(me, f"the two sides of k {key[3]} with {peer} have moved different amounts")
+            del self.halves[key]
+
+    def adrift(self, space: str, amount: Vector) -> None:
+        self.outside[space] = self.outside.get(space, np.zeros_like(amount)) + amount
+
+    def over(self, lives: dict[str, Life], quiet: bool) -> None:
+        for key, half in self.halves.items():
+            low, high, epoch, k, proposal = key
+            begun = lives[low if half.side == high else high]
+            link = begun.link(half.side)
+            signed = half.q if half.side == low else -half.q
+            self.adrift(half.space, signed)
+            waits = link.epoch == epoch and link.pending is not None and digest(link.pending.manifest) == proposal
+            if waits and not quiet:
+                continue
+            if not (waits or begun.scarred or lives[half.side].scarred):
+                self.broken(half.side, f"k {k} with {begun.name} was applied here and never there")
+            elif waits and quiet and not (begun.scarred or lives[half.side].scarred):
+                self.broken(begun.name, f"k {k} with {half.side} is still in doubt after all has healed")
+        for space in ("model", "statistics"):
+            self.balance(lives, space)
+
+    def balance(self, lives: dict[str, Life], space: str) -> None:
+        """The whole sum, in one number a coordinate."""
+        names = [name for name in self.accounts if not self.lies(name)]
+        if not names:
+            return
+        stood = due = np.zeros(0)
+        size = 0.0
+        for name in names:
+            mass, account, fellow = self.truth.mass(name, space), self.accounts[name], self.truth.fellows[name]
+            first = fellow.begin if space == "model" else fellow.statistics
+            stood = mass * account.stood[space].astype("float64") + (stood if stood.size else 0.0)
+            due = mass * (first + account.learned[space]) + (due if due.size else 0.0)
+            size += mass * (1 + length(account.learned[space]))
+        due = due + self.outside.get(space, 0.0)
+        if not is_near(stood, due, 100 * size):
+            self.broken("", f"the mass-weighted sum of {space} is {length(stood - due):.3g} off its updates")
+
+
+def zeros(like: dict[str, Vector]) -> dict[str, Vector]:
+    return {space: np.zeros_like(one) for space, one in like.items()}
+
+
+class OppositeFlows(Checker):
+    name = "opposite-flows"
+    law = "Where both ends of a link have done the same last exchange, replicas are the same and flows are opposite, bit for bit."
+
+    def __init__(self, truth: Truth) -> None:
+        super().__init__(truth)
+        self.lives: dict[str, Life] = {}
+
+    def booted(self, life: Life) -> None:
+        self.lives[life.name] = life
+
+    def committed(self, life: Life, before: dict[str, LinkRow], command: Any) -> None:
+        for peer, old in before.items():
+            new = life.links.get(peer)
+            if new is not None and (new.epoch, new.done, new.flow) != (old.epoch, old.done, old.flow):
+                self.compare(life, peer)
+
+    def compare(self, life: Life, peer: str) -> None:
+        other = self.lives.get(peer)
+        if other is None or self.lies(life.name, peer):
+            return
+        mine, theirs = life.link(peer), other.link(life.name)
+        if (mine.epoch, mine.done, mine.last) != (theirs.epoch, theirs.done, theirs.last):
+            return
+        for space in ("model", "statistics"):
+            if mine.replicas(space) != theirs.replicas(space)[::-1]:
+                self.broken(life.name, f"{life.name} and {peer} hold different replicas after k {mine.done}")
+        if not mine.flow and not theirs.flow:
+            return
+        if not mine.flow or not theirs.flow:
+            self.broken(life.name, f"only one of {life.name} and {peer} holds a flow after k {mine.done}")
+            return
+        if life.scarred or other.scarred:
+            return
+        flows = [np.frombuffer(one.read(name), self.truth.dtype) for one, name in ((life, mine.flow), (other, theirs.flow))]
+        if not np.array_equal(flows[0], -flows[1]):
+            self.broken(life.name, f"the flows of {life.name} and {peer} differ by {length(flows[0] + flows[1]):.3g}")
+
+    def over(self, lives: dict[str, Life], quiet: bool) -> None:
+        for name, life in lives.items():
+            for peer in life.links:
+                if name < peer:
+                    self.compare(life, peer)
+
+
+MOVING_LAWS = (ExactlyOnce, OppositeFlows)

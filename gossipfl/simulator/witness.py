@@ -1,0 +1,325 @@
+"""What checkers see of a world, decoded anew from its bytes: rows, manifests, names, signatures. No law is stated here.
+
+Nothing of the code that is checked is imported: the form of every document is written a second time, from docs/protocol.md,
+and events and commands are known by the names of their types. Two readings of one page must err alike to miss a fault.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import nacl.bindings
+import nacl.exceptions
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[Any]
+
+PIECE: Final = 61_440
+"""Bytes under one leaf of a name."""
+
+SECOND: Final = 10**9
+
+
+class Positional(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """One value a place, none more."""
+
+
+class Doubt(Positional, frozen=True):
+    """A node's own proposal that it has not heard the end of."""
+
+    k: int
+    prev: int
+    space: str
+    manifest: bytes
+    signature: bytes
+    root: bytes
+    size: int
+    mass_peer: float
+    abort: bytes
+    abort_signature: bytes
+
+
+class Said(Positional, frozen=True):
+    """A node's last answer on a link."""
+
+    k: int
+    space: str
+    proposal: bytes
+    manifest: bytes
+    signature: bytes
+    receipt: bytes
+    receipt_signature: bytes
+    root: bytes
+    size: int
+    clip: float
+    gamma: float
+    mass: float
+    mass_peer: float
+    q: bytes
+    open: bool
+
+
+class LinkRow(Positional, frozen=True):
+    """Section 9 of docs/protocol.md, in its order; then what only the operator reads."""
+
+    peer: str
+    epoch: int
+    done: int
+    high: int
+    last: bytes
+    model: tuple[bytes, bytes]
+    """(own, theirs)"""
+    statistics: tuple[bytes, bytes]
+    flow: bytes
+    pending: Doubt | None
+    answered: Said | None
+    resets: tuple[int, ...]
+    exchanges: int
+    sent: int
+    received: int
+
+    def replicas(self, space: str) -> tuple[bytes, bytes]:
+        return self.model if space == "model" else self.statistics
+
+    def view(self) -> tuple[int, int, int, bytes, bytes]:
+        """What a greeting says of it."""
+        doubt = self.pending
+        return self.epoch, self.done, doubt.k if doubt else 0, digest(doubt.manifest) if doubt else b"", self.last
+
+    def needs(self) -> set[bytes]:
+        """Names without which it cannot go on."""
+        found = {*self.model, *self.statistics, self.flow}
+        found |= {half.root for half in (self.pending, self.answered) if half}
+        return found - {b""}
+
+
+class CourseRow(Positional, frozen=True):
+    model: bytes
+    statistics: bytes
+    stage: str
+    local_round: int
+    released: int
+    gradient: float
+    normalisation: bytes
+    certificate: bytes
+    signature: bytes
+    steps: int
+
+
+class Paper(Positional, frozen=True):
+    """A manifest: section 7."""
+
+    federation: bytes
+    membership: int
+    certificate: bytes
+    sender: str
+    recipient: str
+    epoch: int
+    k: int
+    prev: int
+    role: str
+    space: str
+    stage: str
+    codec: str
+    reference: bytes
+    size: int
+    root: bytes
+    statistics: bytes
+    mass: float
+    gamma: float
+    kappa: float
+    tau: float
+    gradient: float
+    answers: bytes
+    clip: float
+    leak: float
+    cap: float
+    q: bytes
+
+
+class Slip(Positional, frozen=True):
+    """A receipt."""
+
+    federation: bytes
+    signer: str
+    sender: str
+    epoch: int
+    k: int
+    of: bytes
+    root: bytes
+
+
+_link = msgspec.msgpack.Decoder(LinkRow)
+_course = msgspec.msgpack.Decoder(CourseRow)
+_paper = msgspec.msgpack.Decoder(Paper)
+_slip = msgspec.msgpack.Decoder(Slip)
+
+
+def digest(document: bytes) -> bytes:
+    return hashlib.sha256(document).digest()
+
+
+def paper(raw: bytes) -> Paper:
+    return _paper.decode(raw)
+
+
+def slip(raw: bytes) -> Slip:
+    return _slip.decode(raw)
+
+
+def root(content: Any) -> bytes:
+    """The name of a content: section 1."""
+    view = memoryview(content).cast("B") if len(content) else memoryview(b"")
+    level = [hashlib.sha256(b"\0" + view[at : at + PIECE]).digest() for at in range(0, len(view), PIECE)]
+    while len(level) > 1:
+        pairs = [hashlib.sha256(b"\1" + left + right).digest() for left, right in zip(level[::2], level[1::2], strict=False)]
+        level = pairs + level[len(level) - len(level) % 2 :]
+    return level[0] if level else digest(b"")
+
+
+def is_signed(kind: str, document: bytes, signature: bytes, key: bytes) -> bool:
+    """Section 3."""
+    whole = b"gossipfl/" + kind.encode() + b"/v1\0" + len(document).to_bytes(8, "big") + document
+    try:
+        return nacl.bindings.crypto_sign_open(signature + whole, key) == whole
+    except (nacl.exceptions.BadSignatureError, ValueError, TypeError):
+        return False
+
+
+@dataclass(frozen=True)
+class Fellow:
+    """One member, as the federation file has it."""
+
+    mass: float
+    identity: bytes
+    neighbours: tuple[str, ...]
+    begin: Vector
+    """its first model"""
+    statistics: Vector
+    """its own statistics vector"""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What all honest members agree on before the first byte."""
+
+    federation: bytes
+    fellows: Mapping[str, Fellow]
+    gamma: float
+    leak: float
+    dtype: str
+    sizes: Mapping[str, int]
+    """payload bytes of each space"""
+    per_minute: float
+    """exchanges that one link may begin"""
+    caught: set[str] = field(default_factory=set)
+    """members that lie; grows when they begin"""
+
+    def mass(self, name: str, space: str) -> float:
+        return self.fellows[name].mass if space == "model" else 1.0
+
+    def rate(self, space: str) -> float:
+        return self.gamma if space == "model" else 1.0
+
+    def kind(self, space: str) -> Any:
+        return np.dtype(self.dtype if space == "model" else "float64")
+
+
+@dataclass
+class Card:
+    """A certificate that was presented."""
+
+    member: str
+    identity: bytes
+    signing: bytes
+    counter: int
+
+
+def card(encoded: bytes) -> Card | None:
+    """What a certificate says, if its identity key signed it; None otherwise."""
+    body, signature = encoded[:-64], encoded[-64:]
+    member, identity, signing, _, _, counter, _, _ = msgspec.msgpack.decode(body)
+    return Card(member, identity, signing, counter) if is_signed("certificate", body, signature, identity) else None
+
+
+@dataclass
+class Life:
+    """What is known of one node: what stands on its disk, and what it has been told since it was started."""
+
+    name: str
+    node: Any
+    rows: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    """durable: as the last commits left them"""
+    links: dict[str, LinkRow] = field(default_factory=dict)
+    course: CourseRow | None = None
+    conns: dict[int, str] = field(default_factory=dict)
+    proposals: dict[bytes, tuple[bytes, bytes]] = field(default_factory=dict)
+    """heard: digest -> (manifest, signature)"""
+    replies: dict[bytes, Any] = field(default_factory=dict)
+    """heard: digest of what is answered -> message"""
+    jobs: dict[int, Any] = field(default_factory=dict)
+    asked: list[Any] = field(default_factory=list)
+    """commits that were commanded and are not known to be done"""
+    scarred: bool = False
+    """its disk has lost or refused something that it had promised to keep"""
+
+    def link(self, peer: str) -> LinkRow:
+        return self.links.get(peer) or LinkRow(peer, 0, 0, 0, b"", (b"", b""), (b"", b""), b"", None, None, (), 0, 0, 0)
+
+    def read(self, name: bytes) -> bytes:
+        """A tensor's bytes, whose name is computed again."""
+        content = bytes(self.node.store.files.read(name))
+        if root(content) != name:
+            raise AssertionError(f"{self.name} holds other bytes under the name {name.hex()[:12]}")
+        return content
+
+    def take(self, rows: Any) -> tuple[dict[str, LinkRow], CourseRow | None]:
+        """Enter a transaction; what stood there before: links that it changes, and the course if it does."""
+        links: dict[str, LinkRow] = {}
+        course = None
+        for kind, key, value in rows:
+            if value is None:
+                self.rows.pop((kind, key), None)
+            else:
+                self.rows[kind, key] = value
+            if kind == "link":
+                links[key] = self.link(key)
+                if value is None:
+                    self.links.pop(key, None)
+                else:
+                    self.links[key] = _link.decode(value)
+            elif kind == "course" and value is not None:
+                course, self.course = self.course, _course.decode(value)
+        return links, course
+
+    def reread(self, rows: Mapping[tuple[str, str], bytes]) -> None:
+        """The disk was found like this."""
+        self.rows = dict(rows)
+        self.links = {key: _link.decode(value) for (kind, key), value in rows.items() if kind == "link"}
+        courses = [value for (kind, _), value in rows.items() if kind == "course"]
+        self.course = _course.decode(courses[0]) if courses else None
+
+    def forget(self) -> None:
+        """A new life on the same disk."""
+        self.conns, self.proposals, self.replies, self.jobs, self.asked = {}, {}, {}, {}, []
+
+    def after(self, commit: Any) -> dict[tuple[str, str], bytes]:
+        """The rows as they would stand after one more transaction."""
+        changes = {(kind, key): value for kind, key, value in commit.rows}
+        return {at: value for at, value in (self.rows | changes).items() if value is not None}
+
+
+def is_near(a: Vector, b: Vector, scale: float) -> bool:
+    """But for the rounding of a few operations at this scale."""
+    slack = (1e-9 if a.dtype.itemsize == 8 else 1e-4) * (1 + scale)
+    return bool(np.all(np.abs(a - b) <= slack))
+
+
+def length(vector: Vector) -> float:
+    return math.sqrt(float(np.square(vector.astype("float64")).sum()))
