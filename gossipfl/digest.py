@@ -1,8 +1,9 @@
-"""Names of blobs: the root of an RFC 6962 hash tree (SHA-256) over 60 KiB chunks. No I/O, no state.
+"""Names of blobs: the root of an RFC 6962 hash tree (SHA-256) over 60 KiB chunks, or the hash of what made them.
 
-One kind of name serves everything: vectors and payloads in the store, what a manifest binds, what a chunk on the wire
-is proven against. SHA-256 because the CPUs that matter have it in hardware; a tree because a chunk must be checkable on
-arrival, before the rest has come.
+What comes from outside, or from where nobody can repeat it, is named by its content: payloads, x^0, local training. SHA-256
+because the CPUs that matter have it in hardware; a tree because a chunk must be checkable on arrival, before the rest has
+come. What follows from named things by exact arithmetic is named by them, without another look at its bytes (ADR 16).
+No I/O, no state.
 """
 
 from __future__ import annotations
@@ -76,6 +77,16 @@ class Tree:
 def name_of(blob: Buffer) -> bytes:
     """The name of a blob: the 32-byte root of its tree."""
     return Tree.of(blob).root
+
+
+def replica_name(reference: bytes, root: bytes, space: str, codec: str) -> bytes:
+    """The name of a replica: what payload `root`, decoded with `codec`, makes of the replica `reference`."""
+    return hashlib.sha256(b"\2" + reference + root + f"{space}/{codec}".encode()).digest()
+
+
+def result_name(made_by: str) -> bytes:
+    """The name of a vector that one node has computed, by the exact text of what it was computed from; never on the wire."""
+    return hashlib.sha256(b"\3" + made_by.encode()).digest()
 
 
 Memo = dict[int, tuple[bytes, bytes, bytes]]

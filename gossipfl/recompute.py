@@ -53,6 +53,9 @@ class Beside:
     def adopt(self, scratch: memoryview, *, pinned: bool = False, leaves: Sequence[bytes] | None = None) -> bytes:
         return self.made.adopt(scratch, pinned=pinned, leaves=leaves)
 
+    def adopt_as(self, name: bytes, scratch: memoryview, summed: bytes, *, pinned: bool = False) -> None:
+        self.made.adopt_as(name, scratch, summed, pinned=pinned)
+
 
 class Recompute:
     """The hands of a replay."""

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipfl import digest
+from gossipfl import digest, sums
 from gossipfl.errors import Misuse, Refused
 from gossipfl.learning import checks, compression, correction, mixing
 from gossipfl.learning.blocks import slices, square_sum
@@ -52,48 +52,50 @@ class Tensors(Protocol):
     def name(self, blob: Any) -> bytes: ...
     def scratch(self, size: int) -> memoryview: ...
     def adopt(self, scratch: memoryview, *, pinned: bool = False, leaves: Sequence[bytes] | None = None) -> bytes: ...
-
-
-class Leaves:
-    """The hashes of a vector's chunks, taken piece by piece while each is in cache: half the cost of an exchange is hashing."""
-
-    def __init__(self, size: int) -> None:
-        self.hashes = [b""] * digest.chunk_count(size)
-
-    def take(self, piece: slice, values: Vector) -> None:
-        """`values` are the elements `piece` of the vector; it begins at a chunk's beginning."""
-        raw = values.data.cast("B") if values.size else memoryview(b"")
-        first = piece.start * values.itemsize // digest.CHUNK
-        for at, start in enumerate(range(0, len(raw), digest.CHUNK), first):
-            self.hashes[at] = digest.leaf(raw[start : start + digest.CHUNK])
-
-    @property
-    def root(self) -> bytes:
-        return digest.Tree(self.hashes).root
+    def adopt_as(self, name: bytes, scratch: memoryview, summed: bytes, *, pinned: bool = False) -> None: ...
 
 
 class Room:
     """Space of the store's to compute into: in RAM when small, else a mapped file, so that O(P) work needs no O(P) memory.
 
-    Kept under a name by `Workbench.keep`; dropped, it is gone."""
+    Kept under a name by `Workbench.keep`; dropped, it is gone. What it will be named by, or checked by, is taken piece by
+    piece while each is in cache: `written` says that one is done."""
 
     def __init__(self, tensors: Tensors, size: int, dtype: Any) -> None:
         dtype = np.dtype(dtype)
         self.view = tensors.scratch(size * dtype.itemsize)
         self.array: Vector = np.frombuffer(self.view, dtype)
-        self.leaves: Leaves | None = None
-        """what `hash` took; None where nobody did: then it is hashed when it is kept"""
-
-    def hash(self, piece: slice) -> None:
-        """This piece is written."""
-        if self.leaves is None:
-            raise Misuse("prepare a room with `hashed` before its pieces are hashed")
-        self.leaves.take(piece, self.array[piece])
+        self.leaves: list[bytes] | None = None
+        """the hashes of its chunks, where its name is that of its content"""
+        self.sums: sums.Sums | None = None
+        """where its name says what it was computed from"""
 
     def hashed(self) -> Room:
-        """This room, whose every piece will be hashed by who writes it."""
-        self.leaves = Leaves(len(self.view))
+        """This room, whose every piece will be hashed when it is written."""
+        self.leaves = [b""] * digest.chunk_count(len(self.view))
         return self
+
+    def summed(self) -> Room:
+        """This room, whose every piece will be summed when it is written."""
+        self.sums = sums.Sums(len(self.view))
+        return self
+
+    def written(self, piece: slice) -> None:
+        """These elements, from where a chunk begins, will not change any more."""
+        values = self.array[piece]
+        at = piece.start * values.itemsize
+        if self.sums is not None:
+            self.sums.take(at, values)
+        if self.leaves is not None and values.size:
+            raw = values.data.cast("B")
+            for index, start in enumerate(range(0, len(raw), digest.CHUNK), at // digest.CHUNK):
+                self.leaves[index] = digest.leaf(raw[start : start + digest.CHUNK])
+
+    @property
+    def sum(self) -> bytes:
+        if self.sums is None:
+            raise Misuse("a room is summed from its first piece on, or not at all")
+        return self.sums.digest
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ class Ledger:
             np.multiply(after, after.dtype.type(cap), out=after)
         ran, before = (None if one is None else one[piece] for one in (self.ran, self.before))
         correction.advance(ran, before, after, self.job.mass, out=self.drift.array[piece])
-        self.after.hash(piece)
-        self.drift.hash(piece)
+        self.after.written(piece)
+        self.drift.written(piece)
         return ()
 
     def of(self, piece: slice) -> slice:
@@ -155,6 +157,12 @@ class Bench:
     """of this node's own draws (minibatches); never shared"""
     estimate: Callable[[Vector], tuple[tuple[float, ...], ms.Normalisation | None]] = lambda vector: ((), None)
     """reads a statistics vector"""
+
+
+def result(job: ev.Job, part: str = "", *found: float) -> bytes:
+    """The name of what this job makes: the hash of all that it is made from, which are names and numbers, and of what the
+    job itself `found` on its way (norms, in the order of this CPU's sums)."""
+    return digest.result_name(repr((dataclasses.replace(job, job=0), part, found)))
 
 
 def finite(vector: Vector) -> bool:
@@ -221,10 +229,12 @@ class Workbench:
         """The core has heard of the end of this job, and its commands are carried out."""
         self.tensors.unpin(self._made.pop(job, ()))
 
-    def keep(self, job: int, room: Room) -> bytes:
-        """The name of what was computed into this room."""
-        leaves = None if room.leaves is None else room.leaves.hashes
-        name = self.tensors.adopt(room.view, pinned=True, leaves=leaves)
+    def keep(self, job: int, room: Room, name: bytes = b"") -> bytes:
+        """The name of what was computed into this room: `name`, or that of its content."""
+        if name:
+            self.tensors.adopt_as(name, room.view, room.sum, pinned=True)
+        else:
+            name = self.tensors.adopt(room.view, pinned=True, leaves=room.leaves)
         self._made.setdefault(job, []).append(name)
         return name
 
@@ -286,15 +296,15 @@ class Workbench:
 
     def absorb(self, job: ev.Absorb) -> ev.Absorbed:
         model, displacement = self.vector(job.model), self.vector(job.displacement)
-        moved = self.room(model).hashed()
+        moved = self.room(model).summed()
 
         def add(piece: slice) -> tuple[float, ...]:
             np.add(model[piece], displacement[piece], out=moved.array[piece])
-            moved.hash(piece)
+            moved.written(piece)
             return ()
 
         self.over(model, add)
-        return ev.Absorbed(job.job, self.keep(job.job, moved))
+        return ev.Absorbed(job.job, self.keep(job.job, moved, result(job)))
 
     def encode(self, job: ev.Encode) -> ev.Encoded:
         model, reference = self.vector(job.model, job.space), self.vector(job.reference, job.space)
@@ -302,8 +312,7 @@ class Workbench:
 
         def write(piece: slice) -> tuple[float, ...]:
             codes.encode(model, reference, piece)
-            if payload.leaves is not None:
-                payload.hash(piece)
+            payload.written(piece)
             return ()
 
         self.over(model, write)
@@ -323,8 +332,8 @@ class Workbench:
     def mix(self, job: ev.Mix) -> ev.Event:
         """One half of an exchange; see events.Mix.
 
-        Two walks over the vectors, each piece written and hashed while it is in cache: first both replicas and their
-        distance, which decides the clip; then the flow q, which nobody needs but as a name, and the model."""
+        Two walks over the vectors, each piece written and summed while it is in cache: first both replicas and their
+        distance, which decides the clip; then the flow q, which nobody needs but for its sum, and the model."""
         model = self.vector(job.model, job.space)
         p = self.split(job.space, model)
         out, into = self.vector(job.reference_out, job.space), self.vector(job.reference_in, job.space)
@@ -335,17 +344,16 @@ class Workbench:
             sent = compression.Codes(job.codec, self.tensors.read(job.payload), like=model, n_parameters=p)
         else:
             answer, sent = self.payload(job, model)
-        own, theirs = self.room(model).hashed(), self.room(model).hashed()
+        own, theirs = self.room(model).summed(), self.room(model).summed()
 
         def meet(piece: slice) -> tuple[float, ...]:
             if answer is not None:
                 sent.encode(model, out, piece)
-                if answer.leaves is not None:
-                    answer.hash(piece)
+                answer.written(piece)
             sent.decode(out, piece, own.array)
-            own.hash(piece)
+            own.written(piece)
             came.decode(into, piece, theirs.array)
-            theirs.hash(piece)
+            theirs.written(piece)
             with np.errstate(over="ignore", invalid="ignore"):
                 apart = np.subtract(theirs.array[piece], own.array[piece])
             inner = max(0, min(piece.stop, p) - piece.start)
@@ -356,26 +364,26 @@ class Workbench:
         checks.check(theirs.array, own.array, limit=limit, distance=math.sqrt(sum(squares)))
         distance = math.sqrt(squares[0])
         clip = self.clip(job, distance)
-        y_lo, y_hi = (own.array, theirs.array) if job.lower else (theirs.array, own.array)
+        lo, hi = (own, theirs) if job.lower else (theirs, own)
         m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
-        moved, flow_hashes = self.room(model).hashed(), Leaves(len(own.view))
+        moved, flow_sums = self.room(model).summed(), sums.Sums(len(own.view))
         ledger = self.ledger(job, model[:p])
 
         def move(piece: slice) -> tuple[float, ...]:
-            q = mixing.flow_step(y_lo[piece], y_hi[piece], job.gamma, m_lo, m_hi, clip)
-            flow_hashes.take(piece, q)
+            q = mixing.flow_step(lo.array[piece], hi.array[piece], job.gamma, m_lo, m_hi, clip)
+            flow_sums.take(piece.start * q.itemsize, q)
             mixing.apply(model[piece], q, job.mass, job.lower, out=moved.array[piece])
-            moved.hash(piece)
+            moved.written(piece)
             square = 0.0 if ledger is None else ledger.book(piece, q)
             return square, 0.0 if np.isfinite(moved.array[piece]).all() else math.inf
 
         booked, faults = self.over(model, move)
-        q_name = flow_hashes.root
-        if job.q and q_name != job.q:
+        agreed = sums.agreement(lo.sum, hi.sum, flow_sums.digest)
+        if job.q and agreed != job.q:
             raise Refused(
                 "numeric",
-                "this node and the peer computed different flows from the same bytes; both must run the same version of "
-                "gossipfl on little-endian IEEE hardware",
+                "this node and the peer computed different replicas or flows from the same bytes; both must run the same "
+                "version of gossipfl on little-endian IEEE hardware",
             )
         if faults:
             raise Refused("nonfinite", "the mixed model would not be finite; the model stays as it was")
@@ -383,19 +391,23 @@ class Workbench:
         if ledger is not None:
             cap = self.cap(job, math.sqrt(booked))
             self.over(model[:p], lambda piece: ledger.close(piece, cap))
-            flow, drift = self.keep(job.job, ledger.after), self.keep(job.job, ledger.drift)
+            flow = self.keep(job.job, ledger.after, result(job, "flow", clip, cap))
+            drift = self.keep(job.job, ledger.drift, result(job, "correction", clip, cap))
+        payload = job.payload if answer is None else self.keep(job.job, answer)
+        mine = digest.replica_name(job.reference_out, payload, job.space, job.codec)
+        peers = digest.replica_name(job.reference_in, job.incoming, job.space, job.codec)
         return ev.Mixed(
             job.job,
-            model=self.keep(job.job, moved),
+            model=self.keep(job.job, moved, result(job, "model", clip)),
             flow=flow,
             correction=drift,
-            own=self.keep(job.job, own),
-            theirs=self.keep(job.job, theirs),
-            q=q_name,
+            own=self.keep(job.job, own, mine),
+            theirs=self.keep(job.job, theirs, peers),
+            q=agreed,
             clip=clip,
             cap=cap,
             distance=distance,
-            payload=b"" if answer is None else self.keep(job.job, answer),
+            payload=b"" if answer is None else payload,
             size=sent.size,
         )
 
@@ -422,7 +434,7 @@ class Workbench:
             return None
         before = self.tensors.array(job.flow, parameters.dtype) if job.flow else None
         ran = self.tensors.array(job.correction, parameters.dtype) if job.correction else None
-        after, drift = (self.room(parameters).hashed() for _ in range(2))
+        after, drift = (self.room(parameters).summed() for _ in range(2))
         return Ledger(job, before, ran, after, drift)
 
     def undo(self, job: ev.Undo) -> ev.Undone:
@@ -430,16 +442,16 @@ class Workbench:
         y_lo, y_hi = (own, theirs) if job.lower else (theirs, own)
         m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
         model = self.vector(job.model, job.space)
-        moved = self.room(model).hashed()
+        moved = self.room(model).summed()
 
         def take_back(piece: slice) -> tuple[float, ...]:
             q = mixing.flow_step(y_lo[piece], y_hi[piece], job.gamma, m_lo, m_hi, job.clip)
             mixing.apply(model[piece], q, job.mass, not job.lower, out=moved.array[piece])
-            moved.hash(piece)
+            moved.written(piece)
             return ()
 
         self.over(model, take_back)
-        return ev.Undone(job.job, self.keep(job.job, moved))
+        return ev.Undone(job.job, self.keep(job.job, moved, result(job)))
 
     def correct(self, job: ev.Correct) -> ev.Corrected:
         if not job.flows:

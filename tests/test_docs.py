@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from gossipfl.digest import CHUNK, Tree, name_of
+from gossipfl.digest import CHUNK, Tree, name_of, replica_name
 from gossipfl.errors import REASONS
 from gossipfl.learning import compression, correction, mixing
 from gossipfl.learning.parameters import Layout
@@ -25,6 +25,7 @@ from gossipfl.protocol import limits
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.session import Session
+from gossipfl.sums import agreement, sum_of
 from gossipfl.tasks import fitting, load
 from gossipfl.trust.identity import Certificate, NodeKeys, save_key
 from gossipfl.trust.membership import Member, Membership, Study, Topology
@@ -61,6 +62,7 @@ def example() -> dict[str, str]:
     q = mixing.flow_step(replicas["anna"], replicas["bert"], GAMMA, MASS["anna"], MASS["bert"], 1.0)
     moved = {name: mixing.apply(y, q, MASS[name], lower=name == "anna") for name, y in vectors.items()}
     flow = correction.book(None, q[:PARAMETERS], KAPPA, LEAK, 1.0, lower=True)
+    sums = {name: sum_of(vector) for name, vector in {**replicas, "q": q}.items()}
     statistics = msgspec_normalisation()
 
     propose = ms.Manifest(
@@ -75,7 +77,7 @@ def example() -> dict[str, str]:
         msgspec.structs.replace(
             propose, certificate=papers["bert"].digest, sender="bert", recipient="anna", role="reply",
             size=len(payloads["bert"]), root=name_of(payloads["bert"]), mass=MASS["bert"], gradient=3.0,
-            answers=answers, clip=1.0, leak=LEAK, cap=1.0, q=name_of(q.data),
+            answers=answers, clip=1.0, leak=LEAK, cap=1.0, q=agreement(*sums.values()),
         )
     )  # fmt: skip
     receipt = ms.encode(ms.Receipt(FEDERATION, "bert", "anna", 0, 1, answers, propose.root))
@@ -111,7 +113,11 @@ def example() -> dict[str, str]:
         "payload_bf16": compression.encode("bf16", vectors["anna"], base, n_parameters=PARAMETERS).tobytes(),
         "payload_int8": compression.encode("int8", rows, np.zeros_like(rows), n_parameters=8).tobytes(),
         "q": q.tobytes(),
-        "q_name": name_of(q.data),
+        "replica_anna": replica_name(name_of(base.data), name_of(payloads["anna"]), "model", "f32"),
+        "replica_bert": replica_name(name_of(base.data), name_of(payloads["bert"]), "model", "f32"),
+        **{f"sum_{name}": value for name, value in sums.items()},
+        "sum_of_chunks": sum_of(bytes(range(256)) * 241),
+        "q_agreed": agreement(*sums.values()),
         "anna_after": moved["anna"].tobytes(),
         "bert_after": moved["bert"].tobytes(),
         "flow_anna": flow.tobytes(),

@@ -13,6 +13,7 @@ HEART = {"protocol", "trust"} | FOUNDATION
 MAY = {
     "errors": set(),
     "digest": set(),
+    "sums": {"digest"},
     "topology": {"topology", "errors"},
     "topology.files": {"topology", "documents", "errors"},
     "documents": {"errors"},
@@ -23,8 +24,8 @@ MAY = {
     "protocol.noise": {"protocol.limits"} | FOUNDATION,
     "protocol.messages": FOUNDATION,
     "protocol.events": {"protocol.messages", "trust"} | FOUNDATION,
-    "store": {"store", "protocol.events"} | FOUNDATION,
-    "workbench": {"workbench", "learning", "tasks", "store", "protocol.events", "protocol.messages"} | FOUNDATION,
+    "store": {"store", "sums", "protocol.events"} | FOUNDATION,
+    "workbench": {"workbench", "learning", "tasks", "store", "sums", "protocol.events", "protocol.messages"} | FOUNDATION,
     "config": {"documents", "trust"} | FOUNDATION,
     "recipe": {"learning", "tasks", "protocol", "trust", "workbench"} | FOUNDATION,
     "simulator.vectorized": {"learning", "tasks", "topology", "simulator"} | FOUNDATION,

@@ -26,7 +26,8 @@ from gossipfl import digest
 from gossipfl.errors import ConfigError, Exit, Misuse
 from gossipfl.store import Crash, Damaged, Missing, ModelledDisk, ModelledRows, SqliteRows, StateError, Store
 from gossipfl.store.disk import RealDisk
-from gossipfl.store.files import PARTIALS, RAM_BYTES, Files
+from gossipfl.store.files import PARTIALS, RAM_BYTES, SUM, Files
+from gossipfl.sums import sum_of
 
 LARGE = RAM_BYTES + 12_345
 
@@ -79,6 +80,31 @@ def test_a_scratch_becomes_the_blob_that_was_written_into_it(files: Files, size:
     scratch[:] = blob
     name = files.adopt(scratch)
     assert name == digest.name_of(blob) and files.read(name) == blob and files.read(name).readonly
+
+
+def adopted(files: Files, name: bytes, blob: bytes) -> None:
+    """`blob` stands under a name that is not that of its content."""
+    scratch = files.scratch(len(blob))
+    scratch[:] = blob
+    files.adopt_as(name, scratch, sum_of(blob))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_blob_under_the_name_of_what_made_it_is_durable_like_any_other(files: Files, size: int) -> None:
+    name, blob = b"n" * 32, content(size, size)
+    adopted(files, name, blob)
+    adopted(files, name, blob)
+    assert files.has(name) and files.read(name) == blob and files.read(name).readonly
+    assert not Files(files.disk).has(name)
+    again = Files(files.disk)
+    adopted(again, name, blob)
+    again.make_durable([name])
+    assert list(again.disk.list()) == [f"{name.hex()}-{sum_of(blob)[:SUM].hex()}"]
+    third = Files(files.disk)
+    assert third.is_durable(name) and third.missing([name]) == frozenset() and third.read(name) == blob
+    third.remove_except(frozenset())
+    third.close()
+    assert third.disk.list() == {}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -222,6 +248,24 @@ def test_a_flipped_bit_in_a_file_is_noticed_at_the_first_read_and_repaired_by_pu
         assert Files(disk).read(name) == blob
 
 
+@pytest.mark.parametrize("size", [1, 100, LARGE])
+def test_a_flipped_bit_under_a_name_that_is_not_the_contents_is_noticed_and_repaired_alike(size: int) -> None:
+    disk, name, blob = ModelledDisk(), b"n" * 32, content(6, size)
+    files = Files(disk)
+    adopted(files, name, blob)
+    files.make_durable([name])
+    (file,) = disk.list()
+    for bit in {*range(min(size * 8, 800)), size * 4, size * 8 - 1}:
+        disk.flip(file, bit)
+        again = Files(disk)
+        with pytest.raises(Damaged, match="new epoch"):
+            again.read(name)
+        assert again.missing([name]) == {name} and not again.is_durable(name)
+        adopted(again, name, blob)
+        again.make_durable([name])
+        assert list(disk.list()) == [file] and Files(disk).read(name) == blob
+
+
 @pytest.mark.parametrize("damage", ["cut", "longer", "gone"])
 def test_a_file_of_the_wrong_length_or_none_is_noticed(tmp_path: Path, damage: str) -> None:
     files = Files(RealDisk(tmp_path))
@@ -240,8 +284,12 @@ def test_a_file_of_the_wrong_length_or_none_is_noticed(tmp_path: Path, damage: s
 def test_files_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "README").write_text("mine")
     (tmp_path / "00000000.tmp").write_text("left by a crash")
-    Files(RealDisk(tmp_path)).remove_except(frozenset())
-    assert [path.name for path in tmp_path.iterdir()] == ["README"]
+    strange = ["README", "ab" * 32 + "-", "ab" * 32 + "-00", "ab" * 32 + "-" + "AB" * SUM, "ab" * 31 + "-" + "00" * SUM]
+    for name in strange[1:]:
+        (tmp_path / name).write_text("no name of ours")
+    files = Files(RealDisk(tmp_path))
+    files.remove_except(frozenset())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(strange) and not files.names()
 
 
 # ---- payloads under way --------------------------------------------------------------------------------------------
@@ -460,9 +508,13 @@ def test_t25_older_rows_put_back_in_place_are_refused(tmp_path: Path) -> None:
 def work(store: Store, done: Callable[[int], None]) -> None:
     """Four commits: a row names two blobs, the older one of a row goes, one file is made by scratch, one by put."""
     for number in range(4):
-        scratch = store.files.scratch(90)
-        scratch[:] = content(number, 90)
-        first = store.files.adopt(scratch)
+        if number % 2:
+            first = bytes([number]) * 32
+            adopted(store.files, first, content(number, 90))
+        else:
+            scratch = store.files.scratch(90)
+            scratch[:] = content(number, 90)
+            first = store.files.adopt(scratch)
         second = store.files.put(content(number + 100, 40 + 60 * (number % 2)))
         rows = [("names", "now", first + second), ("count", "now", bytes([number]))]
         store.commit(rows, [first, second], [Said("done", {"n": number})], number, {first, second})

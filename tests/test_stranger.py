@@ -31,6 +31,14 @@ def name_of(blob: bytes) -> bytes:
     return level[0]
 
 
+def sum_of(blob: bytes) -> bytes:
+    """Of eight words."""
+    weights = struct.unpack("<8Q", b"".join(hashlib.sha256(struct.pack("<Q", n)).digest() for n in (0, 1)))
+    words = struct.unpack(f"<{len(blob) // 8}Q", blob)
+    found = sum((w | 1) * (word ^ word >> 29) for w, word in zip(weights, words, strict=True)) % 2**64
+    return hashlib.sha256(struct.pack("<QQ", len(blob), found)).digest()
+
+
 # ---- section 3: signatures
 
 
@@ -229,7 +237,8 @@ class Stranger:
         fields = unpack(manifest)
         assert fields[3:9] == ["bert", "anna", 0, 1, 0, "reply"]
         assert fields[21] == mine
-        self.reply, self.reply_root, self.q_name = manifest, fields[14], fields[25]
+        assert fields[12] == name_of(bytes(64))
+        self.reply, self.reply_root, self.agreed_q = manifest, fields[14], fields[25]
         self.say("fetch", self.reply_root, 0)
 
     def chunk(self, plain: bytes) -> None:
@@ -239,7 +248,8 @@ class Stranger:
         mass = self.agreed["mass"]
         s = self.agreed["gamma"] * (mass["anna"] * mass["bert"] / (mass["anna"] + mass["bert"])) * 1.0
         q = (theirs - self.model) * s  # anna is the lower: y_hi is the peer's
-        assert name_of(q.tobytes()) == self.q_name
+        computed = [sum_of(vector.tobytes()) for vector in (self.model, theirs, q)]
+        assert hashlib.sha256(b"".join(computed)).digest() == self.agreed_q
         self.model = self.model + q / mass["anna"]
         self.expected = theirs - q / mass["bert"]
         of = hashlib.sha256(self.reply).digest()

@@ -1,5 +1,7 @@
-"""Blobs under the names of their content: volatile when made, durable on demand, removed when nobody needs them.
+"""Blobs by name: volatile when made, durable on demand, removed when nobody needs them.
 
+A blob is named by its content, or by what it was computed from; then a sum of its content stands in the name of its file
+(`name-sum`, in hexadecimal), so that what changed on the disk is noticed either way.
 Not here: what a blob means, and which ones are needed (the core says so in each Commit). A volatile blob lives in
 memory when small and in a temporary file when large, so that making it durable copies nothing: fsync, rename, fsync of
 the folder. Only gossipfl.store.Store calls `make_durable` and `remove_except`, one at a time; all else may be called
@@ -29,6 +31,7 @@ from gossipfl.errors import Misuse
 from gossipfl.store.disk import Disk
 from gossipfl.store.errors import Damaged, Missing, StateError, border, explain
 from gossipfl.store.incoming import Incoming
+from gossipfl.sums import sum_of
 
 RAM_BYTES: Final = 1 << 20
 """From this size on a volatile blob is a temporary file: hundreds may be held, and memory is bounded."""
@@ -44,6 +47,9 @@ KEPT_BYTES: Final = 64 * 1024
 PARTIALS: Final = 256
 """Unfinished payloads kept for resumption: one for each connection that there may be."""
 
+SUM: Final = 16
+"""Bytes of a sum that stand in the name of a file."""
+
 TEMPORARY: Final = ".tmp"
 
 
@@ -56,12 +62,14 @@ class _Blob:
     sound: bool | None = True
     """does the content have the name? None: a file of an earlier process, not yet looked at"""
     tree: Tree | None = None
+    summed: bytes = b""
+    """the sum of its content, where its name is another than that of its content"""
 
 
 class Files:
     """The blobs of one folder.
 
-    A file found at the start is checked against its name when it is first read; a damaged one is as good as absent, and
+    A file found at the start is checked against its name or sum when it is first read; a damaged one is as good as absent, and
     is replaced when its content is put again. Temporary files found at the start are removed.
     """
 
@@ -80,8 +88,8 @@ class Files:
             for file, size in sorted(disk.list().items()):
                 if file.endswith(TEMPORARY):
                     disk.unlink(file)
-                elif (name := _name(file)) is not None:
-                    self._blobs[name] = _Blob(size, path=file, durable=True, sound=None)
+                elif (known := _name(file)) is not None:
+                    self._blobs[known[0]] = _Blob(size, path=file, durable=True, sound=None, summed=known[1])
 
     # ---- making blobs ----------------------------------------------------------------------------------------------
 
@@ -129,6 +137,13 @@ class Files:
         tree = self._tree_of(scratch) if leaves is None else Tree(leaves)
         path = self._release(scratch)
         return self._admit(tree.root, _Blob(len(scratch), scratch.toreadonly(), path, tree=tree), pinned)
+
+    def adopt_as(self, name: bytes, scratch: memoryview, summed: bytes, *, pinned: bool = False) -> None:
+        """What was written into this scratch is here under this name, which says what it was computed from.
+
+        `summed` is its sum (see gossipfl.sums). A blob that is here already under this name stays: it is the same."""
+        path = self._release(scratch)
+        self._admit(name, _Blob(len(scratch), scratch.toreadonly(), path, summed=summed[:SUM]), pinned)
 
     def discard(self, scratch: memoryview) -> None:
         """Give a scratch back at once, unadopted."""
@@ -362,7 +377,7 @@ class Files:
             raise Damaged(explain(f"read blob {name.hex()}", error)) from error
 
     def _verify(self, name: bytes, blob: _Blob, view: memoryview) -> None:
-        blob.sound = self._tree_of(view).root == name
+        blob.sound = sum_of(view)[:SUM] == blob.summed if blob.summed else self._tree_of(view).root == name
         if not blob.sound:
             self._view(name, blob)
 
@@ -375,9 +390,10 @@ class Files:
 
     def _give_its_name(self, name: bytes, blob: _Blob) -> None:
         with self._lock:  # a reader must not find the old path gone
-            if blob.path is not None and blob.path != name.hex():
-                self.disk.rename(blob.path, name.hex())
-                blob.path = name.hex()
+            file = f"{name.hex()}-{blob.summed.hex()}" if blob.summed else name.hex()
+            if blob.path is not None and blob.path != file:
+                self.disk.rename(blob.path, file)
+                blob.path = file
 
     def _temporary(self) -> str:
         return f"{next(self._numbers):08d}{TEMPORARY}"
@@ -412,12 +428,14 @@ class Files:
             self.disk.unlink(path)
 
 
-def _name(file: str) -> bytes | None:
-    """The name that this file's name spells; None for a file that is not ours, which is left alone."""
+def _name(file: str) -> tuple[bytes, bytes] | None:
+    """The name and the sum, if there is one, that this file's name spells; None for a file that is not ours, which is left
+    alone."""
+    spelt, dash, sum_ = file.partition("-")
     with suppress(ValueError):
-        name = bytes.fromhex(file)
-        if len(name) == 32 and name.hex() == file:
-            return name
+        name, summed = bytes.fromhex(spelt), bytes.fromhex(sum_)
+        if len(name) == 32 and name.hex() == spelt and len(summed) == (SUM if dash else 0) and summed.hex() == sum_:
+            return name, summed
     return None
 
 
