@@ -1,7 +1,7 @@
 """The Noise handshake IKpsk2 and its transport ciphers, and nothing else: no certificates, records, clock or I/O.
 
 Exactly `Noise_IKpsk2_25519_ChaChaPoly_BLAKE2b`; without a psk exactly `Noise_IK_25519_ChaChaPoly_BLAKE2b`, which public
-vectors cover more widely. Primitives: X25519 and ChaCha20-Poly1305 of libsodium (PyNaCl), HMAC and BLAKE2b of Python.
+vectors cover more widely. Primitives: X25519 of libsodium (PyNaCl), HMAC and BLAKE2b of Python, ciphers of aead.py.
 
     <- s
     ...
@@ -21,6 +21,7 @@ import nacl.bindings as sodium
 from nacl.exceptions import CryptoError
 
 from gossipfl.errors import Misuse, Refused
+from gossipfl.protocol.aead import CIPHER, Aead, Forged
 from gossipfl.protocol.limits import RECORD_MAX, SESSION_RECORDS_MAX
 
 KEY: Final = 32
@@ -37,9 +38,6 @@ SECOND_OVERHEAD: Final = KEY + TAG
 
 _DEAD: Final = -1
 
-_seal: Final = sodium.crypto_aead_chacha20poly1305_ietf_encrypt
-_open: Final = sodium.crypto_aead_chacha20poly1305_ietf_decrypt
-
 
 class Cipher:
     """ChaCha20-Poly1305 in one direction under one key, with an implicit counter. It dies at the first failure.
@@ -47,31 +45,30 @@ class Cipher:
     **Secrets**: the key; a counter never repeats under it. The nonce is 4 zero bytes and the counter, little endian.
     """
 
-    __slots__ = ("_key", "count")
+    __slots__ = ("_aead", "count")
 
     def __init__(self, key: bytes) -> None:
-        self._key: bytes | None = key
+        self._aead: Aead | None = CIPHER(key)
         self.count = 0
 
     def seal(self, plain: bytes, ad: bytes = b"") -> bytes:
         """`plain` sealed: 16 bytes longer. Raises Misuse after 2^20 records: then a new handshake is due."""
-        if self._key is None or self.count >= SESSION_RECORDS_MAX:
+        if self._aead is None or self.count >= SESSION_RECORDS_MAX:
             raise Misuse("the session is over; begin a new one before sending")
-        sealed: bytes = _seal(plain, ad, self._nonce(), self._key)
-        return sealed
+        return self._aead.seal(self._nonce(), plain, ad)
 
     def open(self, sealed: bytes, ad: bytes = b"") -> bytes:
         """What was sealed, in the order it was sealed. Raises Refused("auth") on anything else, and ever after."""
-        key, self._key = self._key, None
-        if key is None or self.count >= SESSION_RECORDS_MAX:
+        aead, self._aead = self._aead, None
+        if aead is None or self.count >= SESSION_RECORDS_MAX:
             raise Refused("auth", "a record after the end of its session; the peer must connect anew")
         if not TAG <= len(sealed) <= RECORD_MAX:
             raise Refused("auth", f"a record of {len(sealed)} bytes; {TAG} to {RECORD_MAX} are possible")
         try:
-            plain: bytes = _open(bytes(sealed), ad, self._nonce(), key)
-        except CryptoError:
+            plain = aead.open(self._nonce(), bytes(sealed), ad)
+        except Forged:
             raise Refused("auth", "a record was altered, lost, repeated or sealed by somebody else") from None
-        self._key = key
+        self._aead = aead
         return plain
 
     def _nonce(self) -> bytes:
