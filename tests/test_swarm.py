@@ -96,4 +96,5 @@ def test_every_law_has_a_name_and_one_sentence() -> None:
     names = [law.name for law in trial.LAWS]
     assert len(set(names)) == len(names)
     assert all(law.law.endswith(".") for law in trial.LAWS)
-    assert Watch(Truth(b"", {}, 0.5, 0.0, "float64", {"model": 1}, 60), trial.LAWS).verdicts() == dict.fromkeys(names, "held")
+    watch = Watch(Truth(b"", b"", "f64", {}, 0.5, 0.0, "float64", {"model": 1}, 60), trial.LAWS)
+    assert watch.verdicts() == dict.fromkeys(names, "held")

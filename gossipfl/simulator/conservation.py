@@ -7,13 +7,27 @@ here again from the two replicas. Not here: laws of single nodes (invariants.py)
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from gossipfl.simulator.invariants import Checker
-from gossipfl.simulator.witness import Life, LinkRow, Truth, Vector, digest, is_near, length, paper, root
+from gossipfl.simulator.witness import (
+    Life,
+    LinkRow,
+    Paper,
+    Truth,
+    Vector,
+    digest,
+    is_near,
+    length,
+    paper,
+    replica,
+    root,
+    summed,
+)
 
 Key = tuple[str, str, int, int, bytes]
 """(lower, higher, epoch, k, digest of the proposal)"""
@@ -40,6 +54,8 @@ class Account:
     trained: Counter[bytes] = field(default_factory=Counter)
     """updates that the hands made and the core has not yet taken"""
     absorbing: dict[int, tuple[bytes, Vector]] = field(default_factory=dict)
+    arriving: dict[int, Vector] = field(default_factory=dict)
+    """what a payload under way will make of its reference"""
 
 
 class ExactlyOnce(Checker):
@@ -67,15 +83,32 @@ class ExactlyOnce(Checker):
         account.moved = zeros(account.stood)
         account.trained.clear()
         account.absorbing.clear()
+        account.arriving.clear()
+
+    def struck(self, kind: str, names: Sequence[str], detail: str) -> None:
+        """Who has lost its disk begins again: what it held for others is gone."""
+        if kind == "state-lost" and (account := self.accounts.pop(names[0], None)) and not self.lies(names[0]):
+            fellow = self.truth.fellows[names[0]]
+            for space, first in (("model", fellow.begin), ("statistics", fellow.statistics)):
+                given = account.stood[space] - first - account.learned[space]
+                self.adrift(space, -given * self.truth.mass(names[0], space))
 
     def commanded(self, life: Life, kind: str, command: Any) -> None:
         if kind == "Absorb":
             update = np.frombuffer(life.read(command.displacement), self.truth.dtype)
             self.account(life).absorbing[command.job] = (command.displacement, update)
+        elif kind == "Mix" and self.truth.codec_of(command.space) == "f64" and life.is_readable(command.reference_in):
+            reference, deltas = (np.frombuffer(life.read(name)) for name in (command.reference_in, command.incoming))
+            if reference.size == deltas.size:
+                self.account(life).arriving[command.job] = reference + deltas
 
     def fed(self, life: Life, kind: str, event: Any) -> None:
         if kind == "Trained":
             self.account(life).trained[event.displacement] += 1
+        elif kind == "Mixed":
+            due = self.account(life).arriving.pop(event.job, None)
+            if due is not None and not np.array_equal(due, np.frombuffer(life.read(event.theirs))):
+                self.broken(life.name, "a replica is not its reference and what came")
         elif kind == "Absorbed":
             account = self.account(life)
             name, update = account.absorbing.pop(event.job)
@@ -95,12 +128,16 @@ class ExactlyOnce(Checker):
             if new is None:
                 continue
             if new.epoch == old.epoch and new.done > old.done:
+                if not life.is_readable(*new.model, *new.statistics):
+                    continue
                 key, half, moved = self.half(life, peer, old, new)
                 expected[half.space] = expected[half.space] + moved
                 self.enter(life.name, peer, key, half, moved)
             elif new.epoch > old.epoch and old.answered is not None and old.answered.open:
                 undoable.append(self.again(life, peer, old))
         for space, name in (("model", life.course.model), ("statistics", life.course.statistics)):
+            if not life.is_readable(name):
+                continue
             found = np.frombuffer(life.read(name), self.truth.kind(space))
             for key, half, moved in undoable:
                 if half.space == space and not is_near(found, expected[space], length(found)):
@@ -108,8 +145,11 @@ class ExactlyOnce(Checker):
                     if self.halves.pop(key, None) is None and not self.lies(*key[:2]):
                         self.broken(life.name, f"takes back k {key[3]} of {key[0]} and {key[1]}, which both have applied")
             if not is_near(found, expected[space], length(expected[space]) + length(account.stood[space])):
-                off = length(found - expected[space])
-                self.broken(life.name, f"the {space} on disk is {off:.3g} off what updates and exchanges explain")
+                off = found - expected[space]
+                if life.scarred:
+                    self.adrift(space, off * self.truth.mass(life.name, space))
+                else:
+                    self.broken(life.name, f"the {space} on disk is {length(off):.3g} off what updates and exchanges explain")
             account.learned[space] = account.learned[space] + account.moved[space]
             account.stood[space], account.moved[space] = found, np.zeros_like(found)
 
@@ -119,7 +159,25 @@ class ExactlyOnce(Checker):
         raw = said.manifest if said is not None and said.k == new.done else life.replies[new.last].manifest
         reply = paper(raw)
         own, theirs = (np.frombuffer(life.read(name), self.truth.kind(reply.space)) for name in new.replicas(reply.space))
+        self.named(life, peer, old, new, reply)
         return self.reckon(life.name, peer, reply.space, own, theirs, reply.clip, reply.q, (new.epoch, new.done, new.last))
+
+    def named(self, life: Life, peer: str, old: LinkRow, new: LinkRow, reply: Paper) -> None:
+        """The replicas stand under the names of what they were made of."""
+        me, space, codec = life.name, reply.space, self.truth.codec_of(reply.space)
+        before = [name or self.base(space) for name in old.replicas(space)]
+        if reply.sender == me:
+            mine, theirs = reply.root, paper(life.proposals[new.last][0]).root
+        else:
+            assert old.pending is not None
+            mine, theirs = old.pending.root, reply.root
+        due = tuple(replica(one, part, space, codec) for one, part in zip(before, (mine, theirs), strict=True))
+        if new.replicas(space) != due:
+            self.broken(me, f"a replica of k {new.done} with {peer} is not made of what both had agreed on")
+
+    def base(self, space: str) -> bytes:
+        first = next(iter(self.truth.fellows.values())).statistics
+        return self.truth.x0 if space == "model" else root(np.zeros_like(first).tobytes())
 
     def again(self, life: Life, peer: str, old: LinkRow) -> tuple[Key, Half, Vector]:
         """What the exchange answered last had moved; its replicas stand in the files until the link's names are let go."""
@@ -138,7 +196,7 @@ class ExactlyOnce(Checker):
         y_lo, y_hi = (own, theirs) if me == low else (theirs, own)
         s = self.truth.rate(space) * (m_lo * m_hi / (m_lo + m_hi)) * clip
         flow = (y_hi - y_lo) * own.dtype.type(s)
-        if root(flow.tobytes()) != q:
+        if digest(summed(y_lo.tobytes()) + summed(y_hi.tobytes()) + summed(flow.tobytes())) != q:
             self.broken(me, f"q of k {at[1]} with {peer} is not what the two replicas give")
         part = flow / own.dtype.type(self.truth.mass(me, space))
         return (low, high, *at), Half(me, flow, space), part if me == low else -part
@@ -170,9 +228,9 @@ class ExactlyOnce(Checker):
             waits = link.epoch == epoch and link.pending is not None and digest(link.pending.manifest) == proposal
             if waits and not quiet:
                 continue
-            if not (waits or begun.scarred or lives[half.side].scarred):
+            if not (waits or begun.scarred or lives[half.side].scarred or begun.has_left):
                 self.broken(half.side, f"k {k} with {begun.name} was applied here and never there")
-            elif waits and quiet and not (begun.scarred or lives[half.side].scarred):
+            elif waits and quiet and not (begun.scarred or lives[half.side].scarred or begun.has_left):
                 self.broken(begun.name, f"k {k} with {half.side} is still in doubt after all has healed")
         for space in ("model", "statistics"):
             self.balance(lives, space)

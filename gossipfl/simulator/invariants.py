@@ -99,6 +99,7 @@ class Found:
 
     name: str
     store: Any
+    peer: Any
 
 
 class Watch:
@@ -196,8 +197,8 @@ class Watch:
     def crashed(self, world: Any, node: Any, before: Any, after: Any) -> None:
         self.world = world
         life = self.life(node)
-        if life.asked and after.load() == life.after(life.asked[0]) != life.rows:
-            life.node = Found(node.name, after)  # the one under way was done, and nobody heard of it
+        if life.asked and not life.scarred and after.load() == life.after(life.asked[0]) != life.rows:
+            life.node = Found(node.name, after, node.peer)  # the one under way was done, and nobody heard of it
             self.commit(life, life.asked[0])
             life.node = node
         self.call("crashed", "crash", life, before, after)
@@ -210,7 +211,9 @@ class Watch:
                 if name in self.lives:
                     self.lives[name].scarred = True
         if kind == "hostile":
-            self.truth.caught.update(names)
+            self.truth.caught.add(names[0])
+        elif kind == "state-lost":
+            self.lives[names[0]].reread({})
         self.call("struck", kind, kind, tuple(names), str(detail))
 
     def wire(self, world: Any, sender: str, receiver: str, size: int) -> None:
@@ -227,5 +230,5 @@ class Watch:
         self.call("over", "end", self.lives, quiet)
 
 
-SCARS: Final = frozenset({"bit_rot", "bit-rot", "io_error", "io-error", "disk_full", "disk-full"})
+SCARS: Final = frozenset({"bit-rot", "state-lost"})
 """Faults after which a disk need not hold what it had promised."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from gossipfl.simulator.invariants import SCARS, Checker
-from gossipfl.simulator.witness import Life, LinkRow, Truth, card, digest, is_signed, paper, root, slip
+from gossipfl.simulator.witness import Life, LinkRow, Truth, card, digest, is_signed, is_whole, paper, root, slip
 
 
 class CountedOnce(Checker):
@@ -35,6 +35,12 @@ class CountedOnce(Checker):
                 self.see(life.name, peer, "Propose", link.pending.manifest)
             if link.answered:
                 self.see(life.name, peer, "Reply", link.answered.manifest)
+
+    def struck(self, kind: str, names: Sequence[str], detail: str) -> None:
+        """Who has lost its disk cannot know what it had signed."""
+        if kind == "state-lost":
+            for at in [at for at in self.said if at[0] == names[0]]:
+                del self.said[at]
 
     def see(self, sender: str, peer: str, kind: str, raw: bytes) -> None:
         held, manifest = self.said.setdefault((sender, peer, kind), {}), paper(raw)
@@ -69,7 +75,13 @@ class NoWayBack(Checker):
         super().__init__(truth)
         self.rounds: dict[str, int] = {}
 
+    def struck(self, kind: str, names: Sequence[str], detail: str) -> None:
+        if kind == "state-lost":
+            self.rounds.pop(names[0], None)
+
     def crashed(self, life: Life, before: Any, after: Any) -> None:
+        if life.scarred:
+            return
         found = after.load()
         if found != life.rows:
             lost = sorted(key for key in life.rows if found.get(key) != life.rows[key])
@@ -166,7 +178,7 @@ class OnlyFromMembers(Checker):
                     self.judge(life, peer, old, reply.manifest, reply.signature, "reply")
             else:
                 self.broken(life.name, f"k {new.done} with {peer} is done, and nobody had begun it")
-            if life.course is not None:
+            if life.course is not None and life.is_readable(life.course.model):
                 model = np.frombuffer(life.read(life.course.model), self.truth.dtype)
                 if not np.isfinite(model).all():
                     self.broken(life.name, f"the model is not finite after an exchange with {peer}")
@@ -220,12 +232,12 @@ class AlwaysOpens(Checker):
         needed = {name for link in life.links.values() for name in link.needs()}
         if life.course:
             needed |= {life.course.model, life.course.statistics}
-        there = image.list()
-        for name in sorted(needed):
-            if name.hex() not in there:
-                self.broken(life.name, f"{which} lacks {name.hex()[:12]}, which a row names")
-            elif root(image.read(name.hex())) != name:
-                self.broken(life.name, f"{which} has other bytes under {name.hex()[:12]}")
+        there = {file.partition("-")[0]: file for file in image.list()}
+        for name in sorted(one.hex() for one in needed):
+            if name not in there:
+                self.broken(life.name, f"{which} lacks {name[:12]}, which a row names")
+            elif not is_whole(there[name], image.read(there[name])):
+                self.broken(life.name, f"{which} has other bytes under {name[:12]}")
 
 
 class WithinBounds(Checker):

@@ -44,7 +44,7 @@ class ExchangesAgain(Checker):
         return [
             peer
             for peer in self.truth.fellows[name].neighbours
-            if peer in lives and not self.lies(peer) and not has_left(lives[peer]) and len(lives[peer].link(name).resets) < 3
+            if peer in lives and not self.lies(peer) and not lives[peer].has_left and len(lives[peer].link(name).resets) < 3
             and stage(lives[peer]) == stage(lives[name]) and len(lives[name].link(peer).resets) < 3
         ]  # fmt: skip
 
@@ -58,7 +58,7 @@ class DoubtsEnd(Checker):
             return
         for name, life in lives.items():
             for peer, link in life.links.items():
-                gone = peer not in lives or has_left(lives[peer]) or has_left(life)
+                gone = peer not in lives or lives[peer].has_left or life.has_left
                 if gone or self.lies(name, peer) or life.scarred or lives[peer].scarred:
                     continue
                 if link.pending is not None:
@@ -95,7 +95,7 @@ class ComesTogether(Checker):
         there = {
             name: np.frombuffer(life.read(life.course.model), self.truth.dtype).astype("float64")
             for name, life in lives.items()
-            if life.course and not self.lies(name) and not has_left(life)
+            if life.course and not self.lies(name) and not life.has_left
         }
         if not there:
             return 0.0
@@ -113,12 +113,7 @@ def stage(life: Life) -> str:
 
 
 def is_over(life: Life) -> bool:
-    return has_left(life) or (life.course is not None and life.course.stage == "finished")
-
-
-def has_left(life: Life) -> bool:
-    """Its operator has ordered it to stop."""
-    return bool(life.node.peer.leaving)
+    return life.has_left or (life.course is not None and life.course.stage == "finished")
 
 
 HEALING_LAWS: Final = (ExchangesAgain, DoubtsEnd, ComesTogether)

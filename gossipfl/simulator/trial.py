@@ -238,6 +238,8 @@ def truth_of(federation: Federation, specs: dict[str, Spec]) -> Truth:
     }
     return Truth(
         federation=members.federation_id,
+        x0=bytes.fromhex(members.x0),
+        codec=members.study.codec,
         fellows=fellows,
         gamma=members.study.gamma,
         leak=members.study.leak,
@@ -253,6 +255,7 @@ def run(trial: Trial, laws: Sequence[Callable[[Truth], Checker]] = LAWS, twice: 
     federation, specs = federation_of(trial)
     watch = Watching(truth_of(federation, specs), laws)
     world = _world(trial, specs, watch)
+    watch.truth.caught.update(getattr(world.trouble, "hostile", ()))
     quiet = False
     if trial.until_s is not None:
         world.run(trial.until_s)

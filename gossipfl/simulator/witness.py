@@ -6,6 +6,7 @@ and events and commands are known by the names of their types. Two readings of o
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping
@@ -183,6 +184,36 @@ def root(content: Any) -> bytes:
     return level[0] if level else digest(b"")
 
 
+def replica(reference: bytes, payload: bytes, space: str, codec: str) -> bytes:
+    """The name of what comes of a reference and a payload: section 1."""
+    return digest(b"\2" + reference + payload + f"{space}/{codec}".encode())
+
+
+@functools.cache
+def weights() -> list[int]:
+    words = b"".join(digest(number.to_bytes(8, "little")) for number in range(PIECE // 32))
+    return [int.from_bytes(words[at : at + 8], "little") | 1 for at in range(0, len(words), 8)]
+
+
+def summed(content: Any) -> bytes:
+    """The sum of a blob, one word at a time: section 1."""
+    raw = bytes(content)
+    parts = [len(raw).to_bytes(8, "little")]
+    for at in range(0, len(raw), PIECE):
+        piece, total = raw[at : at + PIECE], 0
+        for place, weight in zip(range(0, len(piece), 8), weights(), strict=False):
+            word = int.from_bytes(piece[place : place + 8], "little")
+            total += weight * (word ^ word >> 29)
+        parts.append((total % 2**64).to_bytes(8, "little"))
+    return digest(b"".join(parts))
+
+
+def is_whole(file: str, content: Any) -> bool:
+    """Does a file hold what its own name says, by hash or by sum?"""
+    name, dash, of = file.partition("-")
+    return summed(content).hex().startswith(of) if dash else root(content).hex() == name
+
+
 def is_signed(kind: str, document: bytes, signature: bytes, key: bytes) -> bool:
     """Section 3."""
     whole = b"gossipfl/" + kind.encode() + b"/v1\0" + len(document).to_bytes(8, "big") + document
@@ -210,6 +241,9 @@ class Truth:
     """What all honest members agree on before the first byte."""
 
     federation: bytes
+    x0: bytes
+    """name of the first reference of the model space"""
+    codec: str
     fellows: Mapping[str, Fellow]
     gamma: float
     leak: float
@@ -226,6 +260,9 @@ class Truth:
 
     def rate(self, space: str) -> float:
         return self.gamma if space == "model" else 1.0
+
+    def codec_of(self, space: str) -> str:
+        return self.codec if space == "model" else "f64"
 
     def kind(self, space: str) -> Any:
         return np.dtype(self.dtype if space == "model" else "float64")
@@ -269,15 +306,21 @@ class Life:
     scarred: bool = False
     """its disk has lost or refused something that it had promised to keep"""
 
+    @property
+    def has_left(self) -> bool:
+        """Its operator has ordered it to leave."""
+        return bool(self.node.peer.leaving)
+
     def link(self, peer: str) -> LinkRow:
         return self.links.get(peer) or LinkRow(peer, 0, 0, 0, b"", (b"", b""), (b"", b""), b"", None, None, (), 0, 0, 0)
 
     def read(self, name: bytes) -> bytes:
-        """A tensor's bytes, whose name is computed again."""
-        content = bytes(self.node.store.files.read(name))
-        if root(content) != name:
-            raise AssertionError(f"{self.name} holds other bytes under the name {name.hex()[:12]}")
-        return content
+        """A tensor's bytes."""
+        return bytes(self.node.store.files.read(name))
+
+    def is_readable(self, *names: bytes) -> bool:
+        """Are all these here and sound? They are, on a disk that has not been hurt."""
+        return not self.scarred or not self.node.store.files.missing(names)
 
     def take(self, rows: Any) -> tuple[dict[str, LinkRow], CourseRow | None]:
         """Enter a transaction; what stood there before: links that it changes, and the course if it does."""
