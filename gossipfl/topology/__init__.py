@@ -1,8 +1,9 @@
 """Who may talk to whom: graphs, their weights and speed, and schedules of rounds. No models, no messages, no clock.
 
 The rules by which deployed nodes make the same graph from member ids are here at once (gossipfl.topology.rules: light,
-no numpy). What researchers use is loaded when first asked for: specs and generators (`parse`, `graph`, `kinds`), files
-(`load`, `save`).
+no numpy). What researchers use is loaded when first asked for: specs (`parse`, `kinds`), what they mean (`graph`,
+`schedule`), files (`load`, `save`), `conductances`. Speed is in
+gossipfl.topology.spectrum.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from gossipfl.topology.rules import (
 if TYPE_CHECKING:
     from gossipfl.topology.files import load, save
     from gossipfl.topology.graphs import Graph
-    from gossipfl.topology.spec import Spec, graph, kinds, parse
+    from gossipfl.topology.schedules import Round, Schedule
+    from gossipfl.topology.spec import Spec, graph, kinds, parse, schedule
+    from gossipfl.topology.spectrum import Spectrum
+    from gossipfl.topology.weights import conductances
 
 __all__ = [
     "COMPLETE_UP_TO",
@@ -41,9 +45,13 @@ __all__ = [
     "SLOWEST",
     "Adjacency",
     "Graph",
+    "Round",
+    "Schedule",
     "Spec",
+    "Spectrum",
     "by_rule",
     "complete",
+    "conductances",
     "contraction",
     "degree_of",
     "graph",
@@ -56,6 +64,7 @@ __all__ = [
     "release_exchanges",
     "ring",
     "save",
+    "schedule",
     "speed",
     "to_networkx",
     "warn",
@@ -63,10 +72,15 @@ __all__ = [
 
 _WHERE: Final = {
     "Graph": "graphs",
+    "Round": "schedules",
+    "Schedule": "schedules",
+    "Spectrum": "spectrum",
+    "conductances": "weights",
     "Spec": "spec",
     "graph": "spec",
     "kinds": "spec",
     "parse": "spec",
+    "schedule": "spec",
     "load": "files",
     "save": "files",
 }

@@ -3,10 +3,12 @@
     SPEC   = NAME [":" VALUE {"," VALUE}]        random-regular:6   erdos-renyi:0.1   clustered:regions=8,inside=4
            | NAME [":" LENGTH {"x" LENGTH}]      torus:8x8   grid:4x5x6
            | FILE                                what ends in .graphml or .edges
+           | CHANGING ["of" SPEC]                base:1   epidemic-oracle:6   random-matching of random-regular:6
     VALUE  = [NAME "="] NUMBER                   in the order of the parameters until one is named
 
 The parser is total: a `Spec`, or a ConfigError that says what is wrong and what could be meant. One line of `KINDS` is
-one generator. Not here: how edges are made (gossipfl.topology.generate), files (gossipfl.topology.files).
+one generator or schedule. Not here: how edges are made (gossipfl.topology.generate, gossipfl.topology.schedules), files
+(gossipfl.topology.files).
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import difflib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from gossipfl.errors import ConfigError, Fault, Misuse
-from gossipfl.topology import generate
-from gossipfl.topology.graphs import Graph, require_connected
+from gossipfl.topology import generate, schedules
+from gossipfl.topology.graphs import Floats, Graph, require_connected
+from gossipfl.topology.schedules import Schedule
 
 Number = int | float
 
@@ -56,19 +59,24 @@ class Kind:
 
     name: str
     says: str
-    make: Callable[..., Graph]
-    """(n, seed, **figures), or (shape,) of a lattice."""
+    make: Callable[..., Any]
+    """(n, seed, **figures), or (shape,) of a lattice -> Graph; (n, seed, masses, of, **figures) of a schedule."""
     parameters: tuple[Parameter, ...] = ()
     shaped: bool = False
     """Are its figures the lengths of a lattice?"""
     random: bool = False
+    changes: bool = False
+    """Is it a schedule, other edges in other rounds?"""
+    of: str = ""
+    """Of a schedule: may, must or cannot ("") choose among the edges of a graph."""
 
     @property
     def usage(self) -> str:
         """How it is written."""
         if self.shaped:
             return f"{self.name}[:AxB...]"
-        return self.name + (":" + ",".join(one.name for one in self.parameters) if self.parameters else "")
+        written = self.name + (":" + ",".join(one.name for one in self.parameters) if self.parameters else "")
+        return written + {"": "", "may": " [of GRAPH]", "must": " of GRAPH"}[self.of]
 
 
 def _fixed(make: Callable[..., Graph]) -> Callable[..., Graph]:
@@ -130,11 +138,57 @@ _GRAPHS: Final = (
         random=True,
     ),
 )
-KINDS: Final = {kind.name: kind for kind in _GRAPHS}
+_S = (Parameter("s", 6, "neighbours a round"),)
+
+
+def _matching(n: int, seed: int, masses: Floats | None, of: Graph | None) -> Schedule:
+    return schedules.random_matching(n, seed, of, masses)
+
+
+def _colouring(n: int, seed: int, masses: Floats | None, of: Graph) -> Schedule:
+    return schedules.edge_colouring(of, masses)
+
+
+_CHANGING: Final = (
+    Kind(
+        "one-peer-exponential",
+        "one neighbour a round, 1, 2, 4, ... steps ahead",
+        lambda n, seed, masses, of: schedules.one_peer_exponential(n, masses),
+        changes=True,
+    ),
+    Kind(
+        "base",
+        "Base-(k+1): the exact mean after few rounds, for any number of nodes",
+        lambda n, seed, masses, of, k: schedules.base_graph(n, k, masses),
+        (Parameter("k", 1, "neighbours a round at most", 1, 1000),),
+        changes=True,
+    ),
+    Kind("random-matching", "disjoint random pairs each round", _matching, random=True, changes=True, of="may"),
+    Kind("edge-colouring", "every edge of a graph in turn, in disjoint pairs", _colouring, changes=True, of="must"),
+    Kind(
+        "epidemic-oracle",
+        "a new random s-regular graph each round",
+        lambda n, seed, masses, of, s: schedules.epidemic_oracle(n, s, seed, masses),
+        _S,
+        random=True,
+        changes=True,
+    ),
+    Kind(
+        "epidemic-local",
+        "everybody sends to s random others each round",
+        lambda n, seed, masses, of, s: schedules.epidemic_local(n, s, seed, masses),
+        _S,
+        random=True,
+        changes=True,
+    ),
+)
+KINDS: Final = {kind.name: kind for kind in (*_GRAPHS, *_CHANGING)}
 ALIASES: Final = {
     "cycle": "ring", "line": "path", "chain": "path", "full": "complete", "cube": "hypercube", "regular": "random-regular",
     "er": "erdos-renyi", "gnp": "erdos-renyi", "watts-strogatz": "small-world", "barabasi-albert": "scale-free",
-    "k-regular": "random-regular", "torus2d": "torus", "grid2d": "grid", "lattice": "grid",
+    "k-regular": "random-regular", "matching": "random-matching", "el-oracle": "epidemic-oracle", "el-local": "epidemic-local",
+    "round-robin": "edge-colouring", "edge-coloring": "edge-colouring", "one-peer-exp": "one-peer-exponential",
+    "base-graph": "base", "torus2d": "torus", "grid2d": "grid", "lattice": "grid",
 }  # fmt: skip
 """What others call them; suggested, not accepted: one thing has one name in a scenario."""
 
@@ -147,8 +201,16 @@ class Spec:
     figures: tuple[tuple[str, Number], ...] = ()
     shape: tuple[int, ...] = ()
     file: Path | None = None
+    of: Spec | None = None
+    """The graph among whose edges a schedule chooses."""
 
     def __str__(self) -> str:
+        if self.of is not None:
+            return f"{self._alone} of {self.of}"
+        return self._alone
+
+    @property
+    def _alone(self) -> str:
         if self.file is not None:
             return str(self.file)
         if self.shape:
@@ -159,12 +221,19 @@ class Spec:
     @property
     def n(self) -> int | None:
         """Nodes, if the spec says so."""
+        if self.of is not None:
+            return self.of.n
         return math.prod(self.shape) if self.shape else None
+
+    @property
+    def changes(self) -> bool:
+        """Is it a schedule, other edges in other rounds?"""
+        return self.file is None and KINDS[self.name].changes
 
 
 def kinds() -> tuple[Kind, ...]:
-    """Every generator, with what it takes: for a list."""
-    return _GRAPHS
+    """Every generator and schedule, with what it takes: for a list."""
+    return (*_GRAPHS, *_CHANGING)
 
 
 def parse(text: str, where: str = "topology", folder: Path | None = None) -> Spec:
@@ -181,8 +250,25 @@ def parse(text: str, where: str = "topology", folder: Path | None = None) -> Spe
     text = text.strip()
     if len(text) > LONGEST:
         _refuse(where, f"a spec of {len(text)} characters", f"write at most {LONGEST}")
+    head, of, tail = text.partition(" of ")
+    if of:
+        return _parse_of(head.strip(), tail.strip(), where, folder)
     if text.endswith(FILES):
         return Spec("file", file=(folder or Path()) / text)
+    return _parse(text, where)
+
+
+def _parse_of(head: str, tail: str, where: str, folder: Path | None) -> Spec:
+    outer, inner = _parse(head, where), parse(tail, where, folder)
+    if not KINDS[outer.name].of:
+        can = " or ".join(kind.name for kind in _CHANGING if kind.of)
+        _refuse(where, f"{head!r} does not choose among the edges of a graph", f"leave the rest out, or write {can}")
+    if inner.changes:
+        _refuse(where, f"{tail!r} changes from round to round", f"write {head} of a graph: {head} of random-regular:6")
+    return replace(outer, of=inner)
+
+
+def _parse(text: str, where: str) -> Spec:
     name, colon, rest = text.partition(":")
     kind = KINDS.get(name)
     if kind is None:
@@ -262,14 +348,55 @@ def graph(spec: Spec | str, n: int | None = None, seed: int = 0, *, whole: bool 
         if whole:
             require_connected(made)
     except Misuse as error:
-        what, _, remedy = str(error).partition(" -- ")
-        _refuse(f"{where} {spec}", what, remedy)
+        _refuse(f"{where} {spec}", *_parted(error))
     return made
 
 
-def _made(spec: Spec, n: int | None, seed: int) -> Graph:
-    from dataclasses import replace
+def schedule(
+    spec: Spec | str,
+    n: int | None = None,
+    seed: int = 0,
+    *,
+    masses: Floats | None = None,
+    weights: str = "mass-metropolis",
+    where: str = "topology",
+) -> Schedule:
+    """The schedule of any spec: a graph is all its edges in every round, by a rule of `weights.RULES`.
 
+    **Raises**: as `graph`; and if the masses are not what the schedule can average.
+
+    >>> schedule("base:2", 25).period, schedule("ring", 5).round(7).theta[0].round(4).tolist()
+    (6, 0.3333)
+    """
+    spec = parse(spec, where) if isinstance(spec, str) else spec
+    if not spec.changes:
+        found = graph(spec, n, seed, where=where)
+    of = graph(spec.of, n, seed, where=where) if spec.of is not None else None
+    try:
+        if not spec.changes:
+            return schedules.static(found, weights, masses)
+        nodes = of.n if of is not None else n
+        kind = KINDS[spec.name]
+        if kind.of == "must" and of is None:
+            raise Misuse(f"{spec.name} of what? -- write {kind.usage}: {spec.name} of random-regular:6")
+        _require_nodes(nodes)
+        made: Schedule = kind.make(nodes, seed, masses, of, **dict(spec.figures))
+    except Misuse as error:
+        _refuse(f"{where} {spec}", *_parted(error))
+    return made
+
+
+def _require_nodes(n: int | None, hint: str = "") -> int:
+    if n is None:
+        raise Misuse(f"how many nodes? -- give their number{hint}")
+    if not 1 <= n <= NODES_MAX:
+        raise Misuse(f"{n:,} nodes -- take 1 to {NODES_MAX:,}")
+    return n
+
+
+def _made(spec: Spec, n: int | None, seed: int) -> Graph:
+    if spec.changes:
+        raise Misuse(f"{spec.name} changes from round to round: it is no one graph -- use it as a schedule")
     if spec.file is not None:
         from gossipfl.topology.files import load
 
@@ -279,19 +406,11 @@ def _made(spec: Spec, n: int | None, seed: int) -> Graph:
         return made
     if n is not None and spec.n is not None and n != spec.n:
         raise Misuse(f"{spec} has {spec.n} nodes, {n} are asked for -- leave one of the two out")
-    n = spec.n if n is None else n
-    if n is None:
-        raise Misuse("how many nodes? -- give their number" + (", or the lengths: 8x8" if _is_shaped(spec) else ""))
-    if not 1 <= n <= NODES_MAX:
-        raise Misuse(f"{n:,} nodes -- take 1 to {NODES_MAX:,}")
     kind = KINDS[spec.name]
-    made = kind.make(spec.shape or squarest(n)) if kind.shaped else kind.make(n, seed, **dict(spec.figures))
+    n = _require_nodes(spec.n if n is None else n, ", or the lengths: 8x8" if kind.shaped else "")
+    drawn: Graph = kind.make(spec.shape or squarest(n)) if kind.shaped else kind.make(n, seed, **dict(spec.figures))
     said = f"made by gossipfl from {spec}, {n} nodes" + (f", seed {seed}" if kind.random else "")
-    return replace(made, name=str(spec), source=said)
-
-
-def _is_shaped(spec: Spec) -> bool:
-    return KINDS[spec.name].shaped
+    return replace(drawn, name=str(spec), source=said)
 
 
 def squarest(n: int) -> tuple[int, int]:
@@ -307,6 +426,11 @@ def squarest(n: int) -> tuple[int, int]:
         side = math.isqrt(n)
         raise Misuse(f"{n} nodes make no lattice but a line -- take {side}x{-(-n // side)}, or give lengths: 8x8")
     return a, n // a
+
+
+def _parted(error: Misuse) -> tuple[str, str]:
+    what, _, remedy = str(error).partition(" -- ")
+    return what, remedy
 
 
 def _refuse(where: str, what: str, remedy: str) -> NoReturn:
