@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from worlds import federation, quadratics, toy_specs
 from gossipfl.protocol import events as ev
 from gossipfl.protocol.peer import Peer
 from gossipfl.simulator.faults import Faults
-from gossipfl.simulator.network import World
+from gossipfl.simulator.network import Node, Observer, World
 
 TWELVE = {f"site-{number:02d}": 5 + 7 * number for number in range(12)}
 
@@ -56,14 +55,14 @@ def test_one_seed_is_one_history() -> None:
     assert [node.facts for node in first.nodes.values()] == [node.facts for node in second.nodes.values()]
 
 
-def training_world(seed: int, faults: Faults, **study: Any) -> tuple[World, Any, dict[str, float]]:
+def training_world(seed: int, faults: Faults, observers: Any = (), **study: Any) -> tuple[World, Any, dict[str, float]]:
     counts = {f"site-{number}": 10 + 15 * number for number in range(6)}
     members = federation(counts, **({"local_rounds": 4000, "leak": 0.0, "cap": 0.0, "clip": 0.0} | study))
     trainers, optimum = quadratics(members.active, seed)
     speed = {name: 1.0 + index for index, name in enumerate(members.active)}
     specs = toy_specs(members, lambda name: trainers[name], speed=lambda name: speed[name], turn_ns=200_000_000)
     masses = {name: members.mass(name) for name in members.active}
-    return World(specs, seed, faults), optimum(masses), masses
+    return World(specs, seed, faults, observers=observers), optimum(masses), masses
 
 
 def test_the_ledger_reaches_the_weighted_optimum_through_idle_nodes_cuts_and_unequal_work() -> None:
@@ -103,31 +102,17 @@ def test_flows_are_opposite_bit_for_bit_once_links_are_quiet() -> None:
 
 def test_a_core_is_a_function_of_its_events() -> None:
     """What one node was fed, fed again to a fresh core, gives the same commands."""
-    world, _, _ = training_world(4, Faults(cut_per_hour=600, until_hours=20 / 3600), eta=0.05)
-    node = world.nodes["site-2"]
     tape: list[tuple[Any, Any, list[Any]]] = []
-    whole = node.boot
 
-    def boot() -> None:
-        state = world.rng.getstate()
-        node.seed = random.Random()  # type: ignore[attr-defined]
-        node.seed.setstate(state)  # type: ignore[attr-defined]
-        feed = node.feed
+    class Tape(Observer):
+        def fed(self, world: World, node: Node, event: Any, commands: list[Any]) -> None:
+            if node.name == "site-2":
+                tape.append((event, node.now(), commands))
 
-        def recorded(event: Any) -> None:
-            now, handle = world.now(), node.peer.handle
-            node.peer.handle = lambda event, now: tape.append((event, now, handle(event, now))) or tape[-1][2]  # type: ignore
-            feed(event)
-            node.peer.handle = handle  # type: ignore[method-assign]
-            assert tape[-1][1] == now
-
-        node.feed = recorded  # type: ignore[method-assign]
-        whole()
-
-    node.boot = boot  # type: ignore[method-assign]
+    world, _, _ = training_world(4, Faults(cut_per_hour=600, until_hours=20 / 3600), eta=0.05, observers=[Tape()])
     world.run(25)
-    settings = node.spec.settings(random.Random(node.seed.getrandbits(64)))  # type: ignore[attr-defined]
-    again = Peer(settings)
+    node = world.nodes["site-2"]
+    again = Peer(node.spec.settings(node.chance()))
     assert len(tape) > 300
     for event, now, commands in tape:
         assert again.handle(event, now) == commands

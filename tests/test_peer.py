@@ -106,7 +106,7 @@ def test_a_stopped_node_has_all_on_disk_and_goes_on_where_it_was() -> None:
     assert node.stopped
     model = node.peer.current["model"]
     node.stopped = False
-    node.store = node.store.crash(world.rng, 0.0)
+    node.store = node.store.crash(world.stream("test"), 0.0)
     node.boot()
     assert node.peer.current["model"] == model
     assert node.peer.local_round >= before > 0

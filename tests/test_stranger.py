@@ -283,9 +283,8 @@ def test_a_peer_written_from_the_document_alone_makes_an_exchange_with_a_node() 
     world.nodes["anna"] = stranger  # type: ignore[assignment]
     near = End(10**6, stranger, True, None, "bert")  # type: ignore[arg-type]
     far = world.end(bert, stranger, False)  # type: ignore[arg-type]
-    near.other, far.other = far, near
+    world.join(near, far)
     stranger.end = near  # type: ignore[attr-defined]
-    bert.ends[far.id] = far
     stranger.dial()
     world.run(5)
     assert stranger.said == ["hello", "fetch", "reply"]

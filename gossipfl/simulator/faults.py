@@ -71,7 +71,7 @@ class Faults:
     straggler_factor: float = 20.0
     """Times as long that a straggler computes."""
     straggler_tail: float = 0.0
-    """Exponent of a Pareto factor drawn for every job of a straggler, on top of the constant one; 0 for none, 1 to 3 is heavy."""
+    """Share of a straggler's jobs that take twice as long again, and of those again: a Pareto tail; 0 for none, 0.5 is heavy."""
     on_hours: float = 0.0
     """Mean hours that a node stays up before it goes off (exponential); 0 is always."""
     off_hours: float = 1.0
@@ -160,7 +160,7 @@ class Faults:
         chosen: dict[str, Any] = {}
         for name, spans in DRAWN.items():
             off = rng.random() < 1 / 3
-            drawn = {key: low * (high / low) ** rng.random() for key, (low, high) in spans.items()}
+            drawn = {key: _spread(rng, low, high) for key, (low, high) in spans.items()}
             if not off:
                 chosen |= drawn
             assert set(drawn) <= set(CLASSES[name])
@@ -168,7 +168,14 @@ class Faults:
         return cls(partition_shape="any", survival=survival, **chosen)
 
 
-SHARES: Final = frozenset({"refused_dials", "straggler_share", "late_share", "leave_share", "hostile_share"})
+def _spread(rng: Random, low: float, high: float) -> float:
+    """About evenly on a logarithmic scale: an octave, then a place in it. No power, so that it is the same anywhere."""
+    octaves = max(1, int(high / low).bit_length())
+    octave = int(rng.random() * octaves)
+    return min(high, low * (1 << octave) * (1 + rng.random()))
+
+
+SHARES: Final = frozenset({"refused_dials", "straggler_share", "straggler_tail", "late_share", "leave_share", "hostile_share"})
 
 CLASSES: Final[dict[str, tuple[str, ...]]] = {
     "cut": ("cut_per_hour",),
@@ -207,7 +214,7 @@ DRAWN: Final[dict[str, dict[str, tuple[float, float]]]] = {
     "restart-storm": {"restart_storm_per_hour": (0.02, 0.5)},
     "blackout": {"blackout_per_hour": (0.02, 0.3)},
     "pause": {"pause_per_hour": (0.1, 6.0), "pause_s": (1.0, 300.0)},
-    "straggler": {"straggler_share": (0.1, 0.5), "straggler_factor": (2.0, 50.0), "straggler_tail": (1.0, 3.0)},
+    "straggler": {"straggler_share": (0.1, 0.5), "straggler_factor": (2.0, 50.0), "straggler_tail": (0.05, 0.6)},
     "churn": {"on_hours": (0.5, 12.0), "off_hours": (0.05, 2.0)},
     "late": {"late_share": (0.1, 0.5), "late_hours": (0.1, 2.0)},
     "leave": {"leave_share": (0.05, 0.25), "leave_hours": (0.5, 6.0)},

@@ -1,12 +1,11 @@
 """Many real Peers on one heap of events: virtual clock, virtual network, modelled disks, real crypto. One seed, one history.
 
-What runs is what is deployed: Peer, Session, Workbench, Store. Not here: threads, sleep, wall clock, sockets, and what a fault
-or a line is (faults.py, lines.py). Enacted so far: latency, connection cuts, refused dials, crashes with restarts.
+What runs is what is deployed: Peer, Session, Workbench, Store; what the deployed driver does around them is done here, too.
+Not here: threads, sleep, wall clock, sockets; connections (lines.py), what goes wrong (faults.py) and how (trouble.py).
 """
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,31 +13,44 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
-from gossipfl.digest import chunk_count
-from gossipfl.errors import Misuse, Refused
+from gossipfl.errors import Refused
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol import session as ss
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
-from gossipfl.protocol.peer import Peer
-from gossipfl.simulator.faults import CLASSES, Faults, Strike
-from gossipfl.simulator.lines import Lines
-from gossipfl.store import Store
+from gossipfl.protocol.limits import HANDSHAKE_S
+from gossipfl.protocol.link import decode_link
+from gossipfl.protocol.peer import Course, Peer
+from gossipfl.simulator.clock import HOUR, SECOND, Heap, heavy
+from gossipfl.simulator.faults import Faults, Strike
+from gossipfl.simulator.lines import End, Lines, Way
+from gossipfl.simulator.trouble import Trouble
+from gossipfl.store import Crash, Damaged, Missing, StateError, Store
 from gossipfl.trust.identity import Certificate, NodeKeys
 from gossipfl.workbench import Bench, Workbench
 
-SECOND: Final = 1_000_000_000
-HOUR: Final = 3600 * SECOND
+__all__ = ["HOUR", "SECOND", "WALL_START_NS", "End", "Node", "Observer", "Pace", "Spec", "World"]
+
 WALL_START_NS: Final = 1_767_225_600 * SECOND
 """Where the virtual wall clock begins: 2026-01-01 UTC."""
+
+RESTART_S: Final = 10
+"""Seconds after which a process that stopped with an error is started again (RestartSec of the deployed unit)."""
+
+OPERATOR_S: Final = 3600
+"""Seconds until an operator has moved away a state folder that the node refuses, as its message says."""
+
+REPEATED: Final = (ms.Propose, ms.Reply, ms.Done, ms.Abort, ms.Aborted, ms.Candidate)
+"""Control messages that a retry may say a second time in a session."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How long things take, in virtual time."""
+    """How long computing takes, in virtual time."""
 
     step_s: float = 0.01
     """one local step"""
@@ -62,10 +74,6 @@ class Spec:
     statistics: Any = field(default_factory=lambda: np.zeros(1))
     speed: float = 1.0
     """steps per step_s"""
-
-
-ENACTED: Final = frozenset({"cut", "refused", "crash"})
-"""classes of faults and kinds of strikes that a World enacts so far"""
 
 
 class Observer:
@@ -100,81 +108,218 @@ class Node:
         self.name, self.spec, self.world = name, spec, world
         self.store = Store.modelled()
         self.alive = False
+        """does the process run?"""
+        self.powered = True
+        """does the machine? Without power nobody is told that a connection is gone"""
+        self.gone = False
+        """left for good, or not yet joined: nothing starts it"""
+        self.stopped = False
+        """stopped by order"""
+        self.paused = 0
+        self.backlog: list[Callable[[], None]] = []
+        self.refusing = 0
+        self.slow = 1.0
+        self.tail = 0.0
+        self.line_free = 0
+        self.clock = (0, 0, 0)
+        """(own monotonic ns at, world's ns, parts in a million fast)"""
+        self.wall_off = 0
         self.boots = 0
         self.wake = 0
         self.facts: list[ev.Note] = []
         self.ends: dict[int, End] = {}
+        self.lies: dict[bytes, bytes] = {}
+        """payloads that a hostile node has offered beside its core"""
         self.peer: Peer
         self.bench: Workbench
-        self.stopped = False
+
+    # ---- time ------------------------------------------------------------------------------------------------------
+
+    def now(self) -> Instant:
+        """What the node's own clocks say."""
+        honest = self.world.now()
+        local, since, ppm = self.clock
+        if not (ppm or local or self.wall_off):
+            return honest
+        passed = self.world.mono - since
+        mono = local + passed + passed * ppm // 1_000_000
+        return Instant(mono, honest.wall_ns + mono - honest.mono_ns + self.wall_off)
+
+    def set_clock(self, ppm: int) -> None:
+        """From now on the clocks run fast by so many parts in a million; they do not jump."""
+        self.clock = (self.now().mono_ns, self.world.mono, ppm)
+
+    def until(self, own_ns: int) -> int:
+        """The world's ns until the own monotonic clock shows this."""
+        local, since, ppm = self.clock
+        passed = -((local - own_ns) * 1_000_000 // (1_000_000 + ppm))
+        return max(0, since + passed - self.world.mono)
+
+    def later(self, delay_ns: int, act: Callable[[], None]) -> None:
+        """In this life only: a crash forgets it; a pause puts it off."""
+        self.world.at(self.world.mono + delay_ns, partial(self._run, self.boots, act))
+
+    def _run(self, boots: int, act: Callable[[], None]) -> None:
+        if self.boots == boots and self.alive:
+            if self.paused:
+                self.backlog.append(partial(self._run, boots, act))
+            else:
+                act()
+
+    def set_alarm(self, at_ns: int | None) -> None:
+        self.wake += 1
+        if at_ns is not None:
+            self.later(self.until(at_ns), partial(self._ring, self.wake))
+
+    def _ring(self, number: int) -> None:
+        if self.wake == number:
+            self.feed(ev.Alarm())
+
+    # ---- life ------------------------------------------------------------------------------------------------------
 
     def boot(self) -> None:
-        self.alive, self.boots = True, self.boots + 1
-        self.ends = {}
+        """Read the disk and tell the core; nothing where it runs already, has left or has not yet joined."""
+        if self.alive or self.gone:
+            return
+        self.alive, self.powered, self.boots = True, True, self.boots + 1
+        self.ends, self.backlog, self.paused, self.stopped = {}, [], 0, False
+        self.guarded(self._start)
+
+    def _start(self) -> None:
         files = self.store.files
         rows = self.store.load()
         x0, own = files.put(self.spec.x0), files.put(self.spec.statistics)
         base = files.put(np.zeros_like(self.spec.statistics))
         begin = b"" if self.spec.begin is None else files.put(self.spec.begin)
-        settings = self.spec.settings(random.Random(self.world.rng.getrandbits(64)))
-        self.peer = Peer(settings)
+        self.peer = Peer(self.spec.settings(self.chance()))
         self.bench = Workbench(self.spec.bench, files)
-        named = {name for (kind, _), value in rows.items() if kind == "link" for name in _link_names(value)}
+        named = {name for (kind, _), value in rows.items() if kind == "link" for name in decode_link(value).names()}
         for observer in self.world.observers:
             observer.booted(self.world, self)
         self.feed(ev.Started(rows, x0, own, base, begin, files.missing(named)))
 
-    def crash(self) -> None:
+    def chance(self) -> random.Random:
+        """The random source of the core in this life."""
+        return random.Random(f"{self.world.seed}/core/{self.name}/{self.boots}")
+
+    def guarded(self, act: Callable[[], None]) -> None:
+        """What a process does; whatever it dies of, the world goes on."""
+        try:
+            act()
+        except Crash:
+            self.world.trouble.crash(self, power=True)
+        except StateError as error:
+            self.give_up(error)
+        except Exception as error:
+            self.world.raised(self, error)
+
+    def crash(self, survival: float = 0.5, power: bool = False) -> None:
+        """The process is gone, and what its disk had not synced may be. `power`: so is the machine, and nobody is told."""
+        self.alive, self.powered = False, not power
+        for end in list(self.ends.values()):
+            if power:
+                end.finish("power lost")
+            else:
+                end.shut(f"{self.name} crashed")
+        before = self.store
+        before.files.disk.crash_at = None  # type: ignore[attr-defined]
+        self.found(before, before.crash(self.world.stream("survival", self.name), survival))
+
+    def found(self, before: Store, after: Store) -> None:
+        self.store = after
+        for observer in self.world.observers:
+            observer.crashed(self.world, self, before, after)
+
+    def give_up(self, error: StateError) -> None:
+        """Exit 73, as the deployed driver: connections closed, nothing lost that was written; started again after a while.
+
+        Damaged rows are refused at every start until the operator has moved the folder away."""
+        self.world.counts["exit-73"] += 1
+        self.exit(str(error))
+        if isinstance(error, Damaged) and self.store.rows.damaged:  # type: ignore[attr-defined]
+            self.world.at(self.world.mono + OPERATOR_S * SECOND, self.begin_afresh)
+        else:
+            self.world.at(self.world.mono + RESTART_S * SECOND, self.boot)
+
+    def begin_afresh(self) -> None:
+        """An operator has moved the state folder away; what is not on disk with the others is lost."""
+        if not self.alive and self.store.rows.damaged:  # type: ignore[attr-defined]
+            self.world.struck("state-lost", self.name)
+            self.store = Store.modelled()
+            self.boot()
+
+    def exit(self, why: str) -> None:
+        """The process ends in order: connections are closed, and the disk keeps all that was written."""
         self.alive = False
         for end in list(self.ends.values()):
-            self.world.sever(end, f"{self.name} crashed")
-        before, survival = self.store, self.world.faults.survival
-        self.store = before.crash(self.world.rng, self.world.rng.random() if survival is None else survival)
-        for observer in self.world.observers:
-            observer.crashed(self.world, self, before, self.store)
+            end.shut(why)
+        self.found(self.store, self.store.reopened())
+
+    def resume(self) -> None:
+        """After a pause: all that came meanwhile, in order."""
+        backlog, self.backlog = self.backlog, []
+        for act in backlog:
+            self.world.at(self.world.mono, act)
+
+    # ---- the core --------------------------------------------------------------------------------------------------
 
     def feed(self, event: ev.Event) -> None:
         """One event through the only door, and its commands in order."""
-        world = self.world
+        if self.paused:
+            self.backlog.append(partial(self._run, self.boots, partial(self.feed, event)))
+        elif self.alive:
+            self.guarded(partial(self._feed, event))
+
+    def _feed(self, event: ev.Event) -> None:
+        world, observers = self.world, self.world.observers
         world.events += 1
-        commands = self.peer.handle(event, world.now())
-        for observer in world.observers:
-            observer.fed(world, self, event, commands)
-        for command in commands:
-            self.carry_out(command)
-            for observer in world.observers:
-                observer.did(world, self, command)
+        commands = self.peer.handle(event, self.now())
+        if observers:
+            for observer in observers:
+                observer.fed(world, self, event, commands)
+            for command in commands:
+                self.carry_out(command)
+                for observer in observers:
+                    observer.did(world, self, command)
+        else:
+            for command in commands:
+                self.carry_out(command)
         job = getattr(event, "job", None)
-        if job is not None:
+        if job is not None and self.alive:
             self.bench.release(job)
 
     def carry_out(self, command: ev.Command) -> None:
-        world = self.world
-        if isinstance(command, ev.Commit):
-            for fact in command.facts:
-                world.counts["exchange"] += fact.kind == "ingress" and fact.fields["role"] == "reply"
-            self.facts += command.facts
-            self.store.commit(command.rows, command.keep, command.facts, world.now().wall_ns, command.live)
+        world, kind = self.world, type(command)
+        if kind is ev.Wake:
+            self.set_alarm(command.at_ns)  # type: ignore[union-attr]
         elif isinstance(command, ev.Send):
             if end := self.ends.get(command.conn):
                 end.write(end.session.send(command.message))
+                if isinstance(command.message, REPEATED):
+                    end.said = command.message
+        elif isinstance(command, ev.Commit):
+            self.facts += command.facts
+            self.store.commit(command.rows, command.keep, command.facts, self.now().wall_ns, command.live)
+            for fact in command.facts:
+                world.counts["exchange"] += fact.kind == "ingress" and fact.fields["role"] == "reply"
         elif isinstance(command, ev.SendBulk):
-            self.send_bulk(command)
+            if end := self.ends.get(command.conn):
+                end.send_bulk(command.root, command.from_chunk)
         elif isinstance(command, ev.ReceiveBulk):
-            self.receive_bulk(command)
+            if end := self.ends.get(command.conn):
+                self.receive_bulk(end, command)
         elif isinstance(command, ev.Close):
             if end := self.ends.get(command.conn):
-                world.sever(end, command.why)
+                end.shut(command.why)
         elif isinstance(command, ev.Dial):
             world.dial(self, command.peer)
-        elif isinstance(command, ev.Wake):
-            self.set_alarm(command.at_ns)
         elif isinstance(command, ev.Note):
             self.facts.append(command)
         elif isinstance(command, ev.Stopped):
-            self.stopped, self.alive = True, False
+            self.stopped, self.gone = True, self.peer.leaving
+            self.exit("this node stops")
         else:
-            self.work(command)
+            self.work(command)  # type: ignore[arg-type]
 
     def work(self, job: ev.Job) -> None:
         """Done now, known when its virtual time has passed."""
@@ -183,95 +328,84 @@ class Node:
         for observer in self.world.observers:
             observer.stored(self.world, self, job, event)
         seconds = job.steps * pace.step_s / self.spec.speed if isinstance(job, ev.Train) else pace.job_s
-        self.later(int(seconds * SECOND), lambda: self.feed(event))
+        if self.slow != 1 or self.tail:
+            seconds *= self.slow
+            seconds *= heavy(self.world.stream("tail", self.name), self.tail)
+        self.later(int(seconds * SECOND), partial(self.feed, event))
 
-    def later(self, delay_ns: int, act: Callable[[], None]) -> None:
-        """In this life only: a crash forgets it."""
-        boots = self.boots
-        self.world.at(self.world.mono + delay_ns, lambda: act() if self.alive and self.boots == boots else None)
+    # ---- sessions --------------------------------------------------------------------------------------------------
 
-    def set_alarm(self, at_ns: int | None) -> None:
-        self.wake += 1
-        number = self.wake
-        if at_ns is not None:
-            delay = max(0, at_ns - self.world.mono)
-            self.later(delay, lambda: self.feed(ev.Alarm()) if self.wake == number else None)
-
-    def send_bulk(self, command: ev.SendBulk) -> None:
-        end = self.ends.get(command.conn)
-        if end is None:
-            return
-        payload, tree = self.store.files.read(command.root), self.store.files.tree(command.root)
-        for index in range(command.from_chunk, chunk_count(len(payload))):
-            start = index * ss.CHUNK
-            end.write(end.session.seal_chunk(command.root, index, tree.path(index), payload[start : start + ss.CHUNK]))
-
-    def receive_bulk(self, command: ev.ReceiveBulk) -> None:
-        end = self.ends.get(command.conn)
-        if end is None:
-            return
+    def receive_bulk(self, end: End, command: ev.ReceiveBulk) -> None:
         incoming = self.store.files.incoming(command.root, command.size)
-        end.incoming = incoming
         if incoming.next_chunk == incoming.count:
-            self.bulk_done(end)
+            self.whole(end, incoming)
             return
-        end.session.expect(command.root, command.size, incoming.next_chunk)
+        try:
+            end.session.expect(command.root, command.size, incoming.next_chunk)
+        except Refused as refusal:
+            end.shut(str(refusal))
+            return
+        end.incoming[command.root] = incoming
+        end.await_pace()
         end.write(end.session.send(ms.Fetch(command.root, incoming.next_chunk)))
 
-    def bulk_done(self, end: End) -> None:
-        root = end.incoming.finish(pinned=True)
-        end.incoming = None
+    def whole(self, end: End, incoming: Any) -> None:
+        files = self.store.files
+        root = incoming.finish(pinned=True)
 
         def tell() -> None:
             self.feed(ev.BulkReceived(end.id, root))
-            self.store.files.unpin([root])
+            if self.store.files is files:
+                files.unpin([root])
 
         self.later(0, tell)
 
     def hear(self, end: End, record: bytes) -> None:
         """One record from the network into the session, and what it means into the core."""
+        if self.paused:
+            self.backlog.append(partial(end.other.arrive, record))
+        else:
+            self.guarded(partial(self._hear, end, record))
+
+    def _hear(self, end: End, record: bytes) -> None:
         try:
-            for heard in end.session.receive(record, self.world.now()):
-                self.meant(end, heard)
+            for heard in end.session.receive(record, self.now()):
+                if not end.closed:
+                    self.meant(end, heard)
         except Refused as refusal:
-            self.world.sever(end, str(refusal))
+            end.shut(str(refusal))
+        except Missing as lost:
+            end.shut(f"a payload under way was dropped: {lost}")
 
     def meant(self, end: End, heard: Any) -> None:
-        if isinstance(heard, ss.Reply):
-            end.write(heard.record)
-        elif isinstance(heard, ss.Up):
+        kind = type(heard)
+        if kind is ss.Arrived:
+            message = heard.message
+            if self.lies and isinstance(message, ms.Fetch) and message.root in self.lies:
+                self.world.trouble.serve_lie(end, message.root)
+            else:
+                self.feed(ev.Received(end.id, message))
+        elif kind is ss.Chunk:
+            incoming = end.incoming.get(heard.root)
+            if incoming is None:
+                return
+            end.moved += len(heard.data)
+            incoming.write(heard.index, heard.data)
+            if incoming.next_chunk == incoming.count:
+                del end.incoming[heard.root]
+                self.whole(end, incoming)
+        elif kind is ss.Up:
             end.up = True
             self.feed(ev.Opened(end.id, heard.peer, end.initiator, heard.certificate))
-        elif isinstance(heard, ss.Arrived):
-            self.feed(ev.Received(end.id, heard.message))
-        elif isinstance(heard, ss.Chunk) and end.incoming is not None:
-            end.incoming.write(heard.index, heard.data)
-            if end.incoming.next_chunk == end.incoming.count:
-                self.bulk_done(end)
+        else:
+            end.write(heard.record)
 
 
-class End:
-    """One end of a connection."""
+class World(Heap):
+    """All nodes, the network between them, the clock and the faults, from one seed.
 
-    def __init__(self, number: int, node: Node, initiator: bool, session: Any, peer: str) -> None:
-        self.id, self.node, self.initiator, self.session, self.peer = number, node, initiator, session, peer
-        self.other: End
-        self.up = self.closed = False
-        self.incoming: Any = None
-        self.clear_at = 0
-
-    def write(self, record: bytes) -> None:
-        """On its way: arrives after the latency, in order, unless the connection is cut before."""
-        world = self.node.world
-        other = self.other
-        self.clear_at = max(self.clear_at, world.mono + world.latency(self.node.name, other.node.name))
-        for observer in world.observers:
-            observer.wire(world, self.node.name, other.node.name, len(record))
-        world.at(self.clear_at, lambda: None if other.closed else other.node.hear(other, record))
-
-
-class World:
-    """All nodes, the network between them, the clock and the faults, from one seed."""
+    A world never raises for what a node dies of; a core that raises, which none may, is `struck("exception")`, and raised
+    again where no observer is there to see it."""
 
     def __init__(
         self,
@@ -284,21 +418,19 @@ class World:
         strikes: Sequence[Strike] = (),
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.rng = random.Random(seed)
+        super().__init__(seed)
         self.faults, self.lines, self.pace = faults or Faults(), lines or Lines(), pace or Pace()
         self.observers = tuple(observers)
-        later = sorted(name for name in CLASSES if name not in ENACTED and not self.faults.are_off(name))
-        if later:
-            raise Misuse(f"faults not yet enacted by the simulator: {', '.join(later)}; leave them off")
-        self.mono = self.events = self.numbers = 0
-        self.heap: list[tuple[int, int, Callable[[], None]]] = []
-        self.order = 0
+        self.events = self.numbers = 0
         self.counts: Counter[str] = Counter()
+        self.ways: dict[tuple[str, str], Way] = {}
+        self.waiting: dict[End, None] = {}
+        """ends whose records are held back"""
         self.nodes = {name: Node(name, spec, self) for name, spec in sorted(specs.items())}
-        for node in self.nodes.values():
-            self.at(int(self.rng.random() * SECOND), self.boot(node))
-            self.trouble(node, self.faults.cut_per_hour, self.cut)
-            self.trouble(node, self.faults.crash_per_hour, self.crash)
+        self.trouble = Trouble(self)
+        for name, node in self.nodes.items():
+            self.at(self.stream("start", name).getrandbits(30), self.boot(node))
+        self.trouble.begin()
         for strike in strikes:
             self.at(int(strike.at_s * SECOND), partial(self.strike, strike))
 
@@ -307,52 +439,49 @@ class World:
         return lambda: node.boot()
 
     def now(self) -> Instant:
+        """What a right clock shows."""
         return Instant(self.mono, WALL_START_NS + self.mono)
 
-    def at(self, when_ns: int, act: Callable[[], None]) -> None:
-        self.order += 1
-        heapq.heappush(self.heap, (when_ns, self.order, act))
+    def way(self, sender: str, receiver: str) -> Way:
+        found = self.ways.get((sender, receiver))
+        if found is None:
+            found = self.ways[sender, receiver] = Way(self, sender, receiver)
+        return found
 
-    def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
-        """Up to `seconds` more of virtual time, or until `until` holds (asked once a virtual second)."""
-        end, ask = self.mono + int(seconds * SECOND), self.mono
-        while self.heap and self.heap[0][0] <= end:
-            self.mono, _, act = heapq.heappop(self.heap)
-            act()
-            if self.mono >= ask:
-                ask = self.mono + SECOND
-                if until():
-                    return
-        self.mono = end
-
-    def latency(self, sender: str, receiver: str) -> int:
-        line = self.lines.line(sender, receiver)
-        return int(line.latency_s * (1 + line.jitter * (2 * self.rng.random() - 1)) * SECOND)
-
-    # ---- network -------------------------------------------------------------------------------------------------
+    # ---- network ---------------------------------------------------------------------------------------------------
 
     def dial(self, caller: Node, name: str) -> None:
-        """After a round trip: a connection with a session at each end, or DialFailed."""
-        callee = self.nodes[name]
+        """After two round trips: a connection with a session at each end, or DialFailed."""
         self.counts["dial"] += 1
-        caller.later(2 * self.latency(caller.name, name), lambda: self.connect(caller, callee))
+        there, back = self.way(caller.name, name), self.way(name, caller.name)
+        caller.later(there.latency() + back.latency(), partial(self.connect, caller, self.nodes[name]))
 
     def connect(self, caller: Node, callee: Node) -> None:
-        if not callee.alive or (self.troubled() and self.rng.random() < self.faults.refused_dials):
-            self.struck("refused", caller.name, callee.name)
+        there, back = self.way(caller.name, callee.name), self.way(callee.name, caller.name)
+        if there.walls or back.walls or not callee.powered or callee.paused:
+            failed = ev.DialFailed(callee.name, f"no answer within {HANDSHAKE_S} s")
+            caller.later(HANDSHAKE_S * SECOND, partial(caller.feed, failed))
+            return
+        if not callee.alive or self.trouble.refuses(there, callee):
             caller.feed(ev.DialFailed(callee.name, "connection refused"))
             return
         try:
             near = self.end(caller, callee, True)
-            first = near.session.open(self.now())
+            first = near.session.open(caller.now())
         except Refused as refusal:
             caller.feed(ev.DialFailed(callee.name, str(refusal)))
             return
         far = self.end(callee, caller, False)
-        near.other, far.other = far, near
-        for end in (near, far):
-            end.node.ends[end.id] = end
+        self.join(near, far)
         near.write(first)
+
+    def join(self, near: End, far: End) -> None:
+        """The two are a connection."""
+        for end, other in ((near, far), (far, near)):
+            end.other, end.way = other, self.way(end.node.name, other.node.name)
+            end.node.ends[end.id] = end
+            if isinstance(end.node, Node):
+                end.watch()
 
     def end(self, node: Node, other: Node, initiator: bool) -> End:
         self.numbers += 1
@@ -364,90 +493,52 @@ class World:
             keys=spec.keys,
             certificate=spec.certificate.encoded,
             psk=spec.psk,
-            ephemeral=self.rng.randbytes(32),
+            ephemeral=self.stream("ephemeral", node.name).randbytes(32),
             admit=members.admits,
             expect=(other.name, other.spec.certificate.noise) if initiator else None,
-            started=self.now(),
+            started=node.now(),
         )
         return End(self.numbers, node, initiator, session, other.name)
 
     def sever(self, end: End, why: str) -> None:
-        """Both ends are closed; each that lives is told, the far one after the latency."""
-        for side in (end, end.other):
-            if side.closed:
-                continue
-            side.closed = True
-            side.node.ends.pop(side.id, None)
-            told: ev.Event | None = ev.Closed(side.id, why) if side.up else None
-            if told is None and side.initiator:
-                told = ev.DialFailed(side.peer, why)
-            if side.node.alive and told is not None:
-                side.node.later(0 if side is end else self.latency(end.node.name, side.node.name), partial(side.node.feed, told))
+        """Cut: both ends are closed at once, and what was on its way is lost; the far one is told after the latency."""
+        other = end.other
+        end.finish(why)
+        other.finish(why, end.way.latency())
 
-    # ---- faults --------------------------------------------------------------------------------------------------
-
-    def troubled(self) -> bool:
-        return self.mono < self.faults.until_hours * HOUR
-
-    def trouble(self, node: Node, per_hour: float, strike: Callable[[Node], None]) -> None:
-        """A Poisson stream of one fault at one node, until trouble ends."""
-        if per_hour <= 0:
-            return
-        delay = int(self.rng.expovariate(per_hour) * HOUR)
-
-        def happen() -> None:
-            if self.troubled():
-                strike(node)
-                self.trouble(node, per_hour, strike)
-
-        self.at(self.mono + delay, happen)
+    # ---- faults ----------------------------------------------------------------------------------------------------
 
     def strike(self, strike: Strike) -> None:
         """This fault, now, whatever its `at_s`."""
-        if strike.kind not in ENACTED:
-            raise Misuse(f"the simulator does not yet enact {strike.kind!r}")
-        for name in strike.nodes or tuple(self.nodes):
-            node = self.nodes[name]
-            if strike.kind == "crash":
-                self.crash(node, strike.seconds)
-            for end in list(node.ends.values()) if strike.kind == "cut" else []:
-                self.struck("cut", name, end.other.node.name)
-                self.sever(end, "cut")
+        self.trouble.strike(strike)
 
     def struck(self, kind: str, *names: str, detail: str = "") -> None:
-        self.counts[kind] += 1
+        """Count it, unless it is an end, and tell who watches."""
+        if not kind.endswith("-end"):
+            self.counts[kind] += 1
         for observer in self.observers:
             observer.struck(self, kind, names, detail)
 
-    def cut(self, node: Node) -> None:
-        if node.ends:
-            end = node.ends[self.rng.choice(sorted(node.ends))]
-            self.struck("cut", node.name, end.peer)
-            self.sever(end, "cut")
-
-    def crash(self, node: Node, seconds: float | None = None) -> None:
-        if not node.alive or node.stopped:
-            return
-        self.struck("crash", node.name)
-        node.crash()
-        down = self.rng.expovariate(1 / self.faults.down_s) if seconds is None else seconds
-        self.at(self.mono + int(down * SECOND), self.boot(node))
+    def raised(self, node: Node, error: Exception) -> None:
+        if not self.observers:
+            raise error
+        self.struck("exception", node.name, detail=f"{type(error).__name__}: {error}")
+        node.exit("exception")
+        self.at(self.mono + RESTART_S * SECOND, node.boot)
 
     def heal(self) -> None:
-        """Nothing goes wrong any more, and everybody is up again."""
-        self.faults = Faults()
+        """Nothing goes wrong any more: all lines are up, all clocks right, everyone is started who has not left."""
+        self.trouble.heal()
 
-    # ---- what an observer outside sees ---------------------------------------------------------------------------
+    # ---- what an observer outside sees -----------------------------------------------------------------------------
 
     def model(self, name: str) -> Any:
-        """The model of a node, as its core names it now; what it begins with, before it has started."""
+        """The model of a node: as its core names it now, else as its disk does, else what it begins with."""
         node = self.nodes[name]
-        if not node.boots:
-            return node.spec.x0 if node.spec.begin is None else node.spec.begin
-        return node.store.files.array(node.peer.current["model"], node.spec.bench.dtype)
-
-
-def _link_names(value: bytes) -> frozenset[bytes]:
-    from gossipfl.protocol.link import decode_link
-
-    return decode_link(value).names()
+        if node.alive:
+            return node.store.files.array(node.peer.current["model"], node.spec.bench.dtype)
+        row = {} if node.store.rows.damaged else node.store.load()  # type: ignore[attr-defined]
+        if ("course", name) in row:
+            course = msgspec.msgpack.decode(row["course", name], type=Course)
+            return node.store.files.array(course.model, node.spec.bench.dtype)
+        return node.spec.x0 if node.spec.begin is None else node.spec.begin

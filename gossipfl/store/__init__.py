@@ -112,6 +112,16 @@ class Store:
         disk = self.files.disk.crash(rng, survival)
         return Store(Files(disk), self.rows.crash(disk))
 
+    def reopened(self) -> Store:
+        """A modelled store as the next process finds it when this one has ended in order: all that was written is there."""
+        if not isinstance(self.files.disk, ModelledDisk) or not isinstance(self.rows, ModelledRows):
+            raise Misuse("only a modelled store can be opened anew")
+        disk = self.files.disk
+        disk.crash_at, errors, disk.errors = None, disk.errors, 0
+        self.files.close()
+        disk.errors = errors
+        return Store(Files(disk), self.rows.crash(disk))
+
     def close(self) -> None:
         """Volatile blobs removed, rows closed, lock released. Twice is once."""
         with self._one:

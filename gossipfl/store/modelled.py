@@ -15,6 +15,7 @@ from itertools import product
 from typing import Final, Literal
 
 from gossipfl.digest import Buffer
+from gossipfl.store.errors import AFRESH, Damaged, StateError, explain
 from gossipfl.store.rows import Change, Fact, Key, Record, checked, encode_fields
 
 Fate = Literal["lost", "torn", "kept"]
@@ -47,12 +48,15 @@ _Change = tuple[str | None, str | None, _Content | None]
 class ModelledDisk:
     """The `Disk` of gossipfl.store.disk, in memory.
 
-    `crash_at`: the step (see `steps`) before which `Crash` is raised. `capacity`: bytes until OSError(ENOSPC).
+    `crash_at`: the step (see `steps`) before which `Crash` is raised. `capacity`: bytes until OSError(ENOSPC). `full`: now,
+    whatever the capacity. `errors`: so many of the next steps fail with OSError(EIO).
     """
 
     def __init__(self, content: dict[str, bytes] | None = None, *, capacity: int | None = None) -> None:
         self.capacity = capacity
         self.crash_at: int | None = None
+        self.full = False
+        self.errors = 0
         self.steps = 0
         self._safe = {name: _Content(data, data) for name, data in (content or {}).items()}
         self._now = dict(self._safe)
@@ -63,18 +67,21 @@ class ModelledDisk:
         if self.steps == self.crash_at:
             raise Crash(f"at step {self.steps}")
         self.steps += 1
+        if self.errors:
+            self.errors -= 1
+            raise OSError(errno.EIO, "input/output error")
 
     def list(self) -> dict[str, int]:
         return {name: len(content.now) for name, content in self._now.items()}
 
     def write(self, name: str, content: Buffer) -> None:
         self.step()
-        self._reserve(name, len(content))
+        self.reserve(name, len(content))
         self._change(None, name, _Content(bytes(content)))
 
     def create(self, name: str, size: int) -> memoryview:
         self.step()
-        self._reserve(name, size)
+        self.reserve(name, size)
         content = bytearray(size)
         self._change(None, name, _Content(content))
         return memoryview(content)
@@ -123,7 +130,9 @@ class ModelledDisk:
             fate: Fate = "kept" if rng.random() < survival else "torn" if rng.random() < 0.5 else "lost"
             safe = content.synced is not None and not _changed(content)
             image[name] = content.after("kept" if safe else fate, rng.random())
-        return ModelledDisk(image, capacity=self.capacity)
+        found = ModelledDisk(image, capacity=self.capacity)
+        found.full = self.full
+        return found
 
     def flip(self, name: str, bit: int) -> None:
         """Bit rot: one bit of a file's content, at rest."""
@@ -152,7 +161,10 @@ class ModelledDisk:
             raise FileNotFoundError(errno.ENOENT, "no such file", name)
         return self._now[name]
 
-    def _reserve(self, name: str, size: int) -> None:
+    def reserve(self, name: str, size: int) -> None:
+        """Is there space for so many bytes more? Raises: OSError(ENOSPC)."""
+        if self.full:
+            raise OSError(errno.ENOSPC, "no space left on device", name)
         used = sum(self.list().values()) if self.capacity is not None else 0
         if self.capacity is not None and used + size > self.capacity:
             raise OSError(errno.ENOSPC, "no space left on device", name)
@@ -175,6 +187,8 @@ class ModelledRows:
 
     def __init__(self, disk: ModelledDisk | None = None) -> None:
         self.disk = disk
+        self.damaged = False
+        """has a bit flipped in them, at rest? Found when they are next read"""
         self._rows: dict[Key, bytes] = {}
         self._facts: list[tuple[int, int, str, str]] = []
 
@@ -182,7 +196,11 @@ class ModelledRows:
         changes = checked(rows)
         said = [(fact.kind, encode_fields(fact)) for fact in facts]
         if self.disk is not None:
-            self.disk.step()
+            try:
+                self.disk.step()
+                self.disk.reserve("rows", 0)
+            except OSError as error:
+                raise StateError(explain("commit rows", error)) from error
         for key, value in changes.items():
             if value is None:
                 self._rows.pop(key, None)
@@ -192,6 +210,8 @@ class ModelledRows:
         self._facts += [(seq, wall_ns, kind, fields) for seq, (kind, fields) in enumerate(said, start)]
 
     def load(self) -> dict[Key, bytes]:
+        if self.damaged:
+            raise Damaged(f"a row is not what was written there -- {AFRESH}")
         return dict(self._rows)
 
     def facts(self, after: int = 0, limit: int | None = None) -> list[Record]:
@@ -201,7 +221,7 @@ class ModelledRows:
     def crash(self, disk: ModelledDisk | None = None) -> ModelledRows:
         """What is found after a crash: every commit that was done."""
         found = ModelledRows(disk)
-        found._rows, found._facts = dict(self._rows), list(self._facts)
+        found._rows, found._facts, found.damaged = dict(self._rows), list(self._facts), self.damaged
         return found
 
     def close(self) -> None:

@@ -1,0 +1,63 @@
+"""Federation-hours a CPU second of the event simulator: prints figures, judges nothing.
+
+    python tests/bench_simulator.py [--profile] [--hours 2] [--nodes 16 50 100 200]
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import time
+
+import numpy as np
+from worlds import federation, quadratics, toy_specs
+
+from gossipfl.simulator.faults import Faults
+from gossipfl.simulator.network import Pace, World
+
+
+def world_of(nodes: int, pace_s: float, seed: int = 1, faults: Faults | None = None) -> World:
+    """So many nodes in a ring with chords, one exchange begun by each in `pace_s`, a tiny model, training for ever."""
+    names = [f"site-{number:03d}" for number in range(nodes)]
+    members = federation(dict.fromkeys(names, 10), local_rounds=10**6, eta=0.05)
+    trainers, _ = quadratics(members.active)
+    specs = toy_specs(
+        members, lambda name: trainers[name], begin=lambda name: np.zeros(8), turn_ns=int(pace_s * 1e9), patience_ns=10**10
+    )
+    return World(specs, seed, faults, pace=Pace(step_s=0.01))
+
+
+def measure(nodes: int, hours: float, pace_s: float, faults: Faults | None = None) -> tuple[float, World]:
+    world = world_of(nodes, pace_s, faults=faults)
+    world.run(60)
+    before = time.process_time()
+    world.run(hours * 3600)
+    return time.process_time() - before, world
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nodes", type=int, nargs="*", default=[16])
+    parser.add_argument("--hours", type=float, default=2.0)
+    parser.add_argument("--pace", type=float, default=300.0, help="seconds between two turns of a node")
+    parser.add_argument("--profile", action="store_true")
+    chosen = parser.parse_args()
+    for nodes in chosen.nodes:
+        profile = cProfile.Profile()
+        if chosen.profile:
+            profile.enable()
+        seconds, world = measure(nodes, chosen.hours, chosen.pace)
+        profile.disable()
+        exchanges = world.counts["exchange"]
+        print(
+            f"{nodes} nodes, {chosen.hours:g} h, every {chosen.pace:g} s: {seconds:.2f} CPU s, "
+            f"{chosen.hours / seconds:.2f} federation-hours a CPU second, {exchanges} exchanges, "
+            f"{1e3 * seconds / max(1, exchanges):.2f} ms each, {world.counts['dial']} dials, {world.events} events"
+        )
+        if chosen.profile:
+            pstats.Stats(profile).sort_stats("tottime").print_stats(45)
+
+
+if __name__ == "__main__":
+    main()
