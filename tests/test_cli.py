@@ -264,6 +264,7 @@ VERBS = [
     [],
     *([verb] for verb in ("init", "federation", "node", "predict", "train-local", "doctor", "replay", "demo")),
     *(["federation", verb] for verb in ("create", "add", "leave", "show", "check")),
+    *(["topology", verb] for verb in ("make", "show", "list")),
     *(["node", verb] for verb in ("run", "status", "model", "pause", "resume", "leave", "stop")),
 ]
 

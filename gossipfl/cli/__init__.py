@@ -21,7 +21,20 @@ EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 69 peers unreachable, 73 st
 
 def application() -> typer.Typer:
     """All commands, assembled."""
-    from gossipfl.cli import baseline, demo, doctor, federation, init, model, node, renew, replay, simulate, swarm
+    from gossipfl.cli import (
+        baseline,
+        demo,
+        doctor,
+        federation,
+        init,
+        model,
+        node,
+        renew,
+        replay,
+        simulate,
+        swarm,
+        topology,
+    )
 
     app = typer.Typer(
         name="gossipfl",
@@ -45,6 +58,7 @@ def application() -> typer.Typer:
     app.command("demo", epilog=demo.EPILOG)(demo.demo)
     app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
     app.command("swarm", epilog=swarm.EPILOG)(swarm.swarm)
+    app.add_typer(topology.app(), name="topology")
     return app
 
 

@@ -203,6 +203,13 @@ def slow(graph: Graph) -> str | None:
     )
 
 
+def require_fast(graph: Graph) -> None:
+    """Refuses a graph that is too slow to train on: Misuse with what `slow` says."""
+    said = slow(graph)
+    if said is not None:
+        raise Misuse(f"{graph.name} {said}")
+
+
 def _faster(graph: Graph) -> str:
     """What to do about a slow graph: rings to add, tried, or another graph."""
     degree = min(DEGREE, graph.n - 1 - (graph.n - 1) % 2)
