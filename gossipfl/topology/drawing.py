@@ -16,6 +16,7 @@ EDGES_DRAWN: Final = 20_000
 
 SIDE: Final = 640
 MARGIN: Final = 40
+BEND: Final = 60
 FAST, MIDDLE, SLOW = "#0072b2", "#b36b00", "#a00000"
 
 
@@ -31,8 +32,7 @@ def svg(graph: Graph, caption: str = "") -> str:
     colours, legend = _colours(graph)
     ends = at[graph.edges].reshape(-1, 4).tolist()
     drawn = [
-        f'<path d="M{x:.1f} {y:.1f}L{u:.1f} {v:.1f}" stroke="{colour}"/>'
-        for (x, y, u, v), colour in zip(ends, colours, strict=True)
+        f'<path d="{_line(*one)}" stroke="{colour}" fill="none"/>' for one, colour in zip(ends, colours, strict=True)
     ]
     radius = max(1.2, min(7.0, 60 / math.sqrt(graph.n)))
     dots = [
@@ -66,6 +66,17 @@ def svg(graph: Graph, caption: str = "") -> str:
     )
 
 
+def _line(x: float, y: float, u: float, v: float) -> str:
+    """Straight, but for a long level or upright one, which would hide behind what is between: the joined borders of a
+    torus."""
+    start, end = f"M{x:.1f} {y:.1f}", f"{u:.1f} {v:.1f}"
+    if abs(y - v) < 0.5 and abs(x - u) > SIDE / 2:
+        return f"{start}Q{(x + u) / 2:.1f} {y - BEND:.1f} {end}"
+    if abs(x - u) < 0.5 and abs(y - v) > SIDE / 2:
+        return f"{start}Q{x - BEND:.1f} {(y + v) / 2:.1f} {end}"
+    return f"{start}L{end}"
+
+
 def _places(graph: Graph) -> Floats:
     if graph.places is not None:
         return graph.places
@@ -93,5 +104,7 @@ def _colours(graph: Graph) -> tuple[list[str], str]:
     if known is None or bool(np.isnan(known).all()):
         return [FAST] * len(graph.edges), ""
     first, second = np.nanquantile(known, [1 / 3, 2 / 3]).tolist()
+    if first == second:
+        return [FAST if not ms > first else SLOW for ms in known.tolist()], f"latency: blue up to {first:.3g} ms, red above"
     colours = [FAST if not ms > first else MIDDLE if ms <= second else SLOW for ms in known.tolist()]
     return colours, f"latency: blue up to {first:.3g} ms, brown up to {second:.3g}, red above"

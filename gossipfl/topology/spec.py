@@ -435,8 +435,3 @@ def _parted(error: Misuse) -> tuple[str, str]:
 
 def _refuse(where: str, what: str, remedy: str) -> NoReturn:
     raise ConfigError(Fault(where, None, what, remedy))
-
-
-def figures_of(spec: Spec) -> dict[str, Any]:
-    """The figures by name, for JSON."""
-    return {**dict(spec.figures), **({"shape": list(spec.shape)} if spec.shape else {})}
