@@ -1,17 +1,17 @@
-"""A node's run on file: every event that its core was given and what the core asked for meanwhile. Format, writer, reader.
+"""A node's run on file: every event that its core was given and what the core asked for meanwhile. The format, and a reader.
 
 A run is its list of (now, event); together with what the injected capabilities answered (random draws, signatures, eta,
 the membership) it repeats to the bit. Kept are control messages whole and tensors as names; never keys, never rows of data.
-The layout of the bytes is in docs/recording.md. Not here: running a core over a recording (gossipfl.replay).
+The layout of the bytes is in docs/recording.md. Not here: listening to a core (gossipfl.recorder), running one over a
+recording (gossipfl.replay).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -19,13 +19,11 @@ from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
-from gossipfl.errors import ConfigError, Exit, Fault, GossipError, Refused
+from gossipfl.errors import ConfigError, Exit, Fault, GossipError
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
-from gossipfl.protocol.core import Members, Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.peer import Peer
-from gossipfl.store.disk import write_all
 from gossipfl.trust.identity import Certificate
 
 MAGIC: Final = b"gossipfl recording 1\n"
@@ -33,23 +31,14 @@ MAGIC: Final = b"gossipfl recording 1\n"
 
 SUFFIX: Final = ".recording"
 
-RECORDINGS: Final = "recordings"
-"""The folder in a node's state folder."""
-
 TAG: Final = 16
 """Bytes of the chained hash after each frame."""
 
 FRAME_MAX: Final = 64 << 20
 """Bytes of a frame that a reader takes: thousands of links fit the first event."""
 
-KEPT: Final = 1024
-"""Answers of each kind that are remembered, so as not to be written again: a node asks for the same few."""
-
 ROWS: Final = frozenset({"link", "certificate", "course"})
 """Durable rows that the core reads. The others (federation file, fingerprint of the data) are not recorded."""
-
-CAPABILITIES: Final = frozenset({"members", "sign", "random", "eta", "certificate", "certificates", "dialable"})
-"""Settings that are recorded by what they answer, or not as they stand."""
 
 EVENTS: Final = {
     kind.__name__: kind
@@ -58,7 +47,7 @@ EVENTS: Final = {
                  ev.Prepared, ev.Failed)
 }  # fmt: skip
 
-_encoder = msgspec.msgpack.Encoder(order="deterministic", enc_hook=lambda value: value.item())
+encoder: Final = msgspec.msgpack.Encoder(order="deterministic", enc_hook=lambda value: value.item())
 _T = TypeVar("_T")
 MarkKind = Literal["fault", "violation"]
 
@@ -109,6 +98,14 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Changed:
+    """Somebody changed the core from outside: its plain settings, and when it begins its next turn. Only tests do."""
+
+    settings: dict[str, Any]
+    turn_next: int
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The node stopped well."""
 
@@ -127,71 +124,7 @@ class Life:
     settings: dict[str, Any]
 
 
-Entry = Fed | Mark | End
-
-
-# ---- what the core asks while it thinks ------------------------------------------------------------------------------
-
-
-class Listening:
-    """The four capabilities of a node's settings, with an ear at each: what they answer is noted for the next frame."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.heard: list[Asked] = []
-        self.known: dict[tuple[str, Any], Any] = {}
-        self.inner = settings
-        self.version, self.digest = settings.members.version, settings.members.digest
-        self.federation_id = settings.members.federation_id
-        self.settings = replace(settings, members=self, random=self, sign=self.sign, eta=self.eta)
-
-    def random(self) -> float:
-        return self.note("random", self.inner.random.random())
-
-    def sign(self, kind: str, payload: bytes) -> bytes:
-        return self.note("sign", self.inner.sign(kind, payload))
-
-    def admits(self, certificate: Certificate) -> str:
-        member, reason, detail = self.once("admits", certificate.digest, lambda _: self.admitted(certificate))
-        if reason:
-            raise Refused(reason, detail)
-        return member
-
-    def admitted(self, certificate: Certificate) -> tuple[str, str, str]:
-        try:
-            return self.inner.members.admits(certificate), "", ""
-        except Refused as refusal:
-            return "", refusal.reason, refusal.detail
-
-    def eta(self, local_round: int) -> float:
-        return self.once("eta", local_round, self.inner.eta)
-
-    def neighbours(self, member: str) -> tuple[str, ...]:
-        return self.once("neighbours", member, self.inner.members.neighbours)
-
-    def mass(self, member: str) -> float:
-        return self.once("mass", member, self.inner.members.mass)
-
-    def has_left(self, member: str) -> bool:
-        return self.once("left", member, self.inner.members.has_left)
-
-    def note(self, kind: str, answer: _T) -> _T:
-        self.heard.append((kind, answer))
-        return answer
-
-    def once(self, kind: str, key: Any, ask: Callable[[Any], _T]) -> _T:
-        """The answer to a question that has one answer for ever; noted when it is not remembered."""
-        found: _T | None = self.known.get((kind, key))
-        if found is None:
-            found = ask(key)
-            if len(self.known) >= KEPT:
-                self.known.pop(next(iter(self.known)))
-            self.known[kind, key] = found
-            self.heard.append((kind, [key, found]))
-        return found
-
-    def taken(self) -> list[Asked]:
-        heard, self.heard = self.heard, []
-        return heard
+Entry = Fed | Mark | Changed | End
 
 
 # ---- commands: their digest and their outline ------------------------------------------------------------------------
@@ -199,14 +132,14 @@ class Listening:
 
 def digest_of(commands: Sequence[ev.Command]) -> bytes:
     """SHA-256 of the command list, every field of every command in it."""
-    return hashlib.sha256(_encoder.encode([(type(command).__name__, command) for command in commands])).digest()
+    return hashlib.sha256(encoder.encode([(type(command).__name__, command) for command in commands])).digest()
 
 
 def state_of(peer: Peer) -> bytes:
     """SHA-256 of what a core holds: every link, the models, the correction, the stage and its counters."""
     links = [peer.links[name] for name in sorted(peer.links)]
     course = [peer.current, peer.correction, peer.stage, peer.local_round, peer.released, peer.gradient, peer.frozen]
-    return hashlib.sha256(_encoder.encode([links, course])).digest()
+    return hashlib.sha256(encoder.encode([links, course])).digest()
 
 
 def outline(value: Any) -> Any:
@@ -281,7 +214,7 @@ class Frames:
         write(MAGIC)
 
     def add(self, body: Any) -> None:
-        raw = body if isinstance(body, bytes) else _encoder.encode(body)
+        raw = body if isinstance(body, bytes) else encoder.encode(body)
         self.tag = _hash(raw, TAG, self.tag)
         length = len(raw)
         self.write(length.to_bytes(4, "big") + (length ^ 0xFFFFFFFF).to_bytes(4, "big") + raw + self.tag)
@@ -296,91 +229,6 @@ def new_file(path: Path) -> FileIO:
     except OSError as error:
         fault = Fault(str(path), None, f"cannot be made: {error.strerror}", "free space, or choose another place")
         raise ConfigError(fault, exit_code=Exit.STATE) from None
-
-
-class Recorder:
-    """Writes one life of one node. It holds nothing but the frame that it writes, and never stops the node: where writing
-    fails or the limit is reached it stops recording, and `failure` says why."""
-
-    def __init__(
-        self, write: Callable[[bytes], object], settings: Settings, shape: Shape, software: str, limit: int = 1 << 62
-    ) -> None:
-        self.listening = Listening(settings)
-        self.settings = self.listening.settings
-        """what the core must be made with"""
-        self.limit, self.events = limit, 0
-        self.failure = ""
-        self.path: Path | None = None
-        self._write = write
-        self._frames: Frames | None = None
-        self._put(["life", settings.me, software, [shape.n_parameters, shape.n_moments, shape.dtype], _plain(settings)])
-
-    @classmethod
-    def create(cls, folder: Path, settings: Settings, shape: Shape, software: str, limit: int) -> Recorder:
-        """Into a new file of this folder, mode 0600, named by the time. Raises ConfigError (exit 73)."""
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f".{time.time_ns() // 1000 % 10**6:06d}Z"
-        path = folder / f"{settings.me}-{stamp}{SUFFIX}"
-        file = new_file(path)
-        recorder = cls(lambda data: write_all(file.fileno(), data), settings, shape, software, limit)
-        recorder.path = path
-        return recorder
-
-    def handle(self, peer: Peer, event: ev.Event, now: Instant) -> list[ev.Command]:
-        """The core's own door, listened at: on file before any command is carried out."""
-        try:
-            commands = peer.handle(event, now)
-        except BaseException as error:
-            self.raised(event, now, error)
-            raise
-        self.fed(event, now, commands)
-        return commands
-
-    def fed(self, event: ev.Event, now: Instant, commands: Sequence[ev.Command]) -> None:
-        """The core was given this event and answered with these commands."""
-        asked = self.listening.taken()
-        if self.failure:
-            return
-        outlines = [outline(command) for command in commands]
-        self.events += 1
-        self._put(["fed", now.mono_ns, now.wall_ns, event_out(event), asked, digest_of(commands), outlines, ""])
-
-    def raised(self, event: ev.Event, now: Instant, error: BaseException) -> None:
-        """The core died of this event."""
-        said = f"{type(error).__name__}: {error}"[:1000]
-        self.events += 1
-        self._put(["fed", now.mono_ns, now.wall_ns, event_out(event), self.listening.taken(), b"", [], said])
-
-    def mark(self, now: Instant, kind: MarkKind, text: str) -> None:
-        """What an observer had to say."""
-        self._put(["mark", now.mono_ns, now.wall_ns, kind, text[:1000]])
-
-    def end(self, peer: Peer) -> None:
-        """The node has stopped well."""
-        self._put(["end", self.events, state_of(peer)])
-
-    def _put(self, body: Any) -> None:
-        if self.failure:
-            return
-        if self._frames is not None and self._frames.size >= self.limit:
-            self.failure = f"the recording has reached its limit of {self.limit >> 20} MiB and ends there"
-            return
-        try:
-            self._frames = self._frames or Frames(self._write)
-            self._frames.add(body)
-        except OSError as error:
-            self.failure = f"the recording ends here, it cannot be written: {error.strerror}"
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """The settings that are values, and the names and papers of the others."""
-    values = {part.name: getattr(settings, part.name) for part in fields(settings) if part.name not in CAPABILITIES}
-    members: Members = settings.members
-    return values | {
-        "certificate": settings.certificate.encoded,
-        "certificates": [certificate.encoded for certificate in settings.certificates],
-        "dialable": sorted(settings.dialable),
-        "members": [members.version, members.digest, members.federation_id],
-    }
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -479,6 +327,8 @@ def _entry(values: list[Any]) -> Entry:
         return Fed(Instant(mono, wall), event_in(event), pairs, digest, tuple(outlines), raised)
     if values[0] == "mark":
         return Mark(Instant(values[1], values[2]), values[3], values[4])
+    if values[0] == "changed":
+        return Changed(values[1], values[2])
     assert values[0] == "end"
     return End(values[1], values[2])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from gossipfl.errors import Refused
@@ -18,7 +18,7 @@ from gossipfl.protocol import events as ev
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.peer import Peer
-from gossipfl.recording import ROWS, Asked, End, Entry, Fed, Life, Mark, digest_of, outline, state_of
+from gossipfl.recording import ROWS, Asked, Changed, End, Entry, Fed, Life, Mark, digest_of, outline, state_of
 from gossipfl.trust.identity import Certificate, verify
 
 ABSENT: Final = "(none)"
@@ -192,6 +192,9 @@ class Replay:
             kept = found.violations if entry.kind == "violation" else found.faults
             if len(kept) < MARKS:
                 kept.append(Noted(found.entries, found.events, entry))
+        elif isinstance(entry, Changed):
+            self.peer.settings = replace(self.peer.settings, **entry.settings)
+            self.peer.turn_next = entry.turn_next
         elif isinstance(entry, End):
             found.finished = True
             if (mine := state_of(self.peer)) != entry.state and found.ended is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from worlds import federation, quadratics, toy_specs
 
 from gossipfl.protocol.peer import Peer
-from gossipfl.recording import Recorder
+from gossipfl.recorder import Recorder
 from gossipfl.simulator.faults import Faults
 from gossipfl.simulator.network import World
 from gossipfl.simulator.recorded import Recorded

@@ -18,10 +18,12 @@ from gossipfl.cli import application
 from gossipfl.errors import ConfigError, Exit
 from gossipfl.protocol import events as ev
 from gossipfl.protocol.peer import Peer
-from gossipfl.recording import MAGIC, Damaged, Recorder, Recording, Shape, cut
+from gossipfl.recorder import Recorder
+from gossipfl.recording import MAGIC, Damaged, Recording, Shape, cut
 from gossipfl.replay import behind, replay
+from gossipfl.simulator import trial
 from gossipfl.simulator.faults import Faults
-from gossipfl.simulator.network import World
+from gossipfl.simulator.network import Observer, World
 from gossipfl.simulator.recorded import Recorded
 
 NAMES = ("anna", "bert", "carl")
@@ -91,8 +93,8 @@ def test_a_recording_holds_no_key_and_no_row_of_the_disk_but_the_cores(run: Any)
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in paths)
     rows = {("membership", "document"): b"the federation file", ("data", "fingerprint"): b"of the rows"}
     made = io.BytesIO()
-    peer, recorder = recorded_peer(made)
-    recorder.handle(peer, ev.Started(rows, b"x" * 32, b"s" * 32, b"b" * 32), ev.Instant(1, 2))
+    peer, _ = recorded_peer(made)
+    peer.handle(ev.Started(rows, b"x" * 32, b"s" * 32, b"b" * 32), ev.Instant(1, 2))
     assert b"the federation file" not in made.getvalue() and b"of the rows" not in made.getvalue()
 
 
@@ -103,7 +105,9 @@ def recorded_peer(file: io.BytesIO, **more: Any) -> tuple[Peer, Recorder]:
 
     members = federation(dict.fromkeys(NAMES, 10), local_rounds=60)
     recorder = Recorder(file.write, settings(members, "anna", Random(1)), Shape(8, 0, "float64"), "a test", **more)
-    return Peer(recorder.settings), recorder
+    peer = Peer(recorder.listening.inner)
+    recorder.listen(peer)
+    return peer, recorder
 
 
 def test_any_changed_byte_is_noticed_and_a_torn_end_is_left_out_and_said(run: Any, tmp_path: Path) -> None:
@@ -166,10 +170,10 @@ def test_the_command_shows_a_table_or_one_object_and_lists_events(run: Any) -> N
 def test_a_violation_is_shown_and_cut_down_to(run: Any, tmp_path: Path) -> None:
     made = io.BytesIO()
     peer, recorder = recorded_peer(made)
-    recorder.handle(peer, ev.Started({}, b"x" * 32, b"s" * 32, b"b" * 32), ev.Instant(1, 2))
+    peer.handle(ev.Started({}, b"x" * 32, b"s" * 32, b"b" * 32), ev.Instant(1, 2))
     recorder.mark(ev.Instant(2, 2), "fault", "cut bert")
     recorder.mark(ev.Instant(2, 3), "violation", "exactly-once: a sum moved")
-    recorder.handle(peer, ev.Alarm(), ev.Instant(3, 4))
+    peer.handle(ev.Alarm(), ev.Instant(3, 4))
     path, out = tmp_path / "anna.recording", tmp_path / "cut.recording"
     path.write_bytes(made.getvalue())
     answer = words("replay", path, "--cut", out)
@@ -177,12 +181,44 @@ def test_a_violation_is_shown_and_cut_down_to(run: Any, tmp_path: Path) -> None:
     assert len(list(Recording(out))) == 3
 
 
+def test_what_a_law_says_is_noted_once_at_the_event_that_shows_it(tmp_path: Path) -> None:
+    members = federation(dict.fromkeys(NAMES, 10), local_rounds=5)
+    learners, _ = quadratics(NAMES)
+    found: list[tuple[str, str]] = []
+
+    class Law(Observer):
+        def did(self, world: World, node: Any, command: ev.Command) -> None:
+            if node.name == "bert" and node.peer.local_round == 3 and not found:
+                found.append(("bert", "no third round"))
+
+    seen = Recorded(tmp_path, lambda: found)
+    World(toy_specs(members, lambda name: learners[name]), 1, observers=[Law(), seen]).run(60)
+    seen.close()
+    for path in sorted(tmp_path.iterdir()):
+        life = replay(Recording(path).life, Recording(path))
+        assert len(life.violations) == (path.name.startswith("bert")) and life.difference is None
+    assert words("replay", tmp_path / "bert-0001.recording", "--cut", tmp_path / "out").exit_code == 0
+    short = Recording(tmp_path / "out")
+    assert replay(short.life, short).status["local_round"] == 3
+
+
+def test_a_seed_of_the_swarm_is_recorded_with_all_its_faults_and_every_life_repeats(tmp_path: Path) -> None:
+    drawn = next(one for seed in range(50) if (one := trial.draw(seed, 0.1, (4, 4))).faults.cut_per_hour > 100)
+    assert trial.run(drawn, twice=False, record=tmp_path).trace_digest == trial.run(drawn, twice=False).trace_digest
+    faults = 0
+    for path in sorted(tmp_path.iterdir()):
+        life = replay(Recording(path).life, Recording(path))
+        assert life.difference is None and not life.violations
+        faults += len(life.faults)
+    assert faults > 0
+
+
 def test_a_core_that_raises_raises_the_same_again(tmp_path: Path) -> None:
     made = io.BytesIO()
-    peer, recorder = recorded_peer(made)
-    recorder.handle(peer, ev.Started({}, b"x" * 32, b"s" * 32, b"b" * 32), ev.Instant(1, 2))
+    peer, _ = recorded_peer(made)
+    peer.handle(ev.Started({}, b"x" * 32, b"s" * 32, b"b" * 32), ev.Instant(1, 2))
     with pytest.raises(KeyError):
-        recorder.handle(peer, ev.Absorbed(99, b"m" * 32), ev.Instant(2, 3))
+        peer.handle(ev.Absorbed(99, b"m" * 32), ev.Instant(2, 3))
     path = tmp_path / "anna.recording"
     path.write_bytes(made.getvalue())
     found = replay(Recording(path).life, Recording(path))
@@ -203,14 +239,14 @@ def test_a_recording_ends_where_disk_or_limit_ends_and_the_core_goes_on() -> Non
     recorder._write = lambda data: (next(room), made.write(data))
     recorder._frames.write = recorder._write  # type: ignore[union-attr]
     started = ev.Started({}, b"x" * 32, b"s" * 32, b"b" * 32)
-    assert recorder.handle(peer, started, ev.Instant(1, 2))
+    assert peer.handle(started, ev.Instant(1, 2))
     for at in range(2, 9):
-        recorder.handle(peer, ev.Alarm(), ev.Instant(at, at))
+        peer.handle(ev.Alarm(), ev.Instant(at, at))
     assert "No space left" in recorder.failure
     peer, recorder = recorded_peer(io.BytesIO(), limit=3000)
-    recorder.handle(peer, started, ev.Instant(1, 2))
+    peer.handle(started, ev.Instant(1, 2))
     for at in range(2, 99):
-        recorder.handle(peer, ev.Alarm(), ev.Instant(at, at))
+        peer.handle(ev.Alarm(), ev.Instant(at, at))
     assert "limit" in recorder.failure
 
 

@@ -39,14 +39,17 @@ def simulate(
         Path | None, typer.Option("--data-dir", help="Folder that holds uci-heart/ and the like.")
     ] = None,
     engine: Annotated[str, typer.Option("--engine", help="events: the very code that is deployed.")] = "events",
+    record: Annotated[bool, typer.Option("--record", help="Also record every node, for `gossipfl replay`.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/simulate-... by default.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Play one scenario in virtual time: real nodes' code on simulated clocks, lines and disks; say whether it held."""
     from gossipfl.cli import output
+    from gossipfl.recorder import RECORDINGS
     from gossipfl.simulator import expect, play, results, story
     from gossipfl.simulator import run as runs
     from gossipfl.simulator import scenario as scenarios
+    from gossipfl.simulator.recorded import Recorded
 
     if engine not in play.ENGINES:
         raise typer.BadParameter(f"no engine is called {engine!r}; there is {', '.join(play.ENGINES)}", param_hint="--engine")
@@ -61,8 +64,11 @@ def simulate(
     results.write_json(folder / "config.json", _resolved(asked, made))
     (folder / "scenario.toml").write_text(read.text, encoding="utf-8")
     output.say(f"{asked.question}\n{_size(asked, made)}")
+    seen = Recorded(folder / RECORDINGS) if record else None
     with _shown(asked) as tell:
-        run = play.play(play.Stage(asked, made, tell), engine)
+        run = play.play(play.Stage(asked, made, tell, [seen] if seen else []), engine)
+    if seen:
+        seen.close()
     judged = expect.judge(asked.expect, run)
     page = folder / "report.html"
     result = runs.as_json(run) | {"expectations": [vars(one) for one in judged], "report": str(page)}

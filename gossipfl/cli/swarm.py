@@ -27,6 +27,9 @@ def swarm(
     processes: Annotated[int, typer.Option("--processes", min=0, help="Processes; 0: one a core.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="File that gets one JSON line a seed.")] = Path("swarm.jsonl"),
     no_shrink: Annotated[bool, typer.Option("--no-shrink", help="Do not look for a smaller world that fails, too.")] = False,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="Of one seed: a new folder for each node's recording (`gossipfl replay`).")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
     """Draw a world and its faults from each seed, run it, and say which laws held."""
@@ -39,13 +42,15 @@ def swarm(
     plan = many.Plan(first_seed, seeds, hours, _span(nodes), off, until)
     wanted = range(first_seed, first_seed + seeds)
     alone = seeds == 1
+    if record is not None and not alone:
+        raise typer.BadParameter("--record is of one seed: name it with --first-seed N --seeds 1")
     before = {} if alone else {seed: line for seed, line in many.done(out, plan).items() if seed in wanted}
     lines = [before[seed] for seed in sorted(before)]
     left = [seed for seed in wanted if seed not in before]
     if before:
         output.say(f"{len(before)} of {seeds} seeds are in {out} already")
     with _progress(seeds, len(before), json_) as step:
-        for line in many.run(plan, left, processes or many.cores()):
+        for line in many.run(plan, left, processes or many.cores(), record):
             if not alone:
                 many.append(out, line)
             lines.append(line)

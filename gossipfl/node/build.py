@@ -29,7 +29,8 @@ from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.link import decode_link
 from gossipfl.recipe import Work, bench_of, judge_of, normaliser_of, settings_of, statistics_of, trainer_of, work_of
-from gossipfl.recording import RECORDINGS, Recorder, Shape
+from gossipfl.recorder import RECORDINGS, Recorder
+from gossipfl.recording import Shape
 from gossipfl.store import Store
 from gossipfl.store.errors import border
 from gossipfl.tasks import fitting, normalisation

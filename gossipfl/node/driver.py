@@ -32,7 +32,7 @@ from gossipfl.protocol import session as ss
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.peer import Peer
-from gossipfl.recording import Recorder
+from gossipfl.recorder import Recorder
 from gossipfl.store import Store
 from gossipfl.trust.identity import Certificate, NodeKeys
 from gossipfl.trust.membership import Membership
@@ -90,7 +90,9 @@ class Driver:
         self.store = parts.store
         self.caps = parts.caps
         self.recorder = parts.recorder
-        self.peer = Peer(parts.settings if self.recorder is None else self.recorder.settings)
+        self.peer = Peer(parts.settings)
+        if self.recorder is not None:
+            self.recorder.listen(self.peer)
         self.bench = Workbench(parts.bench, parts.store.files)
         self.log = parts.log
         self.watchdog = Watchdog()
@@ -228,12 +230,11 @@ class Driver:
             self._judge()
 
     def _ask(self, event: ev.Event) -> list[ev.Command]:
-        if self.recorder is None:
-            return self.peer.handle(event, self.now())
-        failed = bool(self.recorder.failure)
-        commands = self.recorder.handle(self.peer, event, self.now())
-        if self.recorder.failure and not failed:
-            self.log.say("recording", detail=self.recorder.failure)
+        recorder = self.recorder
+        worked = recorder is not None and not recorder.failure
+        commands = self.peer.handle(event, self.now())
+        if worked and recorder is not None and recorder.failure:
+            self.log.say("recording", detail=recorder.failure)
         return commands
 
     async def _carry_out(self, command: ev.Command) -> None:

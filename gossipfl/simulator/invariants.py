@@ -225,6 +225,10 @@ class Watch:
         """Whoever runs the world says how far it has come."""
         self.call(hook, hook, self.lives)
 
+    def found(self) -> list[tuple[str, str]]:
+        """(node, what) of the first violation of each law so far."""
+        return [(one.first.node, f"{one.name}: {one.first.detail}") for one in self.checkers if one.first]
+
     def over(self, quiet: bool) -> None:
         """Ask every checker for the last time."""
         self.call("over", "end", self.lives, quiet)

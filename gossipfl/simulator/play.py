@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from gossipfl.errors import Misuse
-from gossipfl.simulator.network import SECOND, Pace, World
+from gossipfl.simulator.network import SECOND, Observer, Pace, World
 from gossipfl.simulator.run import Run
 from gossipfl.simulator.watch import Historian
 
@@ -57,6 +57,8 @@ class Stage:
     scenario: Scenario
     made: Federation
     tell: Callable[[Progress], None] = field(default=lambda progress: None)
+    observers: Sequence[Observer] = ()
+    """who else watches; only an engine of nodes has something to show them"""
 
 
 def play(stage: Stage, engine: str = "events") -> Run:
@@ -82,7 +84,7 @@ def events(stage: Stage) -> Run:
         lines=scenario.lines.lines(made.graph, made.membership.active),
         pace=Pace(step_s=scenario.nodes.step_s),
         strikes=strikes,
-        observers=[historian],
+        observers=[historian, *stage.observers],
     )
     end_s, nodes = scenario.hours * 3600, len(made.membership.active)
     slices = max(20, min(SAMPLES, JUDGED_MAX // nodes))

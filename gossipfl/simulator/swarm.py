@@ -64,13 +64,13 @@ def done(path: Path, plan: Plan) -> dict[int, dict[str, Any]]:
     return found
 
 
-def one(plan: Plan, seed: int) -> dict[str, Any]:
+def one(plan: Plan, seed: int, record: Path | None = None) -> dict[str, Any]:
     """One seed, in a process of its own. An exception of the simulator itself is a failure, too."""
     from gossipfl.simulator import trial
 
     drawn = trial.draw(seed, plan.hours, plan.nodes, plan.without, plan.until_s)
     try:
-        line = trial.run(drawn).line()
+        line = trial.run(drawn, record=record).line()
     except Exception as error:
         where = traceback.format_exc(limit=-3)
         outcome = trial.Outcome(drawn, {"never-raises": "violated"}, {}, {"world": f"{type(error).__name__}: {error}\n{where}"})
@@ -78,11 +78,11 @@ def one(plan: Plan, seed: int) -> dict[str, Any]:
     return line | {"span": list(plan.nodes)}
 
 
-def run(plan: Plan, seeds: Sequence[int], processes: int) -> Iterator[dict[str, Any]]:
-    """The line of each seed, as they come."""
+def run(plan: Plan, seeds: Sequence[int], processes: int, record: Path | None = None) -> Iterator[dict[str, Any]]:
+    """The line of each seed, as they come. `record`: a folder for the recordings of a single seed's nodes."""
     if processes == 1 or len(seeds) == 1:
         for seed in seeds:
-            yield one(plan, seed)
+            yield one(plan, seed, record)
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from gossipfl.simulator.invariants import Checker, Violation, Watch
 from gossipfl.simulator.laws import NODE_LAWS
 from gossipfl.simulator.lines import Line, Lines
 from gossipfl.simulator.network import Observer, Pace, Spec, World
+from gossipfl.simulator.recorded import Recorded
 from gossipfl.simulator.recovery import AGAIN_S, HEALING_LAWS, ComesTogether
 from gossipfl.simulator.witness import Fellow, Truth
 from gossipfl.trust.membership import Topology
@@ -249,12 +251,19 @@ def truth_of(federation: Federation, specs: dict[str, Spec]) -> Truth:
     )
 
 
-def run(trial: Trial, laws: Sequence[Callable[[Truth], Checker]] = LAWS, twice: bool | None = None) -> Outcome:
-    """The whole history. `twice`: run it again and compare; by default one seed in `AGAIN_SHARE`."""
+def run(
+    trial: Trial,
+    laws: Sequence[Callable[[Truth], Checker]] = LAWS,
+    twice: bool | None = None,
+    record: Path | None = None,
+) -> Outcome:
+    """The whole history. `twice`: run it again and compare; by default one seed in `AGAIN_SHARE`. `record`: a folder for the
+    recordings of all nodes."""
     began = time.process_time()
     federation, specs = federation_of(trial)
     watch = Watching(truth_of(federation, specs), laws)
-    world = _world(trial, specs, watch)
+    seen = None if record is None else Recorded(record, watch.found)
+    world = _world(trial, specs, *([watch, seen] if seen else [watch]))
     watch.truth.caught.update(getattr(world.trouble, "hostile", ()))
     quiet = False
     if trial.until_s is not None:
@@ -264,6 +273,9 @@ def run(trial: Trial, laws: Sequence[Callable[[Truth], Checker]] = LAWS, twice: 
         _heal(world, watch)
         quiet = True
     watch.over(quiet)
+    if seen:
+        seen.look(world)
+        seen.close()
     verdicts: dict[str, str] = dict(watch.verdicts())
     violations = {one.name: one.first for one in watch.checkers if one.first}
     digest = watch.trace.hexdigest()
@@ -278,11 +290,11 @@ def run(trial: Trial, laws: Sequence[Callable[[Truth], Checker]] = LAWS, twice: 
     )  # fmt: skip
 
 
-def _world(trial: Trial, specs: dict[str, Spec], watch: Watching) -> World:
+def _world(trial: Trial, specs: dict[str, Spec], *observers: Observer) -> World:
     line = Line(latency_s=trial.latency_s, bandwidth_bytes_s=trial.bandwidth_bytes_s)
     enacted = getattr(network, "ENACTED", frozenset(CLASSES))
     faults = trial.faults.without(*(name for name in CLASSES if name not in enacted))
-    return World(specs, trial.seed, faults, lines=Lines(line), pace=Pace(step_s=trial.step_s), observers=(watch,))
+    return World(specs, trial.seed, faults, lines=Lines(line), pace=Pace(step_s=trial.step_s), observers=observers)
 
 
 def _heal(world: World, watch: Watching) -> None:
