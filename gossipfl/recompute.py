@@ -32,6 +32,10 @@ class Beside:
     def has(self, name: bytes) -> bool:
         return self.made.has(name) or self.found.has(name)
 
+    def differs(self, name: bytes) -> bool:
+        """Is it here twice, made and found, and not alike? A name may say what it was made from, not what it holds."""
+        return self.made.has(name) and self.found.has(name) and self.made.read(name) != self.found.read(name)
+
     def array(self, name: bytes, dtype: Any) -> Vector:
         return self.holder(name).array(name, dtype)
 
@@ -69,6 +73,9 @@ class Recompute:
         if not isinstance(job, REDONE) or not all(self.tensors.has(name) for name in needs(job)):
             return None
         event = self.bench.carry_out(job)
+        for name in ev.names(event):
+            if self.tensors.differs(name):
+                event = ev.Failed(job.job, "disk", f"the file of {name.hex()} holds something else than what this job makes")
         self.bench.release(job.job)
         return event
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from places import breast_cancer, deploy
-from test_node import driver_of, running, until
+from test_node import driver_of, model, running, until
 from worlds import federation, quadratics, toy_specs
 
 from gossipfl.config import NodeConfig, load_node
@@ -125,13 +125,13 @@ async def test_deployed_nodes_and_simulated_ones_sign_the_same_manifests(
     specs = {name: spec_of(driver) for name, driver in drivers.items()}
     async with running(*drivers.values()):
         await until(lambda: all(driver.peer.stage == "finished" for driver in drivers.values()), 60)
-        models = {name: driver.peer.current["model"] for name, driver in drivers.items()}
+        models = {name: model(driver).tobytes() for name, driver in drivers.items()}
     begun = min(driver.parts.certificate.not_before for driver in drivers.values()) + 3600
     monkeypatch.setattr(network, "WALL_START_NS", begun * network.SECOND)
     simulated = world(tmp_path / "simulated", 7, specs)
     deployed = {name: manifests(sorted((tmp_path / name / "state" / "recordings").iterdir())) for name in NAMES}
     assert deployed == by_node(tmp_path / "simulated")
-    assert models == {name: simulated.nodes[name].peer.current["model"] for name in NAMES}
+    assert models == {name: simulated.model(name).tobytes() for name in NAMES}
     assert sum(map(len, deployed.values())) >= ROUNDS * 3
 
 
