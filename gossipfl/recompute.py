@@ -75,7 +75,7 @@ class Recompute:
         event = self.bench.carry_out(job)
         for name in ev.names(event):
             if self.tensors.differs(name):
-                event = ev.Failed(job.job, "disk", f"the file of {name.hex()} holds something else than what this job makes")
+                event = ev.Failed(job.job, "disk", f"another content is on file: {name.hex()}")
         self.bench.release(job.job)
         return event
 

@@ -291,4 +291,4 @@ def test_jobs_are_done_again_where_tensors_are_at_hand(run: Any) -> None:
                 content[0] ^= name == mixed.model
                 other.adopt_as(name, memoryview(content), sums.sum_of(content))
     rotten = replay(recording.life, recording, Recompute(other, recording.life.shape))
-    assert rotten.difference is not None and "holds something else" in rotten.difference.replayed
+    assert rotten.difference is not None and "another content is on file" in rotten.difference.replayed
