@@ -29,8 +29,9 @@ from gossipfl.tasks import normalisation
 
 Vector = NDArray[Any]
 
-PIECE: Final = 4 * digest.CHUNK
-"""Bytes of a vector that are dealt with at a time: whole chunks, and the five or six arrays of a pass stay in cache."""
+PIECE: Final = 16 * digest.CHUNK
+"""Bytes of a vector that are dealt with at a time: whole chunks, no more than a block of learning.blocks, and the five or six
+arrays of a pass stay in cache."""
 
 THREADS: Final = min(4, os.cpu_count() or 1)
 """That walk a large vector together: numpy and hashlib let go of the interpreter's lock for a piece."""

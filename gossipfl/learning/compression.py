@@ -228,7 +228,7 @@ def encode(
 ) -> NDArray[np.uint8]:
     """The payload of y - ref (parameters) and of y (moments); `out`, when given, is filled and returned as an array.
 
-    Shapes: y, ref: (P + M,), P = n_parameters; result: (payload_size,) of uint8. Temporaries: under 1 MiB.
+    Shapes: y, ref: (P + M,), P = n_parameters; result: (payload_size,) of uint8. Temporaries: a few blocks.
     Laws: the same inputs give the same bytes. |replica - y| is at most, beside the rounding of ref + delta: 0 (f64),
     2^-24 |delta| (f32, of float64 vectors), 2^-8 |delta| (bf16), max |delta in the row| / 254 (int8).
     Raises: `Misuse` when y - ref is not finite (check the own model first), vectors are not alike, or `out` has the
@@ -247,7 +247,7 @@ def encode(
 def decode(codec: str, payload: Payload, ref: Vector, *, n_parameters: int, out: Vector | None = None) -> Vector:
     """The replica that a payload means: ref + decoded (parameters), then the moments as sent. Same bits on every CPU.
 
-    Shapes: ref, result: (P + M,). `out` may be `ref` itself. Temporaries: under 1 MiB.
+    Shapes: ref, result: (P + M,). `out` may be `ref` itself. Temporaries: a few blocks.
     Laws: total: every payload of the right length gives a vector or `Refused`. Elements may be infinite or NaN where
     the codec can say so (f64, f32, bf16): checks.check is the next door.
     Raises: `Refused("codec")`; `Refused("size")` unless the length is exactly payload_size, before anything is
