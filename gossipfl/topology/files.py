@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -141,7 +142,9 @@ def _parsed(path: Path, text: str) -> networkx.Graph:
     try:
         if "<!ENTITY" in text:
             _refuse(path, 1 + text[: text.index("<!ENTITY")].count("\n"), "declares an entity", "write the text itself")
-        return nx.parse_graphml(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an undeclared type is read as text, and told as a fault below
+            return nx.parse_graphml(text)
     except ParseError as error:
         _refuse(path, error.position[0], f"not XML: {error}", "save it as GraphML again")
     except (nx.NetworkXException, KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
