@@ -14,7 +14,7 @@ from gossipfl.errors import ConfigError
 from gossipfl.simulator import expect, tell
 from gossipfl.simulator import play as players
 from gossipfl.simulator import scenario as sc
-from gossipfl.simulator.faults import Faults
+from gossipfl.simulator.faults import STRIKES, Faults
 from gossipfl.simulator.run import Happening, Life, Run, Sample, as_json
 
 GOOD = """\
@@ -102,8 +102,11 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     assert found.study.codec == "bf16"
     with pytest.raises(ConfigError, match=r"command line: unknown key faults.cut_pr_hour -- did you mean 'cut_per_hour'"):
         sc.load(write(tmp_path), ["faults.cut_pr_hour=7"])
-    with pytest.raises(ConfigError, match="is no table"):
+    assert sc.load(write(tmp_path), ["at.0.seconds=7"]).scenario.at[0].seconds == 7
+    with pytest.raises(ConfigError, match="task is no table"):
         sc.load(write(tmp_path), ["task.x=7"])
+    with pytest.raises(ConfigError, match="at is a list of 1 -- name an element by its number, counted from 0"):
+        sc.load(write(tmp_path), ["at.1.seconds=7"])
 
 
 def test_a_preset_is_where_the_file_begins_and_the_last_quarter_is_quiet(tmp_path: Path) -> None:
@@ -124,13 +127,25 @@ def test_a_graph_and_its_lines_are_those_of_the_file(tmp_path: Path) -> None:
     assert lines.line("hospital-4", "hospital-3") == lines.usual
 
 
+def test_the_page_names_every_key_and_every_kind() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "simulate.md").read_text()
+    own = set(sc.TopologySection.model_fields) | set(sc.Scenario.model_fields) | set(sc.At.model_fields)
+    lines = set(sc.LinesSection.model_fields) - {"between"}
+    for name in own | lines | set(sc.Nodes.model_fields) | set(sc.Expect.model_fields) | set(known_faults()) | set(STRIKES):
+        assert f"`{name}`" in page or f"`[{name}]`" in page or f"`[[{name}]]`" in page, name
+
+
+def known_faults() -> list[str]:
+    return [one.name for one in dataclasses.fields(Faults)]
+
+
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_was_expected_holds_and_is_told(run: Run, tmp_path: Path) -> None:
     scenario = sc.load(write(tmp_path)).scenario
     judged = expect.judge(scenario.expect, run)
-    assert len(judged) == 6
+    assert len(judged) == 7
     assert all(one.holds for one in judged), judged
     (told,) = tell.told(run, scenario.at)
     assert told.at == "0:30:00"

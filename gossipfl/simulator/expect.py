@@ -48,6 +48,11 @@ def _judge(expect: Expect, run: Run) -> Iterator[Judged]:
         yield _others(expect.others_wait_at_most_s, run)
     if expect.returns_within_s is not None:
         yield _returned(expect.returns_within_s, run)
+    if expect.kib_per_node_hour is not None:
+        most = max(run.lives, key=lambda life: life.sent)
+        rate = most.sent / 1024 / (run.virtual_seconds / 3600)
+        asked = f"no node sends more than {expect.kib_per_node_hour:g} KiB an hour"
+        yield Judged(asked, f"{most.name}: {rate:.0f}", rate <= expect.kib_per_node_hour)
     if expect.exchanges is not None:
         few = min(stay, key=lambda life: len(life.exchanges))
         enough = len(few.exchanges) >= expect.exchanges
@@ -58,7 +63,7 @@ def _judge(expect: Expect, run: Run) -> Iterator[Judged]:
         yield Judged(f"{expect.local_rounds} local rounds a node", f"{few.name} made {few.local_rounds}", enough)
     for kind, least in expect.happened.items():
         often = run.faults.get(kind, 0)
-        yield Judged(f"{kind} happens {least} times", f"{often} times", often >= least)
+        yield Judged(f"{kind} happens at least {times(least)}", times(often), often >= least)
     if expect.nothing_violated and run.invariants:
         bad = [name for name, verdict in run.invariants.items() if verdict != "held"]
         words = [f"{name}: {run.first_violations.get(name, run.invariants[name])}" for name in bad]
@@ -142,6 +147,15 @@ def longest_wait(life: Life, happening: Happening, end_s: float) -> float:
         if begin < happening.end_s and end > happening.begin_s and not own:
             longest = max(longest, end - begin)
     return longest
+
+
+def times(count: int) -> str:
+    """How often.
+
+    >>> times(1), times(7)
+    ('once', '7 times')
+    """
+    return "once" if count == 1 else f"{count} times"
 
 
 def clock(seconds: float) -> str:

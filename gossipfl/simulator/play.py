@@ -10,15 +10,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from gossipfl.errors import Misuse
+from gossipfl.simulator.conservation import MOVING_LAWS
+from gossipfl.simulator.expect import clock
+from gossipfl.simulator.laws import NODE_LAWS
 from gossipfl.simulator.network import SECOND, Observer, Pace, World
+from gossipfl.simulator.recovery import DoubtsEnd
 from gossipfl.simulator.run import Run
+from gossipfl.simulator.trial import Watching, truth_of
 from gossipfl.simulator.watch import Historian
 
 if TYPE_CHECKING:
     from gossipfl.simulator.federation import Federation
+    from gossipfl.simulator.invariants import Checker
     from gossipfl.simulator.scenario import Scenario
 
 ENGINES: Final[Mapping[str, str]] = {"events": "gossipfl.simulator.play:events"}
@@ -32,6 +38,13 @@ JUDGED_MAX: Final = 6000
 
 NO_FAULTS: Final = frozenset({"exchange", "dial", "connection", "retry"})
 """What a world counts beside faults."""
+
+
+WATCHED: Final = (*NODE_LAWS, *MOVING_LAWS, DoubtsEnd)
+"""Laws that every history must keep; that all come together again is what a scenario expects in its own figures."""
+
+QUIET_S: Final = 300.0
+"""Without a fault, after which nothing may be in doubt."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +89,16 @@ def events(stage: Stage) -> Run:
     """The event simulator: the very Peers that are deployed."""
     scenario, made = stage.scenario, stage.made
     strikes = [one.strike() for one in scenario.at]
-    historian = Historian(made, strikes)
+    historian, specs = Historian(made, strikes), made.specs(scenario.nodes.speeds)
+    watch = Watching(truth_of(made, specs), WATCHED)
     world = World(
-        made.specs(scenario.nodes.speeds),
+        specs,
         scenario.seed,
         scenario.options_of_faults(),
         lines=scenario.lines.lines(made.graph, made.membership.active),
         pace=Pace(step_s=scenario.nodes.step_s),
         strikes=strikes,
-        observers=[historian, *stage.observers],
+        observers=[historian, watch, *stage.observers],
     )
     end_s, nodes = scenario.hours * 3600, len(made.membership.active)
     slices = max(20, min(SAMPLES, JUDGED_MAX // nodes))
@@ -93,7 +107,15 @@ def events(stage: Stage) -> Run:
         sample = historian.sample(world)
         stage.tell(_progress(world, made, end_s, sample.consensus, sample.quality))
     historian.finish(world)
-    return _told(stage, world, historian)
+    watch.over(_is_quiet(historian, end_s))
+    return _told(stage, world, historian, watch)
+
+
+def _is_quiet(historian: Historian, end_s: float) -> bool:
+    """Have all finished, with nobody down and nothing gone wrong for a while? Only then must nothing be in doubt."""
+    lives, since = historian.lives.values(), end_s - QUIET_S
+    calm = all(one.end_s < since for one in historian.happenings)
+    return calm and all(life.left or (life.up and life.finished_at() < since) for life in lives)
 
 
 def _progress(world: World, made: Federation, end_s: float, apart: float, quality: Mapping[str, float]) -> Progress:
@@ -113,7 +135,7 @@ def faults_of(world: World) -> dict[str, int]:
     return {kind: n for kind, n in sorted(world.counts.items()) if n and kind not in NO_FAULTS}
 
 
-def _told(stage: Stage, world: World, historian: Historian) -> Run:
+def _told(stage: Stage, world: World, historian: Historian, watch: Watching) -> Run:
     from gossipfl.simulator import baselines
 
     scenario, made = stage.scenario, stage.made
@@ -122,7 +144,6 @@ def _told(stage: Stage, world: World, historian: Historian) -> Run:
         if (found := historian.model(world, name) if world.nodes[name].boots else None) is not None:
             quality[name] = historian.judged(*found)
     whole = baselines.centralized(made.task, made.sites, made.membership.study.l2, scenario.seed).metrics(made.test)
-    told: dict[str, Any] = {"trace_digest": None, "content_digest": None}
     return Run(
         question=scenario.question,
         task=scenario.task,
@@ -139,6 +160,15 @@ def _told(stage: Stage, world: World, historian: Historian) -> Run:
         centralized=whole,
         quality=quality,
         consensus_distance=historian.samples[-1].consensus,
+        invariants=watch.verdicts(),
+        first_violations={one.name: _seen(one) for one in watch.checkers if one.first or one.error},
+        trace_digest=watch.trace.hexdigest(),
         test_rows=len(made.test),
-        **told,
     )
+
+
+def _seen(checker: Checker) -> str:
+    """What a checker saw first, or why it could not judge."""
+    if checker.first is None:
+        return f"not known: {checker.error}"
+    return f"{clock(checker.first.at_s)} {checker.first.node}: {checker.first.detail}"

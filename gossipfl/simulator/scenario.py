@@ -30,7 +30,7 @@ from gossipfl.documents import Lines as Places
 from gossipfl.documents import Many, Strict, read_text, toml_lines, toml_tree, validated
 from gossipfl.errors import ConfigError, Fault
 from gossipfl.simulator import federation as fed
-from gossipfl.simulator.faults import HOSTILE_KINDS, PRESETS, SHAPES, SHARES, STRIKES, Faults, Strike
+from gossipfl.simulator.faults import CLASSES, HOSTILE_KINDS, PRESETS, SHAPES, SHARES, STRIKES, Faults, Strike
 from gossipfl.simulator.lines import Line, Lines
 from gossipfl.trust.identity import CERTIFICATE_DAYS
 from gossipfl.trust.membership import MemberId, Positive, Share, Study, Topology
@@ -205,6 +205,8 @@ class Expect(Strict):
     """While faults of [[at]] last, no node that they do not concern goes longer without an exchange."""
     returns_within_s: Seconds | None = None
     """A node that a fault of [[at]] concerned makes an exchange within so many seconds after it."""
+    kib_per_node_hour: Positive | None = None
+    """No node sends more than so many KiB an hour, on average, with everything."""
     exchanges: Annotated[int, Field(ge=1)] | None = None
     """Every honest node makes at least so many."""
     local_rounds: Annotated[int, Field(ge=1)] | None = None
@@ -276,12 +278,11 @@ class Scenario(Strict):
         """The preset with the fields that the file changes; nothing new goes wrong by chance in the last quarter."""
         given = self.faults.model_dump(exclude_unset=True, exclude={"preset"})
         base = PRESETS[self.faults.preset] if self.faults.preset else Faults()
-        if "hostile_kinds" in given:
-            given["hostile_kinds"] = tuple(given["hostile_kinds"])
-        until = given.pop("until_hours", None) or (
-            base.until_hours if base.until_hours < math.inf else QUIET * self.hours
-        )
-        return dataclasses.replace(base, **given, until_hours=until)
+        until = given.pop("until_hours", None) or base.until_hours
+        changed = dataclasses.replace(base, **given)
+        if until == math.inf and not all(changed.are_off(name) for name in CLASSES):
+            until = max([QUIET * self.hours, *(one.hour + one.seconds / 3600 for one in self.at)])
+        return dataclasses.replace(changed, until_hours=until)
 
     def changes_of_study(self) -> dict[str, Any]:
         """What the study has otherwise than the recipe: what the file gives, and rounds spread over the time."""
@@ -338,15 +339,19 @@ def _change(text: str) -> tuple[tuple[str, ...], Any]:
         return keys, value.strip()
 
 
-def _put(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
-    for at, key in enumerate(keys[:-1]):
-        below = tree.setdefault(key, {})
-        if not isinstance(below, dict):
-            raise ConfigError(
-                Fault(f"--set {'.'.join(keys)}", None, f"{'.'.join(keys[: at + 1])} is no table", "name a key")
-            )
-        tree = below
-    tree[keys[-1]] = value
+def _put(tree: Any, keys: tuple[str, ...], value: Any) -> None:
+    """Set one value, tables made where there are none; a number names an element of a list, counted from 0."""
+    for at, key in enumerate(keys):
+        place: Any = int(key) if isinstance(tree, list) and key.isdigit() and int(key) < len(tree) else key
+        if not isinstance(tree, dict) and not isinstance(place, int):
+            many = isinstance(tree, list)
+            what = ".".join(keys[:at]) + (f" is a list of {len(tree)}" if many else " is no table")
+            remedy = "name an element by its number, counted from 0" if many else "name a key"
+            raise ConfigError(Fault(f"--set {'.'.join(keys)}", None, what, remedy))
+        if at == len(keys) - 1:
+            tree[place] = value
+        else:
+            tree = tree.setdefault(place, {}) if isinstance(tree, dict) else tree[place]
 
 
 # ---- the federation that it asks about -------------------------------------------------------------------------------

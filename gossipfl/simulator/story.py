@@ -15,7 +15,7 @@ from gossipfl.simulator import tell
 from gossipfl.simulator.expect import Judged, clock, length
 from gossipfl.simulator.pictures import COLOURS, LEFT, Axes, power, rendered, steps, ticks
 from gossipfl.simulator.results import mean, share_of, worst
-from gossipfl.simulator.run import Happening, Life, Run
+from gossipfl.simulator.run import Life, Run
 
 if TYPE_CHECKING:
     from gossipfl.simulator.scenario import Scenario
@@ -93,20 +93,12 @@ def chance(run: Run) -> list[tuple[str, str]]:
 def hours(axes: Axes, run: Run) -> list[str]:
     """Numbered dashed lines where the faults of [[at]] begin."""
     parts = []
-    for number, one in enumerate(_planned(run), 1):
+    for number, one in enumerate(run.planned(), 1):
         place, top = axes.at(one.begin_s / 3600, axes.y[1])
         _, floor = axes.at(0, axes.y[0])
         parts.append(f'<line class="kill" x1="{place:.1f}" x2="{place:.1f}" y1="{top:.1f}" y2="{floor:.1f}"/>')
         parts.append(f'<text class="killed" x="{place:.1f}" y="{top - 3:.1f}" text-anchor="middle">{number}</text>')
     return parts
-
-
-def _planned(run: Run) -> list[Happening]:
-    """The first part of every [[at]], in the order of time."""
-    first: dict[int, Happening] = {}
-    for one in run.planned():
-        first.setdefault(one.planned or 0, one)
-    return sorted(first.values(), key=lambda one: one.begin_s)
 
 
 def timeline(run: Run) -> str:

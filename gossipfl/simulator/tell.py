@@ -49,30 +49,18 @@ class Told:
 
 def told(run: Run, plan: Sequence[At]) -> list[Told]:
     """Every [[at]] of the scenario that has happened, in the order of time."""
-    merged: dict[int, list[Happening]] = {}
-    for one in run.planned():
-        merged.setdefault(one.planned or 0, []).append(one)
-    found = []
-    for number, parts in sorted(merged.items(), key=lambda item: item[1][0].begin_s):
-        whole = as_one(parts)
-        found.append(Told(clock(whole.begin_s), plan[number].says or in_words(whole), aftermath(run, whole)))
-    return found
-
-
-def as_one(parts: Sequence[Happening]) -> Happening:
-    """A strike on several nodes happens to each; people see one."""
-    first = parts[0]
-    names = tuple(dict.fromkeys(name for one in parts for name in one.nodes))
-    end = max(one.end_s for one in parts)
-    return Happening(first.kind, first.begin_s, end, names, first.detail, first.planned)
+    return [
+        Told(clock(one.begin_s), plan[one.planned or 0].says or in_words(one), aftermath(run, one))
+        for one in run.planned()
+    ]
 
 
 def in_words(one: Happening) -> str:
     if one.kind == "cut" and len(one.nodes) == 2 and one.planned is None:
         return f"The connection of {one.nodes[0]} and {one.nodes[1]} was cut."
-    who = joined(one.nodes) if one.nodes else "everybody"
+    who = joined(one.nodes)
     text = WORDS.get(one.kind, one.kind + " at {who}.")
-    return text.format(who=who, Who="Everybody" if who == "everybody" else who, long=length(one.end_s - one.begin_s))
+    return text.format(who=who, Who=who, long=length(one.end_s - one.begin_s))
 
 
 def joined(names: Sequence[str]) -> str:

@@ -18,6 +18,8 @@ from gossipfl.recipe import decoded
 from gossipfl.simulator.network import SECOND, Observer
 from gossipfl.simulator.results import consensus
 from gossipfl.simulator.run import Happening, Life, Sample, Span, State
+from gossipfl.simulator.trouble import STORM, STORM_S
+from gossipfl.store.errors import StateError
 from gossipfl.tasks import fitting
 
 if TYPE_CHECKING:
@@ -32,9 +34,19 @@ HAPPENINGS_MAX: Final = 20_000
 STATES: Final[Mapping[str, State]] = {"partition": "apart", "pause": "paused"}
 """Faults that put whom they name into a state; a crash is seen by itself."""
 
+LASTING: Final = frozenset(
+    {"refuse", "stall", "drip", "one-way", "partition", "pause", "straggler", "disk-full", "hostile", "crash"}
+)
+"""Strikes that last as long as they say."""
 
-DOWN: Final = frozenset({"crash", "crash-saving", "restart-storm", "blackout", "disk-full", "io-error", "bit-rot"})
-"""Faults that are over, for whom they named, when its process runs again."""
+LATE_S: Final = 10.0
+"""Who starts later was not there from the beginning."""
+
+DOWN: Final[Mapping[str, float]] = {
+    "crash": 1.0, "crash-saving": 3600.0, "restart-storm": 60.0, "blackout": 1.0, "disk-full": 3600.0, "io-error": 3600.0,
+    "bit-rot": 3600.0, "state-lost": 1.0, "churn": 1.0,
+}  # fmt: skip
+"""Faults of which a process may die, within so many seconds; they are over when it runs again."""
 
 
 class Historian(Observer):
@@ -58,7 +70,7 @@ class Historian(Observer):
 
     def booted(self, world: World, node: Node) -> None:
         life, now = self.lives[node.name], world.mono / SECOND
-        if not life.boots and now > 1:
+        if not life.boots and now > LATE_S:
             life.spans.append(Span(0.0, now, "not yet"))
         if (since := self.down.pop(node.name, None)) is not None:
             life.spans.append(Span(since, now, "down"))
@@ -97,43 +109,60 @@ class Historian(Observer):
             if begun:
                 self.close(begun.pop(0), now)
             return
-        happening = Happening(base, now, now, names, detail, self.plan(base, names, now))
-        if len(self.happenings) < HAPPENINGS_MAX or happening.planned is not None:
+        if self.is_planned(base, names, now):
+            return
+        happening = Happening(base, now, now, names, detail)
+        if len(self.happenings) < HAPPENINGS_MAX:
             self.happenings.append(happening)
-        self.open.setdefault((base, names), []).append(happening)
+            self.open.setdefault((base, names), []).append(happening)
 
     # ---- bookkeeping ---------------------------------------------------------------------------------------------
 
-    def plan(self, kind: str, names: tuple[str, ...], now: float) -> int | None:
-        """Which strike of the scenario this is: of its kind, at its time, at one of its nodes."""
-        for at, strike in enumerate(self.strikes):
-            alike = kind == strike.kind or (kind == "crash" and strike.kind in ("crash-saving", "restart-storm"))
-            late = now - strike.at_s
-            if (
-                alike
-                and -1e-3 <= late <= max(strike.seconds, 60.0)
-                and (not strike.nodes or set(names) & set(strike.nodes))
-            ):
-                return at
-        return None
+    def is_planned(self, kind: str, names: tuple[str, ...], now: float) -> bool:
+        """Is this (a part of) a strike of the scenario: of its kind, at its time, at one of its nodes?"""
+        return any(
+            kind in (strike.kind, "crash" if strike.kind in DOWN else strike.kind)
+            and -1e-3 <= now - strike.at_s <= DOWN.get(strike.kind, 0.0) + 1e-3
+            and (not strike.nodes or not set(names).isdisjoint(strike.nodes))
+            for strike in self.strikes
+        )
 
     def close(self, happening: Happening, now: float) -> None:
         happening.end_s = now
         if (state := STATES.get(happening.kind)) is not None:
-            for name in self.apart(happening):
+            for name in happening.nodes:
                 self.lives[name].spans.append(Span(happening.begin_s, now, state))
 
-    def apart(self, happening: Happening) -> Sequence[str]:
-        """Whom a partition or pause concerns; of a partition without names, everybody."""
-        return [name for name in happening.nodes if name in self.lives] or list(self.lives)
-
     def over(self, name: str, now: float) -> None:
-        """A node is up again: the crashes that it had are over."""
+        """A node is up again: what brought it down is over."""
         for happening in reversed(self.happenings):
             if now - happening.begin_s > 24 * 3600:
                 break
             if happening.kind in DOWN and name in happening.nodes and happening.end_s == happening.begin_s:
                 happening.end_s = now
+
+    def planned(self, end: float) -> list[Happening]:
+        """Every strike of the scenario, with when it was over."""
+        found = []
+        for number, strike in enumerate(self.strikes):
+            begin = strike.at_s
+            until = min(end, begin + strike.seconds) if strike.kind in LASTING else begin
+            names = strike.nodes or tuple(self.lives)
+            for life in (self.lives[name] for name in names):
+                until = max([until, *(one.end_s for one in self.downs(life, strike))])
+            happening = Happening(strike.kind, begin, until, names, str(strike.value or ""), number)
+            if begin < end:
+                self.close(happening, until)
+                found.append(happening)
+        return found
+
+    @staticmethod
+    def downs(life: Life, strike: Strike) -> list[Span]:
+        """The times that a node was down because of a strike: of a storm each, else the first after it."""
+        storm = strike.kind == "restart-storm"
+        within = STORM_S * (float(strike.value or STORM) + 0.5) if storm else DOWN.get(strike.kind, -1.0)
+        found = [one for one in life.spans if one.state == "down" and -1e-3 <= one.begin_s - strike.at_s <= within]
+        return found if storm else found[:1]
 
     def finish(self, world: World) -> None:
         """The last spans, and what the nodes say of themselves."""
@@ -144,18 +173,19 @@ class Historian(Observer):
                     self.close(happening, end)
         for name, node in world.nodes.items():
             life = self.lives[name]
-            life.up = node.alive
+            life.up, life.hostile = node.alive, name in world.trouble.hostile
             life.local_rounds = node.peer.local_round if node.boots else 0
             if name in self.down:
                 life.spans.append(Span(self.down[name], end, "left" if node.stopped else "down"))
             elif not node.boots:
                 life.spans.append(Span(0.0, end, "not yet"))
+        self.happenings = sorted([*self.happenings, *self.planned(end)], key=lambda one: one.begin_s)
 
     # ---- quality -------------------------------------------------------------------------------------------------
 
     def sample(self, world: World) -> Sample:
         """How good every node's model is now."""
-        honest = [name for name, node in world.nodes.items() if node.boots and not self.lives[name].hostile]
+        honest = [name for name, node in world.nodes.items() if node.boots and name not in world.trouble.hostile]
         models = {name: self.model(world, name) for name in honest}
         known = {name: found for name, found in models.items() if found is not None}
         metric = self.made.task.metric
@@ -177,12 +207,16 @@ class Historian(Observer):
 
     @staticmethod
     def model(world: World, name: str) -> tuple[Any, bytes] | None:
-        """(model, encoded statistics): of a running node as its core names it, of another as its disk has it."""
+        """(model, encoded statistics): of a running node as its core names it, of another as its disk has it; None where it
+        is not started or its disk does not read."""
         node = world.nodes[name]
-        if node.alive:
-            return np.array(world.model(name)), node.peer.frozen
-        row = node.store.load().get(("course", name))
-        if row is None:
+        try:
+            if node.alive:
+                return np.array(world.model(name)), node.peer.frozen
+            row = node.store.load().get(("course", name))
+            if row is None:
+                return None
+            course = msgspec.msgpack.decode(row, type=Course)
+            return np.array(node.store.files.array(course.model, node.spec.bench.dtype)), course.normalisation
+        except StateError:
             return None
-        course = msgspec.msgpack.decode(row, type=Course)
-        return np.array(node.store.files.array(course.model, node.spec.bench.dtype)), course.normalisation
