@@ -11,6 +11,7 @@ from typing import Any
 from places import deploy
 from test_node_process import started, status, until
 
+from gossipfl.simulator import scenario as scenarios
 from gossipfl.trust.identity import load_key
 
 
@@ -49,6 +50,11 @@ def test_a_recorded_run_with_a_kill_replays_to_the_same_state(tmp_path: Path) ->
         assert sum(life["exchanges"] for life in result["recordings"]) >= said[name]["exchanges"] - 1
         if name == "a":
             assert first["end"] != "stopped well" and first["rows"].startswith("the next life holds what this life left")
+    out = tmp_path / "measured.toml"
+    code, _ = replayed(*(str(path) for name in names for path in lives[name]), "--scenario", str(out))
+    measured = scenarios.load(out).scenario
+    assert code == 0 and measured.nodes.count == 2
+    assert 0 < measured.lines.latency_s < 0.5 and any(name == "hospital-1" for name, *_ in measured.faults.sessions)
     secret = load_key(tmp_path / "a" / "keys" / "node.key", None, "node")
     content = b"".join(path.read_bytes() for path in lives["a"])
     assert secret[:32] not in content and secret[32:] not in content

@@ -29,6 +29,10 @@ def replay(
         Path | None,
         typer.Option("--cut", metavar="OUT", help="Write what leads up to --until, or to the first difference or violation."),
     ] = None,
+    scenario: Annotated[
+        Path | None,
+        typer.Option("--scenario", metavar="OUT", help="Write what was measured as a scenario for `gossipfl simulate`."),
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print every event with the kinds of its commands.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -48,6 +52,8 @@ def replay(
         rows = told(lives, store)
     if cut is not None:
         cut_down(*lives[0], until, cut)
+    if scenario is not None:
+        measured(recordings, scenario)
     same = all(life.difference is None for _, life in lives) and not any("OTHER" in text for text in rows.values())
     if json_:
         output.emit({"same": same, "recordings": [as_json(*each, rows) for each in lives]})
@@ -147,6 +153,18 @@ def cut_down(recording: Recording, life: Replayed, until: int | None, out: Path)
         raise Misuse("nothing to cut down to: the replay is the same throughout, and no violation is noted; give --until N")
     cut(recording, entries, out)
     output.say(f"{out}: the recording up to {why}")
+
+
+def measured(recordings: list[Recording], out: Path) -> None:
+    from gossipfl.cli import output
+    from gossipfl.simulator.measured import Measured
+
+    found = Measured()
+    for recording in recordings:
+        found.take(recording.life, recording)
+    output.absent(out)
+    output.write(out, found.text(f"{len(recordings)} recordings"))
+    output.say(f"{out}: lines, speeds and outages as measured; gossipfl simulate {out}")
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------
