@@ -138,6 +138,10 @@ def _faults(progress: Progress) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in progress.faults.items()) or "none"
 
 
+def _stages(progress: Progress) -> str:
+    return ", ".join(f"{n} {stage}" for stage, n in progress.stages.items())
+
+
 def _line(progress: Progress) -> str:
     from gossipfl.simulator.expect import clock
 
@@ -145,7 +149,7 @@ def _line(progress: Progress) -> str:
     rounds = f"{low}" if low == high else f"{low}-{high}"
     return (
         f"{clock(progress.virtual_s)} of {clock(progress.of_s)}  {progress.events} events  {progress.exchanges} exchanges  "
-        f"local round {rounds}  apart {progress.consensus:.2g}  faults: {_faults(progress)}"
+        f"{_stages(progress)}  local round {rounds}  apart {progress.consensus:.2g}  faults: {_faults(progress)}"
     )
 
 
@@ -166,6 +170,7 @@ def _drawn(progress: Progress, seconds: float) -> Any:
     passed = f"{clock(progress.virtual_s)} of {clock(progress.of_s)}"
     bar.add_row(passed, ProgressBar(progress.of_s, progress.virtual_s, width=24), left)
     drawn.add_row("virtual time", bar)
+    drawn.add_row("nodes", _stages(progress))
     drawn.add_row("events", f"{progress.events:,}")
     drawn.add_row("exchanges", f"{progress.exchanges:,}")
     drawn.add_row("local rounds", f"{low}" if low == high else f"{low} to {high}")
@@ -191,7 +196,7 @@ def _closing(read: Read, run: Run, judged: list[Judged], page: Path, seconds: fl
     print(*tell.outcome(run), sep="\n")
     print()
     rows = [
-        (life.name, life.rows, life.stage, life.local_rounds, len(life.exchanges), f"{life.sent / 1024:.0f}", life.boots,
+        (life.name, life.rows, "left" if life.left else life.stage, life.local_rounds, len(life.exchanges), f"{life.sent / 1024:.0f}", life.boots,
          _shown_value(run, life.name))
         for life in run.lives
     ]  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -25,6 +26,7 @@ from gossipfl.simulator.watch import Historian
 if TYPE_CHECKING:
     from gossipfl.simulator.federation import Federation
     from gossipfl.simulator.invariants import Checker
+    from gossipfl.simulator.network import Node
     from gossipfl.simulator.scenario import Scenario
 
 ENGINES: Final[Mapping[str, str]] = {"events": "gossipfl.simulator.play:events"}
@@ -61,6 +63,8 @@ class Progress:
     consensus: float
     quality: float
     """of the worst node"""
+    stages: Mapping[str, int]
+    """how many nodes are in each stage"""
 
 
 @dataclass
@@ -125,9 +129,15 @@ def _progress(world: World, made: Federation, end_s: float, apart: float, qualit
     known = [value for value in quality.values() if math.isfinite(value)]
     low = worst(known, made.task.metric) if known else math.nan
     span = (min(rounds, default=0), max(rounds, default=0))
-    return Progress(
-        world.mono / SECOND, end_s, world.events, world.counts["exchange"], faults_of(world), span, apart, low
-    )
+    stages = Counter(_stage(node) for node in world.nodes.values())
+    exchanges = world.counts["exchange"]
+    return Progress(world.mono / SECOND, end_s, world.events, exchanges, faults_of(world), span, apart, low, stages)
+
+
+def _stage(node: Node) -> str:
+    if not node.boots:
+        return "not yet there"
+    return "left" if node.stopped else node.peer.stage if node.alive else "down"
 
 
 def faults_of(world: World) -> dict[str, int]:

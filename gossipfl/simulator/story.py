@@ -31,6 +31,9 @@ NAMES: Final = 104
 NAMED: Final = 48
 """Nodes up to which each has a name and a row of full height in the timeline."""
 
+ALIKE: Final = 1e-12
+"""A distance below this is what rounding leaves of none: all have one model."""
+
 LISTED: Final = 200
 """Rows of the table of faults; all are in happenings.jsonl."""
 
@@ -69,12 +72,27 @@ def page(run: Run, scenario: Scenario, judged: Sequence[Judged], manifest: Mappi
         apart=Markup(apart(run)),
         moved=Markup(moved(run)),
         chance=chance(run),
+        stages=stages(run),
         hidden=max(0, sum(one.planned is None for one in run.happenings) - LISTED),
         clock=clock,
         length=length,
         down=down,
         mebi=lambda size: f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 1024:.0f} KiB",
     )
+
+
+def stages(run: Run) -> str:
+    """Until when the nodes agreed on a normalisation, and when they trained."""
+    ends = {
+        name: [at for life in run.honest for at, stage in life.stages if stage == name]
+        for name in ("training", "release")
+    }
+    said = (
+        [f"statistics until {clock(max(ends['training']))}"] if ends["training"] and max(ends["training"]) > 10 else []
+    )
+    if ends["release"]:
+        said.append(f"training until {clock(max(ends['release']))}")
+    return ", ".join(said)
 
 
 def down(life: Life) -> float:
@@ -163,7 +181,7 @@ def _known(values: Mapping[str, float], name: str) -> bool:
 
 def apart(run: Run) -> str:
     """Consensus distance over virtual hours, on a logarithmic axis."""
-    known = [(one.at_s / 3600, math.log10(one.consensus)) for one in run.samples if one.consensus > 0]
+    known = [(one.at_s / 3600, math.log10(one.consensus)) for one in run.samples if one.consensus > ALIKE]
     if not known:
         return ""
     low, high = math.floor(min(y for _, y in known)), math.ceil(max(y for _, y in known))
@@ -193,5 +211,3 @@ def moved(run: Run) -> str:
         before = x
     parts.append(axes.line(stairs, EXCHANGE))
     return axes.picture([*parts, *hours(axes, run)], "KiB an hour, all nodes together")
-
-
