@@ -196,7 +196,8 @@ def _closing(read: Read, run: Run, judged: list[Judged], page: Path, seconds: fl
     print(*tell.outcome(run), sep="\n")
     print()
     rows = [
-        (life.name, life.rows, "left" if life.left else life.stage, life.local_rounds, len(life.exchanges), f"{life.sent / 1024:.0f}", life.boots,
+        (life.name, life.rows, "left" if life.left else life.stage,
+         life.local_rounds, len(life.exchanges), f"{life.sent / 1024:.0f}", life.boots,
          _shown_value(run, life.name))
         for life in run.lives
     ]  # fmt: skip

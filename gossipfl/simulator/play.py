@@ -171,6 +171,7 @@ def _told(stage: Stage, world: World, historian: Historian, watch: Watching) -> 
         quality=quality,
         consensus_distance=historian.samples[-1].consensus,
         invariants=watch.verdicts(),
+        laws={one.name: one.law for one in watch.checkers},
         first_violations={one.name: _seen(one) for one in watch.checkers if one.first or one.error},
         trace_digest=watch.trace.hexdigest(),
         test_rows=len(made.test),

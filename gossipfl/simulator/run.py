@@ -112,6 +112,8 @@ class Run:
     """node -> every metric of its last model"""
     consensus_distance: float
     invariants: Mapping[str, Verdict] = field(default_factory=dict)
+    laws: Mapping[str, str] = field(default_factory=dict)
+    """invariant -> what it says, in a sentence"""
     first_violations: Mapping[str, str] = field(default_factory=dict)
     """invariant -> what was seen, in words"""
     trace_digest: str | None = None
