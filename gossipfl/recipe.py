@@ -6,6 +6,7 @@ come from (gossipfl.node.build reads files, gossipfl.simulator.federation derive
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,8 +35,9 @@ SECOND: Final = 1_000_000_000
 TURN_NS: Final = 5_000_000
 """Least time between two turns, where the study asks for none: a node that finds nobody must not spin."""
 
-FEATURES_MAX: Final = 2200
-"""Three numbers of nine bytes for each, and a candidate has at most 60,000 bytes."""
+CANDIDATE_MAX: Final = 60_000
+"""Bytes of a normalisation in messages.Candidate: three numbers of nine bytes for each feature, and every member's id; about
+2,200 features among few members."""
 
 SCHEDULES: Final = {"tail": "linear-tail"}
 
@@ -67,16 +69,28 @@ def _empty(task: Task) -> Data:
     return tasks.Data(np.empty((0, width)), np.empty(0))
 
 
+def must_fit(task: Task, membership: Membership) -> None:
+    """The statistics of so many features, with the names of so many members, go into one message. **Raises**: ConfigError."""
+    if not (task.standardise and task.features):
+        return
+    zeros = (0.0,) * len(task.features)
+    longest = max(membership.active, key=len)
+    size = len(ms.encode(ms.Normalisation(membership.federation_id, longest, membership.active, zeros, zeros, zeros)))
+    if size > CANDIDATE_MAX:
+        most = len(task.features) - math.ceil((size - CANDIDATE_MAX) / 27)
+        raise ConfigError(
+            f"the task has {len(task.features)} features: their statistics take {size:,} bytes, and a message holds "
+            f"{CANDIDATE_MAX:,} -- at most {most} features with {len(membership.active)} members; leave some out, or let a task "
+            f"of your own normalise by constants and set standardise = False"
+        )
+
+
 def statistics_of(work: Work, membership: Membership, me: str) -> Any:
     """A member's statistics vector. Every member of the document has a coordinate, so that who leaves shifts nobody."""
     if not work.normalised:
         return np.zeros(1)
+    must_fit(work.task, membership)
     data = work.site.train if work.site else _empty(work.task)
-    if len(work.task.features) > FEATURES_MAX:
-        raise ConfigError(
-            f"the task has {len(work.task.features)} features; a study normalises at most {FEATURES_MAX} (they must fit one "
-            f"message): let the task normalise by constants and set standardise = False"
-        )
     ids = [member.id for member in membership.members]
     return normalisation.statistics_vector(ids.index(me), len(ids), data, membership.study.minimum_count)
 
@@ -157,7 +171,21 @@ def bench_of(
         plan=partial(plan_of, membership.study),
         seed=seed,
         estimate=reader if work.normalised else lambda vector: ((), None),
+        absurdity=_absurdity(membership, work) if work.normalised else lambda vector: "",
     )
+
+
+def ranges_of(task: Task) -> tuple[normalisation.Range, ...]:
+    """The study's range of each feature, where the task has any."""
+    return tuple(getattr(task, "ranges", ()))
+
+
+def _absurdity(membership: Membership, work: Work) -> Callable[[Any], str]:
+    trainers = [membership.member(one) for one in membership.active if membership.member(one).role == "trainer"]
+    counts = [trainer.count for trainer in trainers]
+    most = float(max(counts)) if counts and all(counts) else math.inf
+    names, ranges = work.task.features, ranges_of(work.task)
+    return lambda vector: normalisation.absurdity(vector, len(membership.members), names, ranges, most)
 
 
 def trainer_of(work: Work, normaliser: normalisation.Normaliser) -> Any:

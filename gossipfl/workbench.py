@@ -158,6 +158,8 @@ class Bench:
     """of this node's own draws (minibatches); never shared"""
     estimate: Callable[[Vector], tuple[tuple[float, ...], ms.Normalisation | None]] = lambda vector: ((), None)
     """reads a statistics vector"""
+    absurdity: Callable[[Vector], str] = lambda vector: ""
+    """what in a peer's statistics vector no members' rows can have made; empty where nothing is"""
 
 
 def result(job: ev.Job, part: str = "", *found: float) -> bytes:
@@ -203,6 +205,9 @@ class Workbench:
         self._learner: Learner | None = None
         self._made: dict[int, list[bytes]] = {}
         self._threads: ThreadPoolExecutor | None = None
+        self.straightness: dict[str, checks.Straightness] = {}
+        """of each link, since this process began"""
+        self._watched: Vector | None = None
 
     def carry_out(self, job: ev.Job) -> ev.Event:
         """Do one job. Never raises on what a peer sent: that is `Failed` with the reason of the refusal.
@@ -363,6 +368,8 @@ class Workbench:
         squares = self.over(model, meet)
         limit = checks.LIMIT if job.space == "model" else math.inf
         checks.check(theirs.array, own.array, limit=limit, distance=math.sqrt(sum(squares)))
+        if job.space == "statistics" and (absurd := self.bench.absurdity(theirs.array)):
+            raise Refused("implausible", f"the peer's statistics hold {absurd}; a unit, a sentinel value or the member is wrong")
         distance = math.sqrt(squares[0])
         clip = self.clip(job, distance)
         lo, hi = (own, theirs) if job.lower else (theirs, own)
@@ -394,6 +401,10 @@ class Workbench:
             self.over(model[:p], lambda piece: ledger.close(piece, cap))
             flow = self.keep(job.job, ledger.after, result(job, "flow", clip, cap))
             drift = self.keep(job.job, ledger.drift, result(job, "correction", clip, cap))
+        if job.space == "model" and job.peer:
+            seen = self.watched(p)
+            q = mixing.flow_step(lo.array[seen], hi.array[seen], job.gamma, m_lo, m_hi, clip)
+            self.straightness.setdefault(job.peer, checks.Straightness()).add(q)
         payload = job.payload if answer is None else self.keep(job.job, answer)
         mine = digest.replica_name(job.reference_out, payload, job.space, job.codec)
         peers = digest.replica_name(job.reference_in, job.incoming, job.space, job.codec)
@@ -411,6 +422,14 @@ class Workbench:
             payload=b"" if answer is None else payload,
             size=sent.size,
         )
+
+    def watched(self, p: int) -> Vector:
+        """The coordinates by which links are watched: drawn once, and nobody else knows them."""
+        if self._watched is None:
+            rng = np.random.Generator(np.random.PCG64([*self.bench.seed, checks.SAMPLE]))
+            chosen = np.arange(p) if p <= checks.SAMPLE else rng.choice(p, checks.SAMPLE, replace=False, shuffle=False)
+            self._watched = np.sort(chosen)
+        return self._watched
 
     def clip(self, job: ev.Mix, distance: float) -> float:
         """The responder computes the clip; the initiator takes the reply's, if it lets no more through than it should."""

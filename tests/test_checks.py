@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gossipfl.errors import Misuse, Refused
+from gossipfl.learning import checks
 from gossipfl.learning.blocks import BLOCK
 from gossipfl.learning.checks import LIMIT, check
 
@@ -61,3 +62,28 @@ def test_a_reference_that_is_not_finite_is_our_own_fault():
         check(np.zeros(3), np.array([0, np.nan, 0]))
     with pytest.raises(Misuse, match="limit"):
         check(np.zeros(3), np.zeros(3), limit=0.0)
+
+
+# ---- straightness ----------------------------------------------------------------------------------------------------
+
+
+def test_a_link_that_always_pushes_one_way_is_straight_and_one_that_goes_to_and_fro_is_not() -> None:
+    rng = np.random.Generator(np.random.PCG64(0))
+    way = rng.normal(size=200)
+    straight, wandering, scaled = checks.Straightness(), checks.Straightness(), checks.Straightness()
+    for k in range(checks.ENOUGH):
+        assert straight.ratio is None, "too early to say"
+        straight.add((1 + k) * way)
+        wander = rng.normal(size=200)
+        wandering.add(wander)
+        scaled.add(1e-6 * wander)
+    assert straight.ratio == pytest.approx(1.0) and "the same way" in checks.straight_alarm(straight.ratio)
+    assert wandering.ratio is not None and wandering.ratio < 0.5 and not checks.straight_alarm(wandering.ratio)
+    assert scaled.ratio == pytest.approx(wandering.ratio), "whatever the scale"
+
+
+def test_a_link_on_which_nothing_moves_has_no_straightness() -> None:
+    still = checks.Straightness()
+    for _ in range(checks.ENOUGH):
+        still.add(np.zeros(3))
+    assert still.ratio is None and not checks.straight_alarm(still.ratio)

@@ -213,6 +213,43 @@ def test_add_and_leave_raise_the_version_and_show_says_so(lines: list[str], caps
     assert "version 3" in capsys.readouterr().out
 
 
+def test_t28_who_leaves_does_not_keep_the_psk_of_those_who_stay(
+    lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("federation", "create", "--task", "toy", *lines) == 0
+    old = identity.load_key(Path("psk.key"), None, "psk")
+    capsys.readouterr()
+    assert run("federation", "leave", "federation.json", "b") == 0
+    said = capsys.readouterr().err
+    new = identity.load_key(Path("psk-v2.key"), None, "psk")
+    assert new != old and len(new) == 32 and stat.S_IMODE(Path("psk-v2.key").stat().st_mode) == 0o600
+    assert "a, c" in said and "keys/psk.key" in said
+    assert run("federation", "leave", "federation.json", "c", "--same-psk") == 0
+    assert not Path("psk-v3.key").exists()
+
+
+def test_more_features_than_one_message_holds_are_refused_at_create(
+    lines: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("wide.py").write_text(
+        "from torch import nn\n"
+        "class Wide:\n"
+        "    name, metric, standardise = 'wide', 'loss', True\n"
+        "    def __init__(self, n): self.features = tuple(f'f{k}' for k in range(n)); self.n = n\n"
+        "    def model(self): return nn.Linear(self.n, 1)\n"
+        "    def loss(self, module, x, y): return module(x).mean()\n"
+        "    def data(self, source): raise NotImplementedError\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    create = ("federation", "create", "--task", "wide:Wide", *lines)
+    assert run(*create, "--option", "n=2300", "--out", "out") == Exit.CONFIG
+    said = capsys.readouterr().err
+    most = int(said.split("at most ")[1].split()[0])
+    assert 2000 < most < 2300 and not Path("out").exists()
+    assert run(*create, "--option", f"n={most}", "--out", "out") == 0
+    assert run(*create, "--option", f"n={most + 1}", "--out", "more") == Exit.CONFIG
+
+
 def test_check_is_content_with_a_good_federation_and_names_its_disk_need(
     lines: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

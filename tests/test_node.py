@@ -138,6 +138,35 @@ async def test_pause_holds_training_and_exchanges_and_resume_lets_go(tmp_path: P
         await until(lambda: drivers[0].peer.local_round > held + 2)
 
 
+async def test_an_operators_pause_outlives_a_restart_and_resume_ends_it(tmp_path: Path) -> None:
+    configs = town(tmp_path, local_rounds=10**6)
+    first, other = (driver_of(config) for config in configs.values())
+    async with running(other):
+        async with running(first):
+            first.order("pause")
+            await until(lambda: first.peer.paused)
+        rounds = first.peer.local_round
+        again = driver_of(configs["a"])
+        async with running(again):
+            await until(lambda: again.peer.link("b").peer and other.peer.stage != "")
+            assert again.peer.paused and again.unready()[0] == "paused" and again.peer.local_round == rounds
+            again.order("resume")
+            await until(lambda: again.peer.local_round > rounds)
+        third = driver_of(configs["a"])
+        async with running(third):
+            assert not third.peer.paused
+
+
+async def test_ready_is_who_has_been_greeted(tmp_path: Path) -> None:
+    first, other = (driver_of(config) for config in town(tmp_path).values())
+    async with running(first, other):
+        await until(lambda: first.peer.by_peer and not first.unready())
+        conn = first.peer.by_peer["b"]
+        conn.greeted = False
+        assert "connected to no neighbour" in first.unready()[0]
+        conn.greeted = True
+
+
 async def test_outside_its_allowed_hours_a_node_rests(tmp_path: Path) -> None:
     hour = (time.localtime().tm_hour + 12) % 24
     window = f'allowed_hours = "{hour:02d}:00-{hour:02d}:01"'

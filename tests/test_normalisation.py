@@ -196,3 +196,42 @@ def test_of_the_four_real_hospitals_only_the_hidden_missing_values_are_named() -
     }
     assert set(said) == {("switzerland", "cholesterol"), ("va", "cholesterol"), ("va", "resting blood pressure")}
     assert all("not measured" in warning for warning in said.values())
+
+
+# ---- what no rows can have made --------------------------------------------------------------------------------------
+
+
+RANGES: tuple[n.Range, ...] = ((18.0, 110.0), (0.0, 1.0), None)
+NAMES = ("age", "sex=m", "anything")
+
+
+def honest(rows: int = 80) -> np.ndarray:
+    x = rng(1).uniform([18, 0, -1e9], [110, 1, 1e9], size=(rows, 3))
+    return n.statistics_vector(0, 2, data(x))
+
+
+def test_what_members_within_the_ranges_have_is_never_absurd_also_where_exchanges_overlapped() -> None:
+    mine, other = honest(), n.statistics_vector(1, 2, data(rng(2).uniform([18, 0, -1e9], [110, 1, 1e9], size=(90, 3))))
+    for mixed_vector in (mine, (mine + other) / 2, 1.5 * other - 0.5 * mine):
+        assert not n.absurdity(mixed_vector, 2, NAMES, RANGES, 100.0)
+        assert not n.absurdity(mixed_vector, 2, NAMES, (), np.inf)
+
+
+@pytest.mark.parametrize(
+    "place, value, says",
+    [(0, 50.0, "share"), (2, 1e5, "count of 1e+05 for age"), (5, 1e7, "sum of 1e+07 for age"), (9, -1e9, "squares")],
+)
+def test_what_no_member_can_have_is_named(place: int, value: float, says: str) -> None:
+    vector = honest()
+    vector[place] = value
+    assert says in n.absurdity(vector, 2, NAMES, RANGES, 100.0)
+
+
+def test_a_mean_that_the_study_s_range_does_not_allow_is_named_to_the_site() -> None:
+    own = data(rng(0).uniform(18, 110, size=(60, 1)), ("age",))
+    count, spread = np.array([120.0]), np.array([20.0])
+    (wrong,) = n.compare(own, count, np.array([250.0]), spread, ranges=RANGES[:1])
+    (right,) = n.compare(own, count, np.array([60.0]), np.array([26.0]), ranges=RANGES[:1])
+    assert "cannot come of values from 18 to 110" in wrong.warning and not right.warning
+    (wide,) = n.compare(own, count, np.array([60.0]), np.array([400.0]), ranges=RANGES[:1])
+    assert "cannot come" in wide.warning

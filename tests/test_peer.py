@@ -12,8 +12,10 @@ import pytest
 from test_exactly_once import furthest
 from worlds import certificate_of, federation, quadratics, toy_specs
 
+from gossipfl.learning.checks import straight_alarm
 from gossipfl.protocol import events as ev
 from gossipfl.simulator.faults import Faults
+from gossipfl.simulator.federation import found
 from gossipfl.simulator.network import World
 from gossipfl.tasks.normalisation import statistics_size, statistics_vector
 from gossipfl.tasks.task import Data
@@ -184,6 +186,22 @@ def test_the_ledger_stays_bounded_beside_a_member_that_always_pushes_one_way() -
     assert thousand < 10
 
 
+def test_only_the_links_of_a_member_that_always_pushes_one_way_are_straight() -> None:
+    counts = dict.fromkeys("abcde", 10)
+    members = federation(counts, local_rounds=400, eta=0.05)
+    trainers, _ = quadratics(tuple("abcde"), 3)
+    world = World(toy_specs(members, lambda name: trainers[name], turn_ns=200_000_000), 3)
+    hostile(world, "e", lambda moved: np.full_like(moved, 100.0))
+    world.run(30)
+    alarms = {
+        (name, peer)
+        for name in "abcd"
+        for peer, found in world.nodes[name].bench.straightness.items()
+        if straight_alarm(found.ratio)
+    }
+    assert alarms == {(name, "e") for name in "abcd"}
+
+
 def test_who_has_left_is_no_neighbour_and_its_flow_is_dropped() -> None:
     world, _ = small_world()
     world.run(20)
@@ -272,3 +290,18 @@ def test_a_site_that_comes_when_most_have_finished_takes_their_model_and_does_no
     own = float(np.abs(trainers["e"].ab / trainers["e"].a - before).max())
     assert away < own / 3
     assert float(np.abs(world.model("e") - world.model("a")).max()) < own / 10
+
+
+def test_T12_statistics_that_no_rows_can_have_made_are_refused_and_named() -> None:
+    """A member says that it has 1e9 rows: the others take none of it, wait, and their operators can read why."""
+    town = found("breast-cancer", 3, 0)
+    specs, liar = town.specs(), town.membership.active[-1]
+    absurd = np.array(specs[liar].statistics)
+    absurd[3:] *= 1e7
+    world = World(specs | {liar: replace(specs[liar], statistics=absurd)}, 0)
+    world.run(20)
+    honest = [world.nodes[name] for name in town.membership.active[:-1]]
+    assert all(node.peer.counts.get("implausible") for node in honest)
+    said = [fact.fields["detail"] for node in honest for fact in node.facts if fact.fields.get("reason") == "implausible"]
+    assert said and all("declared counts allow" in detail for detail in said)
+    assert all(np.abs(node.store.files.array(node.peer.current["statistics"], "f8")).max() < 1e9 for node in honest)

@@ -67,9 +67,11 @@ def create(
     """Make federation.json and the secret psk.key from the lines of all members."""
     import secrets
 
+    from gossipfl import tasks
     from gossipfl.cli import output
     from gossipfl.config import PSK
     from gossipfl.documents import validated
+    from gossipfl.recipe import must_fit
     from gossipfl.trust import identity, membership
 
     output.absent(out / FILE, out / PSK)
@@ -84,6 +86,7 @@ def create(
         x0=first.x0,
         topology=topology,
     )
+    must_fit(tasks.load(plan.task, plan.task_options), made)
     output.folder(out, 0o755)
     identity.save_key(out / PSK, secrets.token_bytes(32), None, "psk")
     output.write(out / FILE, made.dump())
@@ -107,12 +110,27 @@ def add(
 def leave(
     file: FilePath,
     member: Annotated[str, typer.Argument(metavar="ID", help="Who leaves, for good: the id never comes back.")],
+    same_psk: Annotated[bool, typer.Option("--same-psk", help="Make no new psk: who left never had this one.")] = False,
     json_: JSON = False,
 ) -> None:
-    """Say that a member has left; the version grows by one. No timeout ever says so: only this."""
-    from gossipfl.trust import membership
+    """Say that a member has left; the version grows by one, and the others get a new psk. No timeout ever says so: only this."""
+    import secrets
 
-    _changed(file, membership.without(membership.Membership.load(file), member), json_)
+    from gossipfl.cli import output
+    from gossipfl.trust import identity, membership
+
+    changed = membership.without(membership.Membership.load(file), member)
+    psk = file.with_name(f"psk-v{changed.version}.key")
+    if not same_psk:
+        output.absent(psk)
+        identity.save_key(psk, secrets.token_bytes(32), None, "psk")
+    _changed(file, changed, json_)
+    if not same_psk:
+        output.say(
+            f"Made {psk} (secret), which {member} must not get: send it to {', '.join(changed.active)}, each by a safe way. "
+            f"Each stops its node, puts it in place of keys/psk.key and the new federation file in place of the old, and starts "
+            f"again; nodes with the old psk and nodes with the new one do not talk."
+        )
 
 
 def show(file: FilePath, json_: JSON = False) -> None:

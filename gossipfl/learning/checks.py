@@ -61,3 +61,57 @@ def _refuse_nonfinite(vector: Vector) -> None:
             f"{bad} of {vector.size} elements are NaN or infinite; the peer's training diverged (lower its "
             "learning rate) or it is faulty",
         )
+
+
+# ---- does a link always push the same way? ---------------------------------------------------------------------------
+
+
+SAMPLE: Final = 4096
+"""Coordinates that are watched: all of a small model, a random part of a large one (a ratio of norms needs no more)."""
+
+ENOUGH: Final = 10
+"""Exchanges before it is judged: after five, honest links of a net that begins to learn reach .92."""
+
+STRAIGHT: Final = 0.9
+"""Above it a link is straight: from ten exchanges on honest ones stay below .82, those of a member that always pushes above
+.99 (docs/adr/0019)."""
+
+
+class Straightness:
+    """norm(sum q) / sum norm(q) of one link, over all it has seen: 1 where every exchange pushed the same way, near 0 where
+    they go to and fro. In memory: it begins anew with the process.
+
+    **Laws**: between 0 and 1; the same for any scale of q."""
+
+    def __init__(self) -> None:
+        self.total: Vector | None = None
+        self.length = 0.0
+        self.exchanges = 0
+
+    def add(self, q: Vector) -> None:
+        """The watched coordinates of one exchange's flow."""
+        step = np.asarray(q, dtype=np.float64)
+        self.total = step if self.total is None else self.total + step
+        self.length += float(np.sqrt(np.square(step).sum()))
+        self.exchanges += 1
+
+    @property
+    def ratio(self) -> float | None:
+        """None before there were enough exchanges, or where nothing has moved."""
+        if self.exchanges < ENOUGH or self.total is None or not self.length:
+            return None
+        return float(np.sqrt(np.square(self.total).sum())) / self.length
+
+
+def straight_alarm(ratio: float | None) -> str:
+    """What an operator should know of a link of this straightness; empty where nothing.
+
+    >>> straight_alarm(0.5), straight_alarm(0.93)[:34]
+    ('', 'every exchange pushes the same way')
+    """
+    if ratio is None or ratio <= STRAIGHT:
+        return ""
+    return (
+        f"every exchange pushes the same way (straightness {ratio:.2f} since this node's start): a peer that pulls all models "
+        f"to its own, by a fault, other data or intent; ask that site"
+    )

@@ -108,7 +108,7 @@ def exposition(driver: Driver) -> bytes:
 
     gauge("local_round", "local rounds done", status["local_round"])
     gauge("released", "exchanges of the release", status["released"])
-    gauge("connected_peers", "sessions that are up", len(driver.peer.by_peer))
+    gauge("connected_peers", "sessions that are up and greeted", sum(conn.greeted for conn in driver.peer.by_peer.values()))
     gauge("paused", "1 while paused", float(driver.peer.paused))
     gauge("certificate_end_seconds", "unix time at which this node's certificate ends", status["certificate_until"])
     stage = Gauge("gossipfl_stage", "1 for the stage that this node is in", ["stage"], registry=registry)
@@ -117,11 +117,14 @@ def exposition(driver: Driver) -> bytes:
     sent = Counter("gossipfl_sent_bytes", "payload bytes sent", ["peer"], registry=registry)
     received = Counter("gossipfl_received_bytes", "payload bytes received", ["peer"], registry=registry)
     doubt = Gauge("gossipfl_in_doubt", "1 while an exchange with this peer is in doubt", ["peer"], registry=registry)
+    straight = Gauge("gossipfl_straightness", "of the link since the start; near 1: always one way", ["peer"], registry=registry)
     for name, peer in status["peers"].items():
         exchanges.labels(name).inc(peer["exchanges"])
         sent.labels(name).inc(peer["sent_bytes"])
         received.labels(name).inc(peer["received_bytes"])
         doubt.labels(name).set(float(peer["in_doubt"]))
+        if peer["straightness"] is not None:
+            straight.labels(name).set(peer["straightness"])
     refusals = Counter("gossipfl_refusals", "refusals by this node", ["reason"], registry=registry)
     for reason, count in status["refusals"].items():
         refusals.labels(reason).inc(count)

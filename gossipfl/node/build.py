@@ -28,7 +28,17 @@ from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.link import decode_link
-from gossipfl.recipe import Work, bench_of, judge_of, normaliser_of, settings_of, statistics_of, trainer_of, work_of
+from gossipfl.recipe import (
+    Work,
+    bench_of,
+    judge_of,
+    normaliser_of,
+    ranges_of,
+    settings_of,
+    statistics_of,
+    trainer_of,
+    work_of,
+)
 from gossipfl.recorder import RECORDINGS, Recorder
 from gossipfl.recording import Shape
 from gossipfl.store import Store
@@ -330,7 +340,7 @@ def compare(config: NodeConfig, work: Work, statistics: ms.Normalisation, minimu
     """This site's mean and spread beside the federation's: a file in the state folder, and a warning for what looks wrong."""
     assert work.site is not None
     count, mean, spread = (np.array(row) for row in (statistics.count, statistics.mean, statistics.spread))
-    rows = normalisation.compare(work.site.train, count, mean, spread, minimum)
+    rows = normalisation.compare(work.site.train, count, mean, spread, minimum, ranges_of(work.task))
     path = config.node.state / "normalisation.json"
     with border(f"write {path}"):
         path.write_text(json.dumps([vars(row) for row in rows], indent=1), encoding="utf-8")

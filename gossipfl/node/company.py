@@ -5,7 +5,7 @@ The core knows each neighbour's state; here is only when a person is told. Not h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -58,6 +58,7 @@ class Company:
         self.told: dict[str, _Told] = {}
         self.handshakes = Bucket(HANDSHAKES)
         self.unsaid = 0
+        self.alarmed: set[str] = set()
 
     def look(self, neighbours: Iterable[Neighbour], dialable: frozenset[str], now: Instant) -> None:
         """Say what has changed since the last look."""
@@ -87,6 +88,13 @@ class Company:
         told.gap_ns = min(AGAIN_MAX_NS, 2 * told.gap_ns) if told.missing == cause else AGAIN_NS
         told.here, told.missing, told.at_ns = False, cause, now.mono_ns
         self.log.say("unreachable", peer=one.name, cause=cause, remedy=cure(cause))
+
+    def straight(self, alarms: Mapping[str, str]) -> None:
+        """Say once of each link that it always pushes one way, and again if it has ceased to meanwhile."""
+        for peer, alarm in alarms.items():
+            if alarm and peer not in self.alarmed:
+                self.log.say("alarm", peer=peer, detail=alarm)
+        self.alarmed = {peer for peer, alarm in alarms.items() if alarm}
 
     def turned_away(self, address: str, claimed: str, why: str, now: Instant) -> None:
         """Somebody dialled us, and no session came of it. `claimed` is who it said it was: not to be believed."""

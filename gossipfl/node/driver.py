@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gossipfl import __version__
 from gossipfl.config import NodeConfig
 from gossipfl.errors import GossipError
+from gossipfl.learning.checks import straight_alarm
 from gossipfl.node.client import Client
 from gossipfl.node.company import Company
 from gossipfl.node.connection import Connection
@@ -53,6 +54,9 @@ SITTING_S: Final = 2.0
 LIGHT_BYTES: Final = 64 * 1024
 """Payloads up to this size are mixed where they are, in half a millisecond: handing a job to a thread and its end back costs
 as much. Larger ones go to a thread, so that no connection waits."""
+
+PAUSED: Final = ("operator", "paused")
+"""The row that says so."""
 
 EVALUATIONS: Final = 30
 """Evaluations over the local rounds of a study: enough for a curve."""
@@ -107,7 +111,8 @@ class Driver:
         self.company = Company(self.log, self.began_ns)
         self.listening = self.admin = ""
         self.door: Door | None = None
-        self.held_by_operator = False
+        self.held_by_operator = PAUSED in parts.started.rows
+        """an operator's pause outlives the process: only `resume` ends it"""
         self.held = False
         self.after: Callable[[ev.Event], None] = lambda event: None
         """called right after the core has handled an event"""
@@ -138,6 +143,7 @@ class Driver:
             async with asyncio.TaskGroup() as self.group:
                 closers: list[Callable[[], Awaitable[None]]] = [self.client.close]
                 tick = self.group.create_task(self._tick())
+                self._hours()  # before the core starts: what was paused begins nothing
                 self.post(self.parts.started)
                 try:
                     closers += [await admin.serve(self), await server.serve(self)]
@@ -398,6 +404,7 @@ class Driver:
         if not peer.stopping:
             around = [peer.neighbour(one) for one in self.parts.membership.neighbours(peer.me)]
             self.company.look(around, peer.settings.dialable, self.now())
+            self.company.straight({name: straight_alarm(found.ratio) for name, found in self.bench.straightness.items()})
         if self.log.live:
             self.log.show(progress(self.status()))
 
@@ -408,8 +415,13 @@ class Driver:
         elif order in ("pause", "resume"):
             self.held_by_operator = order == "pause"
             self._hours()
+            self.group.create_task(self._remember(PAUSED, b"1" if self.held_by_operator else None))
         else:
             self.post(ev.Operator(order))
+
+    async def _remember(self, row: tuple[str, str], value: bytes | None) -> None:
+        """A row of the operator's own, on disk."""
+        await self._in(self._disk, self.store.rows.apply, [(*row, value)], (), time.time_ns())
 
     def _hours(self) -> None:
         """Pause when the operator or the clock on the wall says so."""
@@ -457,8 +469,14 @@ class Driver:
 
     def status(self) -> dict[str, Any]:
         """The core's status, with what only the driver knows."""
+        said = self.peer.status()
+        straight = {peer: found.ratio for peer, found in self.bench.straightness.items()}
+        for peer, about in said["peers"].items():
+            ratio = straight.get(peer)
+            about["straightness"] = None if ratio is None else round(ratio, 3)
+            about["alarm"] = straight_alarm(ratio)
         return {
-            **self.peer.status(),
+            **said,
             "version": __version__,
             "pid": os.getpid(),
             "uptime_s": round((time.monotonic_ns() - self.began_ns) / 1e9, 1),
@@ -486,7 +504,7 @@ class Driver:
         if not self.parts.certificate.valid_at(time.time_ns()):
             reasons.append("this node's certificate is not valid now; renew it, or correct the clock")
         neighbours = self.parts.membership.neighbours(self.peer.me)
-        if neighbours and not self.peer.by_peer:
+        if neighbours and not any(conn.greeted for conn in self.peer.by_peer.values()):
             reasons.append("connected to no neighbour: " + "; ".join(self._silence(peer) for peer in neighbours[:5]))
         return reasons
 

@@ -322,6 +322,8 @@ class Mix:
     clip: float = 1.0
     cap: float = 1.0
     q: bytes = NONE
+    peer: str = ""
+    """whose exchange it is: for what the hands watch, not for what they compute"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,7 @@ class Exchanges(Greeting):
             tau=tau,
             leak=leak,
             cap_norm=self.cap_norm(kappa, gradient, came.gradient, peer),
+            peer=peer,
             **known,
         )
 

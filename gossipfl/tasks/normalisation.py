@@ -199,7 +199,35 @@ class Comparison:
     warning: str = ""
 
 
-def compare(own: Data, count: Floats, mean: Floats, spread: Floats, minimum: int = MINIMUM) -> list[Comparison]:
+Range = tuple[float, float] | None
+"""Lowest and highest value that the study lets a feature have; None: it says nothing."""
+
+ABSURD: Final = 10.0
+"""How many times what any member can have is refused. Mixed vectors leave the hull of the members' own a little where
+exchanges overlap: by a factor of two, never ten."""
+
+
+def absurdity(vector: Floats, members: int, names: Sequence[str], ranges: Sequence[Range], most: float) -> str:
+    """What in a peer's statistics vector no members' rows can have made, by the study's ranges and the declared counts; empty
+    where nothing is. `most`: the largest declared count, infinity where a member has declared none."""
+    d = len(names)
+    reach = np.array([math.inf if one is None else max(abs(one[0]), abs(one[1])) for one in ranges or [None] * d])
+    rows = np.full(d, ABSURD * most)
+    reach, rows = np.where(reach == 0, 1.0, reach), np.maximum(rows, 1.0)
+    parts = vector[members:].reshape(3, d)
+    if (np.abs(vector[:members]) > ABSURD).any():
+        return f"a member's share of {np.abs(vector[:members]).max():.3g}, at most 1 is possible"
+    for row, limit, what in zip(parts, (rows, rows * reach, rows * reach**2), ("count", "sum", "sum of squares"), strict=True):
+        beyond = np.flatnonzero(np.abs(row) > limit)
+        if len(beyond):
+            k = int(beyond[0])
+            return f"a {what} of {row[k]:.3g} for {names[k]}, ten times what the study's ranges and declared counts allow"
+    return ""
+
+
+def compare(
+    own: Data, count: Floats, mean: Floats, spread: Floats, minimum: int = MINIMUM, ranges: Sequence[Range] = ()
+) -> list[Comparison]:
     """The table that a site sees before training, one row a feature.
 
     The site is compared with the *others*, the federation less its own sums: else a wrong unit hides in the mean that
@@ -215,7 +243,8 @@ def compare(own: Data, count: Floats, mean: Floats, spread: Floats, minimum: int
         values = own.x[~np.isnan(own.x[:, k]), k]
         mine = _moments(n[k], total[k], squares[k], 0.0)
         rest = _moments(others[0][k], others[1][k], others[2][k], ROUNDING * everybody[2][k])
-        warning = _count_warning(len(values), len(own), minimum) or _warning(values, mine, rest, minimum)
+        warning = _range_warning(float(mean[k]), float(spread[k]), ranges[k] if ranges else None)
+        warning = warning or _count_warning(len(values), len(own), minimum) or _warning(values, mine, rest, minimum)
         rows.append(Comparison(name, len(values), mine.mean, mine.spread, float(mean[k]), float(spread[k]), warning))
     return rows
 
@@ -238,6 +267,19 @@ def _moments(n: float, total: float, squares: float, blur: float) -> _Moments:
     doubt = float(blur / n)
     least, most = math.sqrt(max(variance - doubt, 0.0)), math.sqrt(variance + doubt)
     return _Moments(float(n), mean, math.sqrt(variance), least, most)
+
+
+def _range_warning(mean: float, spread: float, allowed: Range) -> str:
+    """Values between two bounds have their mean there, and a spread of at most half the distance (Popoviciu)."""
+    if allowed is None:
+        return ""
+    low, high = allowed
+    if low - ROUNDING * abs(low) <= mean <= high + ROUNDING * abs(high) and spread <= max(1.0, (high - low) / 2) * (1 + 1e-3):
+        return ""
+    return (
+        f"mean {mean:.4g} and spread {spread:.4g} of the federation cannot come of values from {low:g} to {high:g}: some "
+        f"member's sums are wrong; compare the sites' own figures before you train, and begin a new study"
+    )
 
 
 def _count_warning(there: int, rows: int, minimum: int) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from gossipfl.errors import ConfigError, Fault
 from gossipfl.tasks.classifier import Classifier
-from gossipfl.tasks.normalisation import FACTORS
+from gossipfl.tasks.normalisation import FACTORS, Range
 from gossipfl.tasks.schema import Feature, Schema
 from gossipfl.tasks.task import Data, Floats, Indices, Key, settings
 
@@ -80,6 +80,15 @@ class TableTask(Classifier):
         known = schema if isinstance(schema, Schema) else Schema.of(schema)
         super().__init__("table", known.columns, known.classes, known.hidden, l2=l2)
         object.__setattr__(self, "schema", known)
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """What each encoded column may hold: what is no number is 0 or 1."""
+        return tuple(
+            feature.range if feature.type == "number" else (0.0, 1.0)
+            for feature in self.schema.features
+            for _ in feature.columns
+        )
 
     def data(self, source: Mapping[str, Any]) -> Data:
         """The site's rows, encoded as the schema says.

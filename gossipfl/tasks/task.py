@@ -143,6 +143,7 @@ OPTIONAL: Final = {
     "demo_sources": "(n, seed, data_dir) -> (list of `[data]` tables): with which nodes read those sites",
     "demo_nodes": "int: how many sites a demo has, where it is not free",
     "judged_by": "(source) -> Data: a site's own test rows, where a public data set has a fixed parting",
+    "ranges": "one (lowest, highest) or None a feature: statistics of a peer far outside are refused",
     "optimizer": '"sgd" or "adam": the default of the study',
     "l2": "float: the default weight decay of the study",
     "layout": "() -> Layout: instead of the one read off the module",
