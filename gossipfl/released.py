@@ -62,7 +62,8 @@ def from_state(folder: Path, membership: Membership, me: str) -> Released:
     import msgspec
 
     from gossipfl.protocol.peer import Course
-    from gossipfl.store import Store
+    from gossipfl.store import Damaged, Store
+    from gossipfl.store.errors import NO_MODEL
 
     if not (folder / "format").exists():
         raise ConfigError(Fault(str(folder), None, "holds no state yet", "run the node first: `gossipfl node run`"))
@@ -72,6 +73,8 @@ def from_state(folder: Path, membership: Membership, me: str) -> Released:
             raise ConfigError(Fault(str(folder), None, f"no state of {me!r} yet", "run the node first"))
         course = msgspec.msgpack.decode(row, type=Course)
         task, layout = _known(membership)
+        if store.files.missing({course.model}):
+            raise Damaged(NO_MODEL)
         vector = np.array(store.files.array(course.model, layout.dtype))
     where = {"stage": course.stage, "local_rounds": course.local_round, "steps": course.steps}
     return _released(membership, me, task, layout, vector, course.normalisation, where)

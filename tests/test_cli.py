@@ -112,6 +112,26 @@ USAGE = {
 }
 
 
+def test_t27_a_passphrase_that_others_may_read_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("secret").write_text("correct horse\n")
+    for mode, said in ((0o644, True), (0o600, False)):
+        Path("secret").chmod(mode)
+        assert output.passphrase(Path("secret")) == "correct horse"
+        assert ("chmod 600" in capsys.readouterr().err) == said
+
+
+def test_a_federation_that_is_not_connected_is_said_to_be_so_when_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line_of(name, capsys) for name in "ab"]
+    assert run("federation", "create", "--task", "toy", *lines) == 0
+    said = capsys.readouterr().err
+    assert "cannot work yet: reachable: nobody to talk to" in said and "not connected" in said
+
+
+def test_the_demo_of_a_table_is_refused_with_what_to_do_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("demo", "--task", "table") == Exit.USAGE
+    assert "heart" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", USAGE.values(), ids=USAGE)
 def test_wrong_usage_exits_2_and_makes_nothing(arguments: list[str]) -> None:
     assert run(*arguments) == Exit.USAGE

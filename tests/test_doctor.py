@@ -95,6 +95,25 @@ def test_rows_that_are_not_there_exit_78_and_the_rest_is_still_checked(tomls: di
     assert any(one["check"] == "ports" and one["result"] == "ok" for one in said["findings"])
 
 
+def test_rows_that_changed_since_the_study_began_exit_78(tomls: dict[str, Path], examined: Any) -> None:
+    from gossipfl.node.build import build
+
+    build(config.load_node(tomls["a"])).store.close()
+    assert examined(tomls["a"], "--offline")[0] == Exit.OK
+    tomls["a"].write_text(tomls["a"].read_text().replace("seed = 0", "seed = 1"))
+    code, _, failed = examined(tomls["a"], "--offline")
+    assert code == Exit.CONFIG and "not those that this study began with" in failed[0]["found"]
+    assert "--accept-new-data" in failed[0]["fix"]
+
+
+def test_a_disk_without_room_for_the_record_exits_73(
+    tomls: dict[str, Path], examined: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 300 * 2**20}))
+    code, _, failed = examined(tomls["a"], "--offline")
+    assert code == Exit.STATE and "300.0 MiB free" in failed[0]["found"]
+
+
 def test_a_port_in_use_exits_73(tomls: dict[str, Path], examined: Any) -> None:
     host, port = config.load_node(tomls["a"]).node.listen_address or ("", 0)
     with socket.create_server((host, port)):

@@ -10,6 +10,7 @@ import io
 import json
 import random
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from aiohttp import web
 from mixer import only_mixing
 from places import ask, breast_cancer, certify, deploy, free_ports
 
+from gossipfl.cli.node import ask as asked
 from gossipfl.config import NodeConfig, load_node
 from gossipfl.errors import ConfigError, Exit, Misuse
 from gossipfl.node import Node
@@ -34,6 +36,7 @@ from gossipfl.node.logs import Log
 from gossipfl.node.server import port_taken
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.session import SUBPROTOCOL
+from gossipfl.store import StateError
 from gossipfl.trust.identity import Identity, NodeKeys, load_key
 from gossipfl.trust.membership import Membership, with_members
 
@@ -449,6 +452,32 @@ async def test_a_port_in_use_is_refused_with_73_and_a_remedy(tmp_path: Path) -> 
 )
 def test_why_a_port_cannot_be_had_decides_the_exit_code(number: int, code: Exit) -> None:
     assert port_taken("listen", "10.0.0.1", 80, OSError(number, "no")).exit_code == code
+
+
+async def test_a_state_folder_without_its_blobs_is_refused_with_73_and_the_one_safe_remedy(tmp_path: Path) -> None:
+    configs = town(tmp_path, local_rounds=10**6)
+    first, other = (driver_of(config) for config in configs.values())
+    async with running(first, other):
+        await until(lambda: first.peer.local_round > 3)
+    shutil.rmtree(configs["a"].node.state / "blobs")
+    with pytest.raises(StateError, match="move the state folder away") as error:
+        build(configs["a"])
+    assert error.value.exit_code == Exit.STATE
+
+
+async def test_status_of_a_stopped_and_of_a_killed_node_says_which(tmp_path: Path) -> None:
+    config = town(tmp_path)["a"]
+    toml = tmp_path / "a" / "node.toml"
+    with pytest.raises(ConfigError, match="never has"):
+        asked(toml, "/status")
+    async with running(driver_of(config)):
+        left = (config.node.state / "admin.json").read_text()
+    with pytest.raises(ConfigError, match="does not run; its state is kept"):
+        asked(toml, "/status")
+    (config.node.state / "admin.json").write_text(json.dumps(json.loads(left) | {"pid": 2**22 + 1}))
+    with pytest.raises(ConfigError, match="ended without a word") as error:
+        asked(toml, "/status")
+    assert error.value.exit_code == Exit.UNREACHABLE
 
 
 def test_a_federation_file_never_goes_back_and_a_newer_one_is_taken(tmp_path: Path) -> None:

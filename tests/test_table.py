@@ -150,6 +150,8 @@ def test_what_only_python_calls_a_number_is_none(tmp_path: Path, cell: str) -> N
         ({"columns": {"agee": "x"}}, "names 'agee', which the study does not have"),
         ({"id": "patient"}, "id column 'patient' is missing"),
         ({"drop_unlabelled": 1}, "drop_unlabelled"),
+        ({"site": 0}, "the key 'site' is for tasks that ship with their rows"),
+        ({"hospital": "va"}, "is for tasks on public data sets"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, extra: dict[str, Any], says: str) -> None:
@@ -164,6 +166,8 @@ def test_wrong_settings_are_named(tmp_path: Path, extra: dict[str, Any], says: s
         (b"a,b\n1\n", "do not have the header's 2 cells"),
         (b"a\n\xff\n", "no UTF-8"),
         (b'a\n"x', "no UTF-8 CSV"),
+        (b"age;sex;dead\n50;m;1\n", 'write delimiter = ";"'),
+        (b"age\tsex\n50\tm\n", 'write delimiter = "\\t"'),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes, says: str) -> None:
@@ -247,3 +251,24 @@ def test_the_factor_of_another_analyte_is_never_suggested() -> None:
     assert "creatinine = 88.4" in _scale_hint(creatinine, measured)
     urea = Feature("urea", unit="umol/L", range=(20.0, 1500.0))
     assert "ask the laboratory for the factor to umol/L" in _scale_hint(urea, measured)
+
+
+def test_words_for_yes_and_no_are_answered_with_the_map_to_write(tmp_path: Path) -> None:
+    table = [row | {"dead": "ja" if row["dead"] == "1" else "nein"} for row in rows()]
+    (said,) = faults(write(tmp_path, table))
+    assert '"ja" = "1"' in said and '"nein" = "0"' in said and "..." not in said
+    proposed = {"dead": {"ja": "1", "nein": "0"}}
+    assert TASK.data(write(tmp_path, table) | {"codes": proposed}).y.tolist() == TASK.data(write(tmp_path, rows())).y.tolist()
+
+
+def test_what_no_word_explains_is_left_to_the_operator(tmp_path: Path) -> None:
+    table = [row | {"sex": {"male": "M", "female": "9"}[row["sex"]]} for row in rows()]
+    (said,) = faults(write(tmp_path, table))
+    assert '"M" = "male"' in said and '"9" = "..."' in said and "replace ..." in said
+
+
+def test_an_id_column_that_names_one_patient_is_refused_and_empty_ids_are_rows_of_their_own(tmp_path: Path) -> None:
+    same = write(tmp_path, [row | {"pid": "x"} for row in rows()]) | {"id": "pid"}
+    assert any("30 of 30 rows are of one patient" in said for said in faults(same))
+    empty = write(tmp_path, [row | {"pid": ""} for row in rows()]) | {"id": "pid"}
+    assert len(set(TASK.data(empty).ids)) > 15

@@ -188,3 +188,25 @@ def test_any_change_of_data_changes_its_digest() -> None:
         pooled([base, base]),
     ]
     assert len({base.digest, *(other.digest for other in others)}) == 7
+
+
+class _NoLoss:
+    name, features, standardise, metric = "x", (), False, "loss"
+
+    def model(self) -> None: ...
+
+    def data(self, source: object) -> None: ...
+
+
+NO_LOSS = _NoLoss()
+
+
+@pytest.mark.parametrize("spec", ["test_tasks:NO_LOSS", "test_tasks:_NoLoss"])
+def test_a_task_without_a_loss_is_told_what_it_lacks(spec: str) -> None:
+    with pytest.raises(ConfigError, match="has no loss"):
+        load(spec)
+
+
+def test_a_table_without_a_schema_is_told_where_it_is_written() -> None:
+    with pytest.raises(ConfigError, match=r"task_options\.schema"):
+        load("table")

@@ -44,6 +44,11 @@ def demo(
     from gossipfl.simulator import report, results
 
     began = time.time()
+    if task == "table":
+        raise typer.BadParameter(
+            "the demo needs rows that it may deal out, and a table's lie at hospitals: try --task heart, or docs/deploy.md "
+            "for two sites with tables of their own"
+        )
     loaded = tasks.load(task)
     count = nodes or int(getattr(loaded, "demo_nodes", 5))
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))

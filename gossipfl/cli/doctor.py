@@ -33,6 +33,9 @@ CLOCK_S: Final = 60.0
 
 DAY_S: Final = 86_400
 
+RECORD: Final = 400 * 2**20
+"""Bytes that the record of facts grows to, whatever the model: a million facts of some 400 bytes (gossipfl.store.rows)."""
+
 
 def doctor(
     file: Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.")] = Path("node.toml"),
@@ -224,11 +227,32 @@ def _data(patient: Patient) -> Iterator[Finding]:
     if work.site is None:
         yield Finding("data", "info", "an observer has none")
         return
-    yield Finding("data", "ok", f"{len(work.site.train)} rows to train on, {len(work.site.holdout)} held out")
+    said = f"{len(work.site.train)} rows to train on, {len(work.site.holdout)} held out"
+    if len(work.site.holdout):
+        yield Finding("data", "ok", said)
+    else:
+        fix = "more rows, or an id column that tells patients apart; without a hold-out this site never sees a figure of its own"
+        yield Finding("data", "warn", said, fix)
+    yield from _unchanged(config, work)
     declared = membership.member(config.node.id).count
     if declared and not 0.5 <= len(work.site.train) / declared <= 2:
         what = f"{declared} rows are declared in the federation file"
         yield Finding("data", "warn", what, "its mass is by that count: ask for a new federation file, or check the file of rows")
+
+
+def _unchanged(config: NodeConfig, work: Work) -> Iterator[Finding]:
+    """Are the rows those that the study began with here? A node that runs has asked that itself."""
+    from gossipfl.node.build import fingerprint
+    from gossipfl.store import Store
+
+    state = config.node.state
+    if not (state / "format").exists() or _holder(state):
+        return
+    with Store.open(state) as store:
+        held = store.load().get(("data", "fingerprint"))
+    if held is not None and held != fingerprint(work.site):
+        fix = "restore the file; or, if the change is meant, start once with `gossipfl node run --accept-new-data`"
+        yield Finding("data", "fail", "the rows are not those that this study began with here", fix)
 
 
 def _statistics(patient: Patient) -> Iterator[Finding]:
@@ -280,6 +304,8 @@ def _step(patient: Patient) -> Iterator[Finding]:
 
 def _disk(patient: Patient) -> Iterator[Finding]:
     """Is the state folder ours to write, with room for the replicas of every link? Touches nothing."""
+    from gossipfl.cli import output
+
     config: NodeConfig = patient.has("config")
     state = config.node.state
     there = next(folder for folder in (state, *state.parents) if folder.exists())
@@ -294,8 +320,9 @@ def _disk(patient: Patient) -> Iterator[Finding]:
     membership, work = patient.has("membership"), patient.has("work")
     need = len(membership.neighbours(config.node.id)) * 3 * work.start.nbytes
     free = shutil.disk_usage(there).free
-    what = f"{need / 2**20:.1f} MiB for the replicas of all links, {free / 2**20:,.0f} MiB free"
-    if free < 2 * need:
+    replicas, room = output.amount(need), output.amount(free)
+    what = f"{replicas} for the replicas of all links and {output.amount(RECORD)} for the record; {room} free"
+    if free < 2 * need + RECORD:
         raise ConfigError(Fault(str(state), None, what, "free some space, or name another folder"), exit_code=Exit.STATE)
     yield Finding("disk", "ok", what)
 

@@ -92,6 +92,9 @@ def create(
     output.write(out / FILE, made.dump())
     output.say(f"Made {out / FILE} (for every member) and {out / PSK} (secret: send it by another, safe way).")
     _shown(made, json_)
+    for one in findings(made, int(time.time())):
+        if one.result == "fail":
+            output.say(f"This federation cannot work yet: {one.check}: {one.found} -- {one.fix}")
 
 
 def add(
@@ -232,6 +235,7 @@ def _topology(membership: Membership) -> Iterator[Finding]:
 
 def model_findings(membership: Membership) -> Iterator[Finding]:
     """Whether this machine makes the same first model, and how much disk each member needs. Loads the task."""
+    from gossipfl.cli import output
     from gossipfl.errors import GossipError
 
     try:
@@ -247,7 +251,7 @@ def model_findings(membership: Membership) -> Iterator[Finding]:
     for member in membership.active:
         links = len(membership.neighbours(member))
         need = links * 3 * first.size
-        yield Finding("disk", "info", f"{member}: {links} neighbours x 3 x model = {need / 2**20:,.1f} MiB", "")
+        yield Finding("disk", "info", f"{member}: {links} neighbours x 3 x model = {output.amount(need)}", "")
 
 
 # ---- making ----------------------------------------------------------------------------------------------------------

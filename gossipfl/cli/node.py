@@ -135,7 +135,7 @@ def ask(file: Path, path: str, body: dict[str, Any] | None = None) -> Any:
         ) from None
     except (OSError, ValueError):
         raise ConfigError(
-            Fault(str(access), None, "is not there: the node does not run", f"start it: gossipfl node run {file}"),
+            Fault(str(file), None, "the node does not run" + _left(config.node.state), f"start it: gossipfl node run {file}"),
             exit_code=Exit.UNREACHABLE,
         ) from None
     request = urllib.request.Request(
@@ -147,11 +147,28 @@ def ask(file: Path, path: str, body: dict[str, Any] | None = None) -> Any:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=ANSWER_S) as answer:
             return json.load(answer)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        what = f"no node answers at {known['address']}: {error}"
-        raise ConfigError(
-            Fault(str(file), None, what, f"is process {known['pid']} alive? start it: gossipfl node run {file}"),
-            exit_code=Exit.UNREACHABLE,
-        ) from None
+        if _lives(int(known["pid"])):
+            what = f"the node does not answer at {known['address']}: {error}"
+            fault = Fault(str(file), None, what, f"process {known['pid']} is there; is the machine overloaded? try again")
+        else:
+            what = f"the node does not run: process {known['pid']} has ended without a word, by a kill or a power cut"
+            fault = Fault(str(file), None, what, f"start it: gossipfl node run {file}; it goes on where it was")
+        raise ConfigError(fault, exit_code=Exit.UNREACHABLE) from None
+
+
+def _left(state: Path) -> str:
+    """What a stopped node left behind, if anything."""
+    return "; its state is kept" if (state / "format").exists() else " and never has: its state folder is empty"
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _leave_threads_behind() -> None:

@@ -100,6 +100,8 @@ def passphrase(file: Path | None, *, new: bool = False) -> str | None:
 
 def _passphrase_in(source: Path) -> str:
     try:
+        if (mode := source.stat().st_mode & 0o777) & 0o077:
+            say(f"{source} holds a passphrase and has mode {mode:04o}: others may read it -- chmod 600 {source}")
         text = source.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         fault = Fault(str(source), None, f"passphrase file not readable: {error}", "name a UTF-8 file of one line")

@@ -150,8 +150,14 @@ async def serve(driver: Driver) -> Callable[[], Awaitable[None]]:
     bound = runner.addresses[0]
     driver.admin = f"{bound[0]}:{bound[1]}"
     access = {"address": driver.admin, "token": token, "pid": os.getpid()}
-    _write(driver.parts.config.node.state / ACCESS, json.dumps(access))
-    return runner.cleanup
+    file = driver.parts.config.node.state / ACCESS
+    _write(file, json.dumps(access))
+
+    async def close() -> None:
+        file.unlink(missing_ok=True)  # whoever asks a stopped node is told so
+        await runner.cleanup()
+
+    return close
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from gossipfl import __version__, tasks
@@ -28,6 +29,7 @@ from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.link import decode_link
+from gossipfl.protocol.peer import Course
 from gossipfl.recipe import (
     Work,
     bench_of,
@@ -41,8 +43,8 @@ from gossipfl.recipe import (
 )
 from gossipfl.recorder import RECORDINGS, Recorder
 from gossipfl.recording import Shape
-from gossipfl.store import Store
-from gossipfl.store.errors import border
+from gossipfl.store import Damaged, Store
+from gossipfl.store.errors import NO_MODEL, border
 from gossipfl.tasks import fitting, normalisation
 from gossipfl.tasks.split import site_of
 from gossipfl.trust.identity import Certificate, NodeKeys, load_key
@@ -227,11 +229,17 @@ def load_site(config: NodeConfig, study: Study, task: Task) -> Site:
     return site
 
 
+def fingerprint(site: Site | None) -> bytes:
+    """Which rows these are, and which of them are held out."""
+    parts = (site.train, site.holdout) if site else ()
+    return hashlib.sha256(b"".join(part.digest for part in parts)).digest()
+
+
 def take_data(
     store: Store, rows: Mapping[tuple[str, str], bytes], site: Site, accept: bool, config: NodeConfig
 ) -> None:
     """The rows are those of the last start, or the operator says that they may differ."""
-    mark = hashlib.sha256(site.train.digest + site.holdout.digest).digest()
+    mark = fingerprint(site)
     held = rows.get(("data", "fingerprint"))
     if held is not None and held != mark and not accept:
         raise ConfigError(
@@ -253,15 +261,20 @@ def started(
     """The first event, with the vectors that it names in the store."""
     files = store.files
     own = statistics_of(work, membership, me)
+    x0, statistics, zeros = files.put(work.start), files.put(own), files.put(np.zeros_like(own))
+    if (row := rows.get(("course", me))) is not None:
+        course = msgspec.msgpack.decode(row, type=Course)
+        if files.missing({course.model, course.statistics}):
+            raise Damaged(NO_MODEL)
     named: set[bytes] = set()
     for (kind, _), value in rows.items():
         if kind == "link":
             named |= decode_link(value).names()
     return ev.Started(
         rows=rows,
-        model=files.put(work.start),
-        statistics=files.put(own),
-        statistics_base=files.put(np.zeros_like(own)),
+        model=x0,
+        statistics=statistics,
+        statistics_base=zeros,
         begin=b"" if begin is None else files.put(begin),
         missing=files.missing(named),
     )

@@ -30,6 +30,8 @@ AFRESH: Final = (
 )
 """The one safe remedy for damaged rows: a node that silently went back would answer for what it has forgotten."""
 
+NO_MODEL: Final = f"this node's own model is gone from the folder blobs of its state, or damaged -- {AFRESH}"
+
 _REMEDIES: Final = {
     errno.ENOSPC: "the disk is full: free some space, then start the node again; nothing was half-written",
     errno.EDQUOT: "the disk quota is used up: raise it or free some space, then start the node again",

@@ -112,6 +112,8 @@ def read(schema: Schema, source: Mapping[str, Any], *, labelled: bool = True) ->
     sheet = _open(Path(chosen["file"]), chosen["delimiter"])
     reader = _Reader(schema, chosen, sheet)
     reader.names()
+    if labelled:
+        reader.patients()
     wanted = (*schema.features, schema.label) if labelled else schema.features
     columns = {feature.name: reader.column(feature) for feature in wanted if reader.has(feature)}
     if labelled:
@@ -175,6 +177,11 @@ def _open_csv(path: Path, delimiter: str) -> _Sheet:
         raise ConfigError(Fault(str(path), uneven[0], what, remedy))
     if not header:
         raise ConfigError(Fault(str(path), None, "is empty", "the first line names the columns"))
+    other = next((sign for sign in ";\t|," if sign != delimiter and sign in header[0]), "") if len(header) == 1 else ""
+    if other:
+        said = {"\t": "\\t"}.get(other, other)
+        what = f"the first line is one column, and holds {said!r}: the cells are parted by that"
+        raise ConfigError(Fault(str(path), 1, what, f'write delimiter = "{said}" under [data]'))
     return _Sheet(str(path), header, rows, lines)
 
 
@@ -242,6 +249,17 @@ class _Reader:
     def column_name(self, feature: Feature) -> str:
         return str(self.chosen["columns"].get(feature.name, feature.name))
 
+    def patients(self) -> None:
+        """An id column that names (nearly) one patient only leaves nobody to hold out, or nobody to train on."""
+        if self.chosen["id"] not in self.sheet.header or len(self.sheet.rows) < LEAST_ROWS:
+            return
+        found = Counter(self.identities())
+        one, times = found.most_common(1)[0]
+        if 2 * times > len(self.sheet.rows):
+            what = f"id column {self.chosen['id']!r}: {times} of {len(self.sheet.rows)} rows are of one patient, {one[:40]!r}"
+            remedy = "name the column that tells patients apart, or leave id out: then each row is a patient"
+            self.fault(None, what, remedy)
+
     def has(self, feature: Feature) -> bool:
         name = self.column_name(feature)
         if name not in self.sheet.header:
@@ -285,11 +303,10 @@ class _Reader:
         wanted = feature.categories if feature.type == "category" else ("0", "1")
         hint = "coded 1/2? " if set(cells) <= {"2", "2.0"} and feature.type == "boolean" else ""
         what = f"column {name!r}: {len(rows)} rows hold an unknown category: {seen}"
-        self.fault(
-            rows[0],
-            what,
-            f'{hint}map them: codes = {{{feature.name} = {{"..." = "{wanted[0]}"}}}}; known: {_few(list(wanted))}',
-        )
+        pairs = ", ".join(f'"{cell[:40]}" = "{_guess(cell, wanted)}"' for cell, _ in cells.most_common(4))
+        unsure = " (replace ... by the right one)" if '"..."' in pairs else ""
+        remedy = f"{hint}map them: codes = {{{feature.name} = {{{pairs}}}}}{unsure}; known: {_few(list(wanted))}"
+        self.fault(rows[0], what, remedy)
 
     def _outside(self, feature: Feature, values: Floats) -> None:
         if feature.range is None:
@@ -323,9 +340,11 @@ class _Reader:
 
     def _labels(self, values: Floats) -> None:
         name = self.column_name(self.schema.label)
+        if self._faulty(self.schema.label):
+            return
         unlabelled: Indices = np.flatnonzero(np.isnan(values))
         known = values[~np.isnan(values)]
-        if len(unlabelled) and not self.chosen["drop_unlabelled"] and not self._faulty(self.schema.label):
+        if len(unlabelled) and not self.chosen["drop_unlabelled"]:
             what = f"label {name!r}: {len(unlabelled)} rows have none"
             self.fault(int(unlabelled[0]), what, "complete them, or set drop_unlabelled = true")
         if len(known) < LEAST_ROWS:
@@ -338,13 +357,27 @@ class _Reader:
             )
 
     def identities(self) -> tuple[str, ...]:
-        """The id column; without one, a hash of the row's cells, so that order does not matter to the hold-out."""
-        if self.chosen["id"]:
-            place = self.sheet.header.index(self.chosen["id"])
-            return tuple(cells[place] for cells in self.sheet.rows)
+        """The id column; without one, or where it is empty, a hash of the row's cells, so that order does not matter to the
+        hold-out."""
+        place = self.sheet.header.index(self.chosen["id"]) if self.chosen["id"] else -1
         return tuple(
-            hashlib.blake2b("\0".join(cells).encode(), digest_size=16).hexdigest() for cells in self.sheet.rows
+            (place >= 0 and cells[place]) or hashlib.blake2b("\0".join(cells).encode(), digest_size=16).hexdigest()
+            for cells in self.sheet.rows
         )
+
+
+YES: Final = frozenset(("ja", "oui", "si", "sí", "sim", "tak", "y", "t", "j", "wahr", "vrai", "verdadero", "positive", "+"))
+NO: Final = frozenset(("nein", "non", "não", "nie", "n", "f", "falsch", "faux", "falso", "negative", "-"))
+"""Words by which people write 1 and 0 of a boolean: proposed, never assumed."""
+
+
+def _guess(cell: str, wanted: tuple[str, ...]) -> str:
+    """The category that a cell may mean, for a remedy that a person reads; "..." where nothing fits."""
+    word = cell.strip().lower()
+    if wanted == ("0", "1"):
+        return "1" if word in YES else "0" if word in NO else "..."
+    alike = [one for one in wanted if one.lower() == word] or [one for one in wanted if word and one.lower()[0] == word[0]]
+    return alike[0] if len(alike) == 1 else "..."
 
 
 def _meaning(feature: Feature) -> Callable[[str], float | None]:

@@ -171,15 +171,29 @@ def load(spec: str, options: Mapping[str, Any] | None = None) -> Task:
     except (ImportError, AttributeError, ValueError) as error:
         remedy = "check the spelling, and that the module is installed in this environment; or, if it lies here, PYTHONPATH=."
         raise ConfigError(Fault("task", None, f"{spec!r} cannot be imported: {error}", remedy)) from error
+    if not callable(found) and not isinstance(found, Task):
+        raise _no_task(spec, found)
     try:
         task = found(**(options or {})) if isinstance(found, type) or not isinstance(found, Task) else found
     except TypeError as error:
+        if spec == "table":
+            remedy = "write [task_options.schema] in the study file (docs/deploy.md, section 4)"
+            raise ConfigError(Fault("task", None, "'table' needs a schema: which columns, which label", remedy)) from error
         raise ConfigError(
             Fault("task", None, f"{spec!r} does not take these options: {error}", "correct them")
         ) from error
     if not isinstance(task, Task):
-        raise ConfigError(Fault("task", None, f"{spec!r} is no gossipfl.Task", "give it the members that Task lists"))
+        raise _no_task(spec, task)
     return task
+
+
+MEMBERS: Final = ("name", "features", "standardise", "metric", "model", "loss", "data")
+
+
+def _no_task(spec: str, found: Any) -> ConfigError:
+    missing = [member for member in MEMBERS if not hasattr(found, member)]
+    what = f"{spec!r} is no gossipfl.Task: it has no {', no '.join(missing)}"
+    return ConfigError(Fault("task", None, what, "give it these; gossipfl/tasks/task.py says what each is"))
 
 
 @dataclass(frozen=True)
@@ -197,7 +211,7 @@ def settings(source: Mapping[str, Any], keys: Mapping[str, Key], where: str = "[
 
     **Raises**: ConfigError with every unknown key, wrong type and impossible value at once.
     """
-    faults = [Fault(where, None, f"unknown key {name!r}", _closest(name, keys)) for name in source if name not in keys]
+    faults = [_unknown(where, name, keys) for name in source if name not in keys]
     for name, key in keys.items():
         value = source.get(name, key.default)
         wrong = not isinstance(value, key.kind) or (isinstance(value, bool) and key.kind is not bool)
@@ -206,6 +220,24 @@ def settings(source: Mapping[str, Any], keys: Mapping[str, Key], where: str = "[
     if faults:
         raise ConfigError(*faults)
     return {name: source.get(name, key.default) for name, key in keys.items()}
+
+
+ELSEWHERE: Final = {
+    **dict.fromkeys(("site", "sites", "seed", "part", "rows"), "tasks that ship with their rows"),
+    **dict.fromkeys(("hospital", "data_dir"), "tasks on public data sets"),
+    **dict.fromkeys(
+        ("file", "columns", "codes", "scale", "missing", "missing_in", "id", "delimiter", "drop_unlabelled", "allow_constant"),
+        "tables",
+    ),
+}
+"""Keys of node.toml's `[data]` that only some tasks read."""
+
+
+def _unknown(where: str, name: str, keys: Mapping[str, Key]) -> Fault:
+    if name in ELSEWHERE:
+        takes = f"this study's task takes {', '.join(sorted(keys))}"
+        return Fault(where, None, f"the key {name!r} is for {ELSEWHERE[name]}, not for this study's task", f"remove it; {takes}")
+    return Fault(where, None, f"unknown key {name!r}", _closest(name, keys))
 
 
 def data_folder(named: str | Path | None, environment: str | None, folder: str) -> Path:
