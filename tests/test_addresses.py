@@ -107,6 +107,7 @@ async def test_a_port_where_nobody_listens_gets_its_hint() -> None:
         ("b refuses: stats: the normalisation of a is not that of b", "statistics stage"),
         ("Cannot connect to host b.example:8470 ssl:default [Name or service not known]", "name"),
         ("400, message='Invalid response status', url='http://b/'", "proxy"),
+        ("Cannot connect to host 127.0.0.1:40717 [Connect call failed ('127.0.0.1', 40717)]", "nothing listens there"),
         ("something new", GENERAL),
     ],
 )

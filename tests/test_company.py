@@ -148,6 +148,14 @@ def terminal(monkeypatch: pytest.MonkeyPatch, kind: str) -> Iterator[tuple[Any, 
     os.close(master)
 
 
+def heard(master: int, end: str) -> str:
+    """What a terminal shows, to its end: it comes in pieces."""
+    said = ""
+    while not said.endswith(end):
+        said += os.read(master, 10_000).decode()
+    return said
+
+
 def test_on_a_terminal_the_last_line_is_drawn_again_under_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch, "xterm") as (stream, master):
         log = Log("a", stream=stream)
@@ -157,7 +165,7 @@ def test_on_a_terminal_the_last_line_is_drawn_again_under_what_is_said(monkeypat
         log.say("connected", peer="b\x1b[2J")
         log.show("x" * 200)
         log.close()
-        said = os.read(master, 10_000).decode().replace("\r\n", "\n")
+        said = heard(master, "x" * 59 + "\r\n").replace("\r\n", "\n")
     assert "exchange" not in said and "\x1b[2J" not in said
     assert said.startswith("\r\x1b[2Ktraining  |  local round 3 of 60\r\x1b[2K")
     assert "connected  peer: b [2J\ntraining  |  local round 3 of 60" in said
@@ -169,7 +177,7 @@ def test_a_terminal_that_cannot_go_back_gets_plain_lines(monkeypatch: pytest.Mon
         log = Log("a", stream=stream)
         log.show("training")
         log.say("connected", peer="b")
-        said = os.read(master, 10_000).decode()
+        said = heard(master, "b\r\n")
     assert "\x1b" not in said and "training" not in said and "connected" in said
 
 

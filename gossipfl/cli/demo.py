@@ -54,7 +54,7 @@ def demo(
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
     folder = results.fresh(out or Path("runs") / f"demo-{task.replace(':', '-')}-seed{seed}-{stamp}")
     sites, test, sources = _sites(loaded, count, seed, data_dir)
-    _sizes(sites, len(test), task, seed, json_)
+    _sizes(sites, len(test), loaded, task, seed, json_)
     federation = federations.found(folder, task, loaded, sites, sources, seed)
     victim = sites[seed % count].name if kill else None
     results.write_json(folder / "manifest.json", results.manifest(seed, _command(), began))
@@ -96,14 +96,19 @@ def _sites(task: Task, count: int, seed: int, data_dir: Path | None) -> tuple[li
         raise typer.BadParameter(str(error)) from None
 
 
-def _labels(site: Site) -> dict[str, int]:
+def _labels(site: Site, task: Task) -> dict[str, int]:
+    """Rows of each class, by the name that people give it."""
     import numpy as np
 
     kinds, counts = np.unique(site.train.y, return_counts=True)
-    return {f"{kind:g}": int(n) for kind, n in zip(kinds.tolist(), counts, strict=True)}
+    names = getattr(task, "class_names", ())
+    return {
+        names[int(kind)] if int(kind) < len(names) else f"class {kind:g}": int(n)
+        for kind, n in zip(kinds.tolist(), counts, strict=True)
+    }
 
 
-def _sizes(sites: list[Site], test_rows: int, task: str, seed: int, json_: bool) -> None:
+def _sizes(sites: list[Site], test_rows: int, loaded: Task, task: str, seed: int, json_: bool) -> None:
     """Who has how much: first of all, so that what follows can be understood."""
     from gossipfl.cli import output
 
@@ -111,7 +116,7 @@ def _sizes(sites: list[Site], test_rows: int, task: str, seed: int, json_: bool)
     title = f"gossipfl demo: {task}, seed {seed}, {len(sites)} hospitals; {held}"
     rows = []
     for site in sites:
-        labels = ", ".join(f"{n} of class {kind}" for kind, n in _labels(site).items())
+        labels = ", ".join(f"{n} {kind}" for kind, n in _labels(site, loaded).items())
         rows.append((site.name, len(site.train), labels))
     if json_:
         output.say(title)
@@ -201,14 +206,17 @@ def _drawn(federation: Federation, seconds: float) -> Table:
     drawn = Table(title=f"{seconds:.0f} s", title_justify="left", box=None, pad_edge=False)
     judged = "AUC" if _has_auc(federation) else "metric"
     for column in ("hospital", "rows", "stage", "", "local rounds", "exchanges", "KiB sent", judged):
-        drawn.add_column(column, justify="left" if column in ("hospital", "stage", "") else "right")
+        drawn.add_column(column, justify="left" if column in ("hospital", "stage", "") else "right", no_wrap=True)
     rounds = federation.membership.study.local_rounds
     for hospital in federation.hospitals:
         sent = hospital.status.get("bytes_sent", 0) / 1024
-        style = {"killed": "bold red", "finished": "green", "training": "cyan", "release": "magenta"}.get(hospital.stage, "")
-        stage = f"[{style}]{hospital.stage}[/]" if style else hospital.stage
-        bar = ProgressBar(total=rounds, completed=hospital.local_round, width=20)
-        again = f" (start {hospital.starts})" if hospital.starts > 1 else ""
+        style = {"killed": "yellow", "finished": "green", "training": "cyan", "release": "cyan"}.get(hospital.stage, "")
+        said = "killed, restarts" if hospital.stage == "killed" else hospital.stage
+        stage = f"[{style}]{said}[/]" if style else said
+        bar = ProgressBar(
+            total=rounds, completed=hospital.local_round, width=12, complete_style="cyan", finished_style="green"
+        )
+        again = " (restarted)" if hospital.starts > 1 and hospital.stage != "killed" else ""
         drawn.add_row(
             hospital.name, str(hospital.rows), stage + again, bar, f"{hospital.local_round}/{rounds}",
             str(hospital.status.get("exchanges", 0)), f"{sent:.0f}", _metric(hospital),
@@ -248,7 +256,7 @@ def _judged(
         results.SiteResult(
             name=site.name,
             rows=len(site.train),
-            labels=_labels(site),
+            labels=_labels(site, task),
             local=fitted.metrics(test),
             gossip=model.metrics(test),
             exchanges=int(hospital.status.get("exchanges", 0)),
@@ -305,5 +313,5 @@ def _closing(result: Result, page: Path) -> None:
     print(f"{result.exchanges} exchanges, {each:.0f} KiB sent a node, {result.seconds:.1f} s")
     if result.killed:
         where = f"local round {result.killed['local_round']} ({result.killed['at_seconds']} s)"
-        print(f"{result.killed['site']} was killed with SIGKILL in {where} and started again")
+        print(f"{result.killed['site']} was killed in {where}, as --kill asks, and restarted: it went on where it was")
     print(f"report: {page}")

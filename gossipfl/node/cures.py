@@ -32,7 +32,7 @@ _CURES: Final = tuple(
         (r"\bstats\b", "the two have other normalisation statistics: were all sites in the statistics stage of this study?"),
         (r"layout", "run the same version of gossipfl and of the study's task at both sites"),
         (
-            r"Invalid response status|, 40[0-9]|, 30[0-9]|redirects",
+            r"Invalid response status|\b[34]\d\d, message|redirects",
             "something else answers there, or an HTTP proxy in between drops the upgrade: check the address; through a proxy "
             "it must be https://",
         ),

@@ -106,8 +106,8 @@ def curves(result: Result, metric: str, limits: tuple[float, float]) -> str:
         place, top = axes.at(float(result.killed["local_round"]), axes.y[1])
         _, floor = axes.at(0, axes.y[0])
         parts.append(f'<line class="kill" x1="{place:.1f}" x2="{place:.1f}" y1="{top:.1f}" y2="{floor:.1f}"/>')
-        said = f"{escape(result.killed['site'])} killed"
-        parts.append(f'<text class="killed" x="{place + 5:.1f}" y="{floor - 8:.1f}">{said}</text>')
+        said = f"{escape(result.killed['site'])} killed and restarted"
+        parts.append(f'<text class="killed" x="{place + 5:.1f}" y="{(top + floor) / 2:.1f}">{said}</text>')
     return axes.picture(parts, f"{label(metric)} over local rounds")
 
 

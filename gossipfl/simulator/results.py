@@ -19,6 +19,8 @@ from typing import Any, Final
 import numpy as np
 
 from gossipfl.errors import ConfigError, Exit, Fault
+from gossipfl.learning.evaluation import figures
+from gossipfl.learning.evaluation import label as named
 from gossipfl.tasks.task import Vector
 
 LOWER_IS_BETTER: Final = frozenset({"loss", "error", "brier", "log_loss"})
@@ -168,13 +170,14 @@ def table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the closing table."""
     names = result.shown()
     many = [("local only, mean", "local", mean, None), ("local only, worst site", "local", None, worst),
-            ("gossip, mean node", "gossip", mean, None), ("gossip, worst node", "gossip", None, worst)]  # fmt: skip
-    rows = [["centralized", *(f"{result.centralized[name]:.4f}" for name in names)]]
+            ("federated, mean node", "gossip", mean, None), ("federated, worst node", "gossip", None, worst)]  # fmt: skip
+    whole = figures(result.centralized)  # with the interval, where there is one: smaller differences say little
+    rows = [["centralized", *(whole.get(named(name), "-") for name in names)]]
     for label, method, average, extreme in many:
         values = [result.of(method, name) for name in names]
         made = [average(v) if average else extreme(v, n) for v, n in zip(values, names, strict=True)]  # type: ignore[misc]
         rows.append([label, *(f"{value:.4f}" for value in made)])
-    return ["", *({"auc": "AUC"}.get(name, name) for name in names)], rows
+    return ["", *map(named, names)], rows
 
 
 def manifest(seed: int, command: Sequence[str], began: float) -> dict[str, Any]:

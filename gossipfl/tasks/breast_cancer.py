@@ -28,6 +28,7 @@ class BreastCancer(Bundled):
     name: str = "breast-cancer"
     columns: tuple[str, ...] = field(default=FEATURES)
     l2: float = 0.01
+    class_names = ("benign", "malignant")
 
     def everything(self) -> Data:
         return _rows()

@@ -57,6 +57,7 @@ class Heart(Classifier):
     name: str = "heart"
     columns: tuple[str, ...] = field(default=FEATURES)
     l2: float = 0.01
+    class_names = ("no disease", "disease")
 
     def demo_sites(self, n: int, seed: int, data_dir: str | Path | None = None) -> tuple[list[Site], Data]:
         """The four hospitals, each with its own hold-out, and the four hold-outs pooled. There is nothing random in it.

@@ -141,6 +141,7 @@ OPTIONAL: Final = {
     "shared": "(parameter name) -> bool: is it mixed (True) or kept at home; by default all are mixed",
     "demo_sites": "(n, seed, data_dir) -> (list of Site, pooled test Data): for `gossipfl demo` and simulations",
     "demo_sources": "(n, seed, data_dir) -> (list of `[data]` tables): with which nodes read those sites",
+    "class_names": "what the labels 0, 1, .. are called, for people",
     "demo_nodes": "int: how many sites a demo has, where it is not free",
     "judged_by": "(source) -> Data: a site's own test rows, where a public data set has a fixed parting",
     "ranges": "one (lowest, highest) or None a feature: statistics of a peer far outside are refused",
