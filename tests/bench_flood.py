@@ -43,8 +43,8 @@ class Flood:
         self.made = self.held = self.upgraded = 0
 
     async def one(self, kind: int) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         self.made += 1
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         self.held += 1
         try:
             if kind == 1:

@@ -17,13 +17,11 @@ from aiohttp import web
 from gossipfl.errors import ConfigError, Exit, Fault
 from gossipfl.node.client import CERTIFICATE_PATH, MESSAGE_MAX, WEBSOCKET_PATH
 from gossipfl.node.gate import Gate
+from gossipfl.node.lobby import Lobby
 from gossipfl.protocol.session import SUBPROTOCOL
 
 if TYPE_CHECKING:
     from gossipfl.node.driver import Driver
-
-BACKLOG: Final = 1024
-"""Connections that the kernel holds for us: a flood must not make it drop an honest one."""
 
 _silent: Final = logging.getLogger("gossipfl.node.server")
 _silent.addHandler(logging.NullHandler())
@@ -31,7 +29,7 @@ _silent.propagate = False
 
 
 class Door(web.Server):
-    """aiohttp's low-level server, with the gate at every accepted connection."""
+    """aiohttp's low-level server, for the connections that have spoken (lobby.py)."""
 
     def __init__(self, driver: Driver, gate: Gate) -> None:
         super().__init__(
@@ -45,15 +43,16 @@ class Door(web.Server):
         )
         self.driver = driver
         self.gate = gate
+        self.joined: Callable[[asyncio.Transport], None] = gate.enter
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        self.gate.enter(transport)
+        self.joined(transport)
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
-        for transport in [each for each in self.gate.guests if each.is_closing()]:
-            self.gate.leave(transport)
+        for guest in [each for each in self.gate.guests.values() if each.transport.is_closing()]:
+            self.gate.leave(guest.transport)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The one handler."""
@@ -94,16 +93,16 @@ async def serve(driver: Driver) -> Callable[[], Awaitable[None]]:
     loop = asyncio.get_running_loop()
     trusted = driver.parts.config.node.trusted_proxies
     door = Door(driver, Gate(driver.caps, trusted, driver.parts.settings.random, loop.call_later))
-    driver.door = door
+    lobby = Lobby(door.gate, door)
+    driver.door, door.joined = door, lobby.joined
     try:
-        listener = await loop.create_server(door, host, port, backlog=BACKLOG, reuse_address=True)
+        bound = await lobby.listen(host, port)
     except OSError as error:
         raise port_taken("listen", host, port, error) from None
-    bound = listener.sockets[0].getsockname()
     driver.listening = f"{bound[0]}:{bound[1]}"
 
     async def close() -> None:
-        listener.close()
+        lobby.close()
         await door.shutdown(1.0)
 
     return close
