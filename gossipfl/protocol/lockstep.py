@@ -1,7 +1,7 @@
-"""Lockstep: in which round who exchanges with whom, from the federation's id and the round alone. Pure arithmetic.
+"""Lockstep: in which round who exchanges with whom, from the federation's id and the round alone; who is early waits.
 
 A round is one local round of everybody and then at most one exchange a node: a matching of the topology. It depends on no
-clock and no draw, so that two runs of one federation do the same. Not here: waiting for it (peer.py).
+clock and no draw, so that two runs of one federation do the same. Not here: when a node trains and asks (peer.py).
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Set as AbstractSet
+from functools import cached_property
 
+from gossipfl.errors import Refused
 from gossipfl.protocol.core import Members
+from gossipfl.protocol.exchange import Exchanges
 
 
 class Schedule:
@@ -63,3 +66,43 @@ class Schedule:
         if second not in self.dialable:
             first, second = second, first
         return first == self.me
+
+
+class InStep(Exchanges):
+    """What a node in lockstep owes, and what it holds until its round comes."""
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return Schedule(self.settings.members, self.me, self.settings.dialable)
+
+    def round_owed(self) -> int | None:
+        """The round whose exchange this node has still to do before anything else; None where there is none.
+
+        One after each local round; in the release, without training, as many more as the study says. The links count
+        exchanges durably, so that this survives a restart."""
+        more = self.settings.release_exchanges if self.stage == "release" else 0
+        for number in range(max(0, self.local_round - 1), self.local_round + more):
+            peer = self.schedule.partner(number)
+            if peer and self.link(peer).exchanges < self.schedule.due(number):
+                return number
+        return None
+
+    def asked_next(self) -> str:
+        """Whom this node has to ask now; empty where nobody, or where it is the other who asks."""
+        number = self.round_owed()
+        return "" if number is None or not self.schedule.begins(number) else self.schedule.partner(number)
+
+    def is_time(self, peer: str) -> bool:
+        """Has the round come whose exchange this peer begins?"""
+        number = self.round_owed() if self.settings.lockstep else None
+        return not self.settings.lockstep or (number is not None and self.schedule.partner(number) == peer)
+
+    def take_early(self) -> None:
+        """A proposal that came before its round, now that the round has."""
+        for conn in list(self.conns.values()):
+            if conn.early is not None and self.is_time(conn.peer):
+                message, conn.early = conn.early, None
+                try:
+                    self.proposed(conn, message)
+                except Refused as refusal:
+                    self.refuse(conn, refusal)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from functools import cached_property
 from typing import Any, Final, Literal
 
 import msgspec
@@ -19,10 +18,9 @@ from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Conn, Settings
 from gossipfl.protocol.events import Instant
-from gossipfl.protocol.exchange import Exchanges
 from gossipfl.protocol.greeting import GREETING_NS, IDLE_NS, PING_NS
 from gossipfl.protocol.link import Row, decode_link
-from gossipfl.protocol.lockstep import Schedule
+from gossipfl.protocol.lockstep import InStep
 from gossipfl.protocol.neighbours import choose
 from gossipfl.trust.identity import Certificate, verify
 
@@ -66,7 +64,7 @@ class Course(Row, frozen=True):
     steps: int
 
 
-class Peer(Exchanges):
+class Peer(InStep):
     """The core of a node. Never raises for anything that a peer, the network, the disk or the clock can cause."""
 
     def __init__(self, settings: Settings) -> None:
@@ -410,27 +408,6 @@ class Peer(Exchanges):
 
     # ---- lockstep --------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def schedule(self) -> Schedule:
-        return Schedule(self.settings.members, self.me, self.settings.dialable)
-
-    def round_owed(self) -> int | None:
-        """The round whose exchange this node has still to do before anything else; None where there is none.
-
-        One after each local round; in the release, without training, as many more as the study says. The links count
-        exchanges durably, so that this survives a restart."""
-        more = self.settings.release_exchanges if self.stage == "release" else 0
-        for number in range(max(0, self.local_round - 1), self.local_round + more):
-            peer = self.schedule.partner(number)
-            if peer and self.link(peer).exchanges < self.schedule.due(number):
-                return number
-        return None
-
-    def asked_next(self) -> str:
-        """Whom this node has to ask now; empty where nobody, or where it is the other who asks."""
-        number = self.round_owed()
-        return "" if number is None or not self.schedule.begins(number) else self.schedule.partner(number)
-
     def keep_step(self) -> None:
         """Do the exchange that is owed, or wait for it; else go on to the next round."""
         if self.round_owed() is not None:
@@ -439,21 +416,6 @@ class Peer(Exchanges):
             self.train()
         elif self.stage == "release":
             self.finish()
-
-    def is_time(self, peer: str) -> bool:
-        """Has the round come whose exchange this peer begins?"""
-        number = self.round_owed() if self.settings.lockstep else None
-        return not self.settings.lockstep or (number is not None and self.schedule.partner(number) == peer)
-
-    def take_early(self) -> None:
-        """A proposal that came before its round, now that the round has."""
-        for conn in list(self.conns.values()):
-            if conn.early is not None and self.is_time(conn.peer):
-                message, conn.early = conn.early, None
-                try:
-                    self.proposed(conn, message)
-                except Refused as refusal:
-                    self.refuse(conn, refusal)
 
     # ---- asking ------------------------------------------------------------------------------------------------------
 
