@@ -249,7 +249,8 @@ class ExactlyOnce(Checker):
             due = mass * (first + account.learned[space]) + (due if due.size else 0.0)
             size += mass * (1 + length(account.learned[space]))
         due = due + self.outside.get(space, 0.0)
-        if not is_near(stood, due, 100 * size):
+        kind = self.truth.kind(space)
+        if not is_near(stood.astype(kind), due.astype(kind), size * (100 if kind.itemsize == 8 else 1)):
             self.broken("", f"the mass-weighted sum of {space} is {length(stood - due):.3g} off its updates")
 
 

@@ -104,6 +104,8 @@ def events(stage: Stage) -> Run:
         strikes=strikes,
         observers=[historian, watch, *stage.observers],
     )
+    liars = [name for strike in strikes if strike.kind == "hostile" for name in strike.nodes or world.nodes]
+    watch.truth.caught.update(world.trouble.hostile, liars)
     end_s, nodes = scenario.hours * 3600, len(made.membership.active)
     slices = max(20, min(SAMPLES, JUDGED_MAX // nodes))
     for _ in range(slices):
