@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,8 @@ from worlds import certificate_of, federation, quadratics, toy_specs
 
 from gossipfl.learning.checks import straight_alarm
 from gossipfl.protocol import events as ev
+from gossipfl.protocol import messages as ms
+from gossipfl.protocol.events import Instant
 from gossipfl.simulator.faults import Faults
 from gossipfl.simulator.federation import found
 from gossipfl.simulator.network import World
@@ -305,3 +308,32 @@ def test_T12_statistics_that_no_rows_can_have_made_are_refused_and_named() -> No
     said = [fact.fields["detail"] for node in honest for fact in node.facts if fact.fields.get("reason") == "implausible"]
     assert said and all("declared counts allow" in detail for detail in said)
     assert all(np.abs(node.store.files.array(node.peer.current["statistics"], "f8")).max() < 1e9 for node in honest)
+
+
+def test_sessions_at_rest_are_pinged_together_and_a_ping_keeps_one_alive_and_says_nothing_else() -> None:
+    world, _ = small_world(local_rounds=1)
+    world.run(30)
+    node = world.nodes["a"]
+    for other in "bc":
+        if other not in node.peer.by_peer:
+            node.peer.dial(other)
+            world.dial(node, other)
+    world.run(60)
+    tape: list[tuple[int, list[ev.Command]]] = []
+    handle = node.peer.handle
+
+    def recorded(event: ev.Event, now: Instant) -> list[ev.Command]:
+        commands = handle(event, now)
+        if isinstance(event, ev.Received):
+            assert isinstance(event.message, ms.Ping)
+            assert commands == []
+            assert node.peer.conns[event.conn].heard_ns == now.mono_ns
+        tape.append((now.mono_ns, [one for one in commands if isinstance(one, ev.Send)]))
+        return commands
+
+    node.peer.handle = recorded  # type: ignore[method-assign]
+    world.run(200)
+    assert len(node.peer.by_peer) == 2
+    spoke = [at for at, sent in tape if sent]
+    assert all(len(sent) == 2 for _, sent in tape if sent)
+    assert all(later - earlier <= 20.1e9 for earlier, later in itertools.pairwise(spoke))

@@ -52,7 +52,7 @@ def small_world(
     specs = toy_specs(
         members,
         lambda name: trainers[name],
-        begin=lambda name: np.random.default_rng(ord(name)).normal(size=size),
+        begin=lambda name: np.random.default_rng(ord(name)).random(size) - 0.5,
         turn_ns=int(turn_s * SECOND),
         **({"trains": False} if size != 8 else {}),
     )

@@ -246,7 +246,10 @@ class Core:
     # ---- who and which -------------------------------------------------------------------------------------------
 
     def neighbour(self, peer: str) -> Neighbour:
-        return self.neighbours.setdefault(peer, Neighbour(peer))
+        found = self.neighbours.get(peer)
+        if found is None:
+            found = self.neighbours[peer] = Neighbour(peer)
+        return found
 
     def link(self, peer: str) -> Link:
         return self.links.get(peer) or Link(peer)

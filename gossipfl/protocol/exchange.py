@@ -63,8 +63,7 @@ class Exchanges(Greeting):
 
     def is_in_doubt(self, peer: str) -> bool:
         """Does an exchange on this link wait for the peer: my proposal, or my reply that it has not yet confirmed?"""
-        link = self.link(peer)
-        return link.pending is not None or (link.answered is not None and link.answered.open)
+        return self.link(peer).in_doubt
 
     def is_idle(self, peer: str) -> bool:
         """Is nothing under way on this link, so that a new exchange may begin?

@@ -21,6 +21,9 @@ TRANSIENT: Final = frozenset({"paused", "slow", "quota", "disk"})
 """Refusals after which the same proposal is offered again later; after any other it is dropped and its k never used again."""
 
 PING_NS: Final = 20_000_000_000
+TOGETHER_NS: Final = 5_000_000_000
+"""When one session must be pinged, so are those whose turn comes within this: a node with many wakes up once, not often."""
+
 IDLE_NS: Final = 60_000_000_000
 GREETING_NS: Final = 15_000_000_000
 CLOCK_TOLERANCE_S: Final = 300

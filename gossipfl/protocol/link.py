@@ -99,6 +99,11 @@ class Link(Row, frozen=True):
     """payload bytes"""
     received: int = 0
 
+    @property
+    def in_doubt(self) -> bool:
+        """Does an exchange wait for the peer: my proposal, or my reply that it has not yet confirmed?"""
+        return self.pending is not None or (self.answered is not None and self.answered.open)
+
     def references(self, space: str) -> References:
         return self.model if space == "model" else self.statistics
 

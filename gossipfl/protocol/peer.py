@@ -18,7 +18,7 @@ from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Conn, Settings
 from gossipfl.protocol.events import Instant
-from gossipfl.protocol.greeting import GREETING_NS, IDLE_NS, PING_NS
+from gossipfl.protocol.greeting import GREETING_NS, IDLE_NS, PING_NS, TOGETHER_NS
 from gossipfl.protocol.link import Row, decode_link
 from gossipfl.protocol.lockstep import InStep
 from gossipfl.protocol.neighbours import choose
@@ -100,6 +100,8 @@ class Peer(InStep):
     def handle(self, event: ev.Event, now: Instant) -> list[ev.Command]:
         """The only door: what to do now that `event` has happened, in order."""
         self.now, self.out = now, []
+        if isinstance(event, ev.Received) and isinstance(event.message, ms.Ping) and self.pinged(event.conn):
+            return self.out
         if isinstance(event, ev.Started):
             self.started(event)
         elif isinstance(event, ev.Opened):
@@ -435,13 +437,16 @@ class Peer(InStep):
     def to_be_dialled(self) -> list[str]:
         """Neighbours without a session where one is owed: an exchange is in doubt, or this node has finished and they have
         not: they may have no way to dial it."""
+        doubtful = {peer for peer, link in self.links.items() if link.in_doubt}
+        if not doubtful and self.stage != "finished":
+            return []
         return [
             peer
             for peer in self.settings.members.neighbours(self.me)
             if peer in self.settings.dialable
             and peer not in self.by_peer
             and self.neighbour(peer).state != "dialling"
-            and (self.is_in_doubt(peer) or (self.stage == "finished" and self.neighbour(peer).stage != "finished"))
+            and (peer in doubtful or (self.stage == "finished" and self.neighbour(peer).stage != "finished"))
         ]
 
     def may_ask(self, peer: str, space: str) -> bool:
@@ -530,15 +535,26 @@ class Peer(InStep):
 
     # ---- time ----------------------------------------------------------------------------------------------------
 
+    def pinged(self, number: int) -> bool:
+        """A neighbour that is known to be there says that it is: nothing else follows, and the alarm stands as it was."""
+        conn = self.conns.get(number)
+        if conn is None or not conn.greeted:
+            return False
+        conn.heard_ns = self.now.mono_ns
+        return True
+
     def keep_alive(self) -> None:
         mono = self.now.mono_ns
+        due = mono - PING_NS
+        if any(conn.sent_ns <= due for conn in self.conns.values()):
+            due += TOGETHER_NS
         for conn in list(self.conns.values()):
             busy = conn.inbound or conn.reply
             if not conn.greeted and mono - conn.opened_ns > GREETING_NS:
                 self.let_die(conn, "no greeting came")
             elif not busy and mono - conn.heard_ns > IDLE_NS:
                 self.let_die(conn, "nothing heard for 60 s")
-            elif mono - conn.sent_ns >= PING_NS:
+            elif conn.sent_ns <= due:
                 self.send(conn, ms.Ping())
             if conn.again_ns is not None and mono >= conn.again_ns:
                 conn.again_ns = None

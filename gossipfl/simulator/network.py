@@ -202,10 +202,10 @@ class Node:
         """The random source of the core in this life."""
         return random.Random(f"{self.world.seed}/core/{self.name}/{self.boots}")
 
-    def guarded(self, act: Callable[[], None]) -> None:
+    def guarded(self, act: Callable[..., None], *what: Any) -> None:
         """What a process does; whatever it dies of, the world goes on."""
         try:
-            act()
+            act(*what)
         except Crash:
             self.world.trouble.crash(self, power=True)
         except StateError as error:
@@ -268,7 +268,7 @@ class Node:
         if self.paused:
             self.backlog.append(partial(self._run, self.boots, partial(self.feed, event)))
         elif self.alive:
-            self.guarded(partial(self._feed, event))
+            self.guarded(self._feed, event)
 
     def _feed(self, event: ev.Event) -> None:
         world, observers = self.world, self.world.observers
@@ -365,7 +365,7 @@ class Node:
         if self.paused:
             self.backlog.append(partial(end.other.arrive, record))
         else:
-            self.guarded(partial(self._hear, end, record))
+            self.guarded(self._hear, end, record)
 
     def _hear(self, end: End, record: bytes) -> None:
         try:

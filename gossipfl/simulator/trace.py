@@ -1,0 +1,85 @@
+"""Two digests of a history: of what happened, the same on any machine, and of what was computed, the same on machines alike.
+
+`TraceDigest` takes (time in ns, node, kind, peer, k, size, reason) of all that cores were told and told to do, and no tensor:
+on the toy task it is the same anywhere. `ContentDigest` adds the names of tensors, so it holds for one CPU capability and one
+set of versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from gossipfl.protocol import events as ev
+from gossipfl.protocol import messages as ms
+from gossipfl.simulator.network import Observer
+
+if TYPE_CHECKING:
+    from gossipfl.simulator.network import Node, World
+
+SILENT = (ev.Wake, ev.Alarm)
+"""When a core wants to be woken says nothing that its deeds do not."""
+
+
+class TraceDigest(Observer):
+    """SHA-256 over lines of text, one for each event, command and fault, in order."""
+
+    names = False
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self.lines = 0
+
+    @property
+    def hex(self) -> str:
+        return self._hash.hexdigest()
+
+    def fed(self, world: World, node: Node, event: ev.Event, commands: list[ev.Command]) -> None:
+        for one in (event, *commands):
+            if not isinstance(one, SILENT):
+                self.line(world.mono, node.name, *self.said(node, one))
+
+    def struck(self, world: World, kind: str, names: tuple[str, ...], detail: str) -> None:
+        self.line(world.mono, ",".join(names), "fault/" + kind, "", 0, 0, detail)
+
+    def line(self, mono: int, node: str, *parts: Any) -> None:
+        self.lines += 1
+        self._hash.update("|".join(map(str, (mono, node, *parts))).encode() + b"\n")
+
+    def said(self, node: Node, one: ev.Event | ev.Command) -> tuple[Any, ...]:
+        """(kind, peer, k, size, reason), and what a subclass adds."""
+        message = getattr(one, "message", None)
+        conn = getattr(one, "conn", None)
+        end = node.ends.get(conn) if conn is not None else None
+        peer = getattr(one, "peer", "") or (end.peer if end else "")
+        kind, k, size = type(one).__name__, 0, getattr(one, "size", 0)
+        reason = getattr(one, "reason", "") or getattr(one, "why", "") or getattr(one, "order", "")
+        if message is not None:
+            kind += "/" + type(message).__name__
+            reason = getattr(message, "reason", "")
+            if isinstance(message, ms.Propose | ms.Reply):
+                manifest = ms.decode_manifest(message.manifest)
+                k, size = manifest.k, manifest.size
+            elif isinstance(message, ms.Refusal | ms.Aborted):
+                k = message.k
+        elif isinstance(one, ev.Commit):
+            reason = ",".join(f"{fact.kind}:{fact.fields.get('peer', '')}:{fact.fields.get('k', '')}" for fact in one.facts)
+        elif isinstance(one, ev.Note):
+            kind, peer = f"Note/{one.kind}", one.fields.get("peer", "")
+            k, reason = one.fields.get("k", 0), one.fields.get("reason", "")
+        return (kind, peer, k, size, reason, *(self.content(one) if self.names else ()))
+
+    def content(self, one: ev.Event | ev.Command) -> tuple[str, ...]:
+        return ()
+
+
+class ContentDigest(TraceDigest):
+    """The same with the names of all tensors in it."""
+
+    names = True
+
+    def content(self, one: ev.Event | ev.Command) -> tuple[str, ...]:
+        if isinstance(one, ev.Commit):
+            return tuple(name.hex() for name in one.keep)
+        found = [getattr(one, part) for part in one.__dataclass_fields__]
+        return tuple(name.hex() for name in found if isinstance(name, bytes) and len(name) == 32)

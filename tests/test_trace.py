@@ -1,0 +1,62 @@
+"""The digest of a history is the same whatever the interpreter's hash seed, the number of threads and the CPU's instructions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gossipfl.simulator.faults import Faults
+from gossipfl.simulator.trace import ContentDigest, TraceDigest
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden" / "trace_digest.txt"
+
+PROGRAM = """
+from test_trace import history
+trace, content = history(11)
+print(trace.hex, trace.lines)
+"""
+
+
+def history(seed: int, **changed: float) -> tuple[TraceDigest, ContentDigest]:
+    """Five nodes, a quarter of an hour of everything that may go wrong, and what follows."""
+    from test_world import ALONE, small_world
+
+    from gossipfl.simulator.network import World
+
+    chosen = {key: value for some in ALONE.values() for key, value in some.items()} | changed
+    made, _ = small_world("abcde", Faults(**chosen, until_hours=0.1))
+    trace, content = TraceDigest(), ContentDigest()
+    specs = {name: node.spec for name, node in made.nodes.items()}
+    World(specs, seed, made.faults, observers=[trace, content]).run(500)
+    return trace, content
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default"},
+        {"PYTHONHASHSEED": "2", "OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": "avx2", "NPY_DISABLE_CPU_FEATURES": "AVX512F"},
+    ],
+    ids=["one thread, default", "two threads, avx2"],
+)
+def test_the_trace_digest_is_the_golden_one_on_any_machine(environment: dict[str, str]) -> None:
+    path = os.pathsep.join([str(HERE), str(HERE.parent)])
+    known = {key: value for key, value in os.environ.items() if key != "NPY_DISABLE_CPU_FEATURES"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM],
+        env=known | environment | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == GOLDEN.read_text().split()
+
+
+def test_another_seed_is_another_history_and_content_says_more_than_trace() -> None:
+    one, content = history(1)
+    other, _ = history(2)
+    assert len({one.hex, other.hex, content.hex}) == 3
+    assert one.lines == content.lines > 1000
