@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from test_node import driver_of, town, until
@@ -20,6 +21,7 @@ from worlds import certificate_of, keys_of
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.link import decode_link
+from gossipfl.protocol.peer import Course
 from gossipfl.simulator.network import World
 from gossipfl.store import Missing
 from gossipfl.trust.membership import without
@@ -293,3 +295,25 @@ def test_no_greeting_takes_a_link_beyond_what_a_message_can_say() -> None:
             ms.decode(ms.encode(command.message))
 
 
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_damaged_model_file_is_replaced_by_what_a_neighbour_was_last_sent(alone: bool) -> None:
+    """Found by the simulator's bit rot: only the files of links were looked at; the node paused for ever, and said nothing."""
+    world, _ = small_world(local_rounds=100_000)
+    world.run(20)
+    node = world.nodes["b"]
+    node.feed(ev.Stopping())
+    world.run(10)
+    course = msgspec.msgpack.decode(node.store.load()["course", "b"], type=Course)
+    keep = {course.model.hex()} if not alone else set()
+    for file in node.store.files.disk.list():
+        if alone or file[:64] in keep:
+            node.store.files.disk.flip(file, 5)  # type: ignore[attr-defined]
+    before = node.peer.status()["exchanges"]
+    node.boot()
+    world.run(60)
+    assert any(note.kind == "damaged" for note in node.facts)
+    assert not node.peer.paused
+    assert node.peer.status()["exchanges"] > before
+    assert any(link.resets for link in node.peer.links.values()) == alone

@@ -23,6 +23,7 @@ BLOCK: Final = 256 * 1024
 more: two threads pass the interpreter's lock to and fro at every operation. A multiple of 1024."""
 
 DTYPES: Final = ("float32", "float64")
+_DTYPES: Final = tuple(np.dtype(name) for name in DTYPES)
 
 
 def slices(size: int, block: int = BLOCK) -> Iterator[slice]:
@@ -34,7 +35,7 @@ def slices(size: int, block: int = BLOCK) -> Iterator[slice]:
 def require_alike(*vectors: Vector) -> None:
     """Raises `Misuse` unless all are one-dimensional, of one length and of one dtype, float32 or float64."""
     first = vectors[0]
-    if first.dtype.name not in DTYPES:
+    if first.dtype not in _DTYPES:
         raise Misuse(f"a vector has dtype {first.dtype}; use one of {DTYPES}")
     for vector in vectors:
         if vector.ndim != 1 or vector.shape != first.shape or vector.dtype != first.dtype:

@@ -28,8 +28,7 @@ from gossipfl.node.logs import Log
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Settings
-from gossipfl.protocol.link import decode_link
-from gossipfl.protocol.peer import Course
+from gossipfl.protocol.peer import Course, names_in
 from gossipfl.recipe import (
     Work,
     bench_of,
@@ -266,17 +265,13 @@ def started(
         course = msgspec.msgpack.decode(row, type=Course)
         if files.missing({course.model, course.statistics}):
             raise Damaged(NO_MODEL)
-    named: set[bytes] = set()
-    for (kind, _), value in rows.items():
-        if kind == "link":
-            named |= decode_link(value).names()
     return ev.Started(
         rows=rows,
         model=x0,
         statistics=statistics,
         statistics_base=zeros,
         begin=b"" if begin is None else files.put(begin),
-        missing=files.missing(named),
+        missing=files.missing(names_in(rows)),
     )
 
 

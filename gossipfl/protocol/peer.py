@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import msgspec
@@ -138,6 +139,8 @@ class Peer(InStep):
         course = event.rows.get(("course", self.me))
         if course is not None:
             self.resume(msgspec.msgpack.decode(course, type=Course))
+            if self.current["model"] in event.missing:
+                self.fall_back(event.begin or event.model, event.missing)
         elif not self.settings.statistics_size:
             self.stage, self.prepared = self.after_statistics(), True
         self.running = True
@@ -164,6 +167,16 @@ class Peer(InStep):
             self.hear(self.normalisation, ms.Candidate(self.frozen, *self.frozen_by))
             self.estimate = ms.decode_normalisation(self.frozen)
         self.prepared = not self.settings.statistics_size
+
+    def fall_back(self, begin: bytes, missing: frozenset[bytes]) -> None:
+        """The file of the own model is gone or damaged: go on from what the neighbour met most often was last sent of it, which
+        this node keeps, too; without that from the beginning. What was learned since is lost."""
+        kept = [link for _, link in sorted(self.links.items()) if link.model.own and link.model.own not in missing]
+        best = max(kept, key=lambda link: link.exchanges, default=None)
+        self.current["model"] = best.model.own if best else begin
+        since = f"what {best.peer} was last sent of it" if best else "the model that this node began with"
+        detail = f"the file of this node's model is missing or damaged on this disk: it goes on from {since}; check the disk"
+        self.do(self.note("damaged", detail=detail))
 
     def check_link(self, link: Any, missing: frozenset[bytes]) -> None:
         """Drop the link of who has left; begin anew where a file that the link needs is gone."""
@@ -632,6 +645,17 @@ class Peer(InStep):
             "refusals": dict(sorted(self.counts.items())),
             "peers": peers,
         }
+
+
+def names_in(rows: Mapping[tuple[str, str], bytes]) -> set[bytes]:
+    """Every name of a file that the durable rows of a core need to go on."""
+    named: set[bytes] = set()
+    for (kind, _), value in rows.items():
+        if kind == "link":
+            named |= decode_link(value).names()
+        elif kind == "course":
+            named.add(msgspec.msgpack.decode(value, type=Course).model)
+    return named
 
 
 def alike(a: ms.Normalisation, b: ms.Normalisation) -> bool:

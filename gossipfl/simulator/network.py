@@ -23,8 +23,7 @@ from gossipfl.protocol import session as ss
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.limits import HANDSHAKE_S
-from gossipfl.protocol.link import decode_link
-from gossipfl.protocol.peer import Course, Peer
+from gossipfl.protocol.peer import Course, Peer, names_in
 from gossipfl.simulator.clock import HOUR, SECOND, Heap, heavy
 from gossipfl.simulator.faults import Faults, Strike
 from gossipfl.simulator.lines import End, Lines, Way
@@ -193,10 +192,9 @@ class Node:
         begin = b"" if self.spec.begin is None else files.put(self.spec.begin)
         self.peer = Peer(self.spec.settings(self.chance()))
         self.bench = Workbench(self.spec.bench, files)
-        named = {name for (kind, _), value in rows.items() if kind == "link" for name in decode_link(value).names()}
         for observer in self.world.observers:
             observer.booted(self.world, self)
-        self.feed(ev.Started(rows, x0, own, base, begin, files.missing(named)))
+        self.feed(ev.Started(rows, x0, own, base, begin, files.missing(names_in(rows))))
 
     def chance(self) -> random.Random:
         """The random source of the core in this life."""
