@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from gossipfl.errors import Misuse
 
 Vector = NDArray[Any]
-"""One contiguous row of float32 or float64, shape (P,) or (P + M,)."""
+"""One contiguous row of float32 or float64, shape (P,) or (P + M,); in simulators (..., P), one row a node or an exchange."""
+
+Scalars = float | NDArray[np.float64]
+"""A number, or one for each row: shape (...,)."""
+
+Number = TypeVar("Number", float, NDArray[np.float64])
+"""One of the two, and the result is alike."""
 
 BLOCK: Final = 256 * 1024
 """Elements of a piece: 1 MiB of float32, a few of which fit the third-level cache. Smaller ones fit a faster cache and cost
@@ -33,12 +39,12 @@ def slices(size: int, block: int = BLOCK) -> Iterator[slice]:
 
 
 def require_alike(*vectors: Vector) -> None:
-    """Raises `Misuse` unless all are one-dimensional, of one length and of one dtype, float32 or float64."""
+    """Raises `Misuse` unless all have one shape, (..., P), and one dtype, float32 or float64."""
     first = vectors[0]
     if first.dtype not in _DTYPES:
         raise Misuse(f"a vector has dtype {first.dtype}; use one of {DTYPES}")
     for vector in vectors:
-        if vector.ndim != 1 or vector.shape != first.shape or vector.dtype != first.dtype:
+        if not vector.ndim or vector.shape != first.shape or vector.dtype != first.dtype:
             shapes = [(v.shape, v.dtype.name) for v in vectors]
             raise Misuse(f"vectors must be rows of one length and dtype, got {shapes}; they must come from one Layout")
 
@@ -49,6 +55,16 @@ def room_for(like: Vector, out: Vector | None) -> Vector:
         return np.empty(like.shape, like.dtype)
     require_alike(like, out)
     return out
+
+
+def factor(scalars: Scalars, like: Vector) -> Any:
+    """Numbers made one dtype with `like`, once, and of a shape that multiplies its rows."""
+    return np.asarray(scalars, like.dtype)[..., None] if np.ndim(scalars) else like.dtype.type(scalars)
+
+
+def row_norms(rows: Vector) -> NDArray[np.float64]:
+    """(..., P) -> (...,), summed in float64: `norm` of each row but for the order of the sum."""
+    return np.asarray(np.sqrt(np.einsum("...p,...p->...", rows, rows, dtype=np.float64)))
 
 
 def norm(vector: Vector | Iterable[Vector]) -> float:

@@ -21,7 +21,8 @@ from typing import Final, Literal
 import numpy as np
 
 from gossipfl.errors import Misuse
-from gossipfl.learning.blocks import Vector, norm, require_alike, room_for, slices
+from gossipfl.learning.blocks import Number, Scalars, Vector, factor, norm, require_alike, room_for, slices
+from gossipfl.learning.mixing import all_positive, least_share
 
 Schedule = Literal["cosine", "constant", "linear-tail"]
 
@@ -46,20 +47,28 @@ def kappa(theta: float, gamma: float, eta: float, h_ref: float) -> float:
     return theta / (gamma * eta * h_ref)
 
 
-def _booked(flow: Vector | None, q: Vector, kappa: float, leak: float, lower: bool) -> Iterator[tuple[slice, Vector]]:
+def _booked(
+    flow: Vector | None, q: Vector, kappa: Scalars, leak: Scalars, lower: bool
+) -> Iterator[tuple[slice, Vector]]:
     """Piece by piece Phi leak +- kappa q, each in a fresh small array."""
-    keep, gain = q.dtype.type(leak), q.dtype.type(kappa)
-    for piece in slices(q.size):
-        added = np.multiply(q[piece], gain)
+    keep, gain = factor(leak, q), factor(kappa, q)
+    for piece in slices(q.shape[-1]):
+        added = np.multiply(q[..., piece], gain)
         if flow is None:
             yield piece, added if lower else np.negative(added, out=added)
             continue
-        kept = np.multiply(flow[piece], keep)
+        kept = np.multiply(flow[..., piece], keep)
         yield piece, (np.add if lower else np.subtract)(kept, added, out=kept)
 
 
 def book(
-    flow: Vector | None, q: Vector, kappa: float, leak: float, cap: float, lower: bool, out: Vector | None = None
+    flow: Vector | None,
+    q: Vector,
+    kappa: Scalars,
+    leak: Scalars,
+    cap: Scalars,
+    lower: bool,
+    out: Vector | None = None,
 ) -> Vector:
     """The flow of a link after an exchange.
 
@@ -72,10 +81,10 @@ def book(
     """
     _require_factors(kappa, leak, cap)
     require_alike(q, q if flow is None else flow)
-    booked, factor = room_for(q, out), q.dtype.type(cap)
+    booked, share = room_for(q, out), factor(cap, q)
     with np.errstate(over="ignore", invalid="ignore"):
         for piece, value in _booked(flow, q, kappa, leak, lower):
-            np.multiply(value, factor, out=booked[piece])
+            np.multiply(value, share, out=booked[..., piece])
     return booked
 
 
@@ -87,12 +96,13 @@ def booked_norm(flow: Vector | None, q: Vector, kappa: float, leak: float, lower
         return norm(value for _, value in _booked(flow, q, kappa, leak, lower))
 
 
-def _require_factors(kappa: float, leak: float, cap: float) -> None:
-    if not (math.isfinite(kappa) and kappa >= 0 and 0 <= leak <= 1 and 0 <= cap <= 1):
+def _require_factors(kappa: Scalars, leak: Scalars, cap: Scalars) -> None:
+    at_least_0 = np.isfinite(kappa).all() and np.min(kappa, initial=np.inf) >= 0
+    if not (at_least_0 and all(np.all(np.greater_equal(x, 0) & np.less_equal(x, 1)) for x in (leak, cap))):
         raise Misuse(f"book(kappa={kappa}, leak={leak}, cap={cap}): kappa >= 0 and finite, leak and cap in [0, 1]")
 
 
-def cap_norm(degree: int, mass: float, gradient: float, mass_peer: float, gradient_peer: float) -> float:
+def cap_norm(degree: Number, mass: Number, gradient: Number, mass_peer: Number, gradient_peer: Number) -> Number:
     """The largest norm of one link's flow that the two gradients can explain.
 
     (2 / degree) min(m_i G_i, m_j G_j), G: moving average of the own gradient norm (training.Outcome.gradient)
@@ -100,16 +110,17 @@ def cap_norm(degree: int, mass: float, gradient: float, mass_peer: float, gradie
     sum_j Phi_ij = -m_i F_i and F_i tends to -grad f_i: the links of a node together get twice what they need.
     Differs: the masses are in, so that the bound has the unit of Phi whatever unit the masses have.
     """
-    if degree < 1:
+    if np.any(np.less(degree, 1)):
         raise Misuse(f"degree is {degree}; a node with an exchange has at least one neighbour")
-    return 2.0 / degree * min(mass * gradient, mass_peer * gradient_peer)
+    mine, theirs = mass * gradient, mass_peer * gradient_peer
+    return 2.0 / degree * (np.minimum(mine, theirs) if isinstance(mine, np.ndarray) else min(mine, theirs))
 
 
-def cap_factor(norm: float, cap_norm: float) -> float:
+def cap_factor(norm: Number, cap_norm: Scalars) -> Number:
     """The factor in [0, 1] that brings a flow of length `norm` down to `cap_norm`, which may be infinite."""
-    if not math.isfinite(norm) or not cap_norm >= 0:
+    if not np.isfinite(norm).all() or not np.all(np.greater_equal(cap_norm, 0)):
         raise Misuse(f"cap_factor(norm={norm}, cap_norm={cap_norm}): the flow must be finite, the cap not negative")
-    return 1.0 if norm <= cap_norm else cap_norm / norm
+    return least_share(norm, cap_norm)
 
 
 def from_flows(flows: Sequence[Vector], mass: float, out: Vector | None = None) -> Vector:
@@ -135,7 +146,7 @@ def from_flows(flows: Sequence[Vector], mass: float, out: Vector | None = None) 
 
 
 def advance(
-    correction: Vector | None, before: Vector | None, after: Vector, mass: float, out: Vector | None = None
+    correction: Vector | None, before: Vector | None, after: Vector, mass: Scalars, out: Vector | None = None
 ) -> Vector:
     """The running correction when one link's flow goes from `before` to `after`.
 
@@ -144,14 +155,15 @@ def advance(
     Equal to `from_flows` of the new flows but for rounding, at the cost of one link instead of all; a node recomputes F
     from its flows at every start. `out` may be `correction`.
     """
-    if not (math.isfinite(mass) and mass > 0):
+    if not all_positive(mass):
         raise Misuse(f"mass is {mass}; masses are finite and above 0")
     require_alike(after, *(vector for vector in (correction, before) if vector is not None))
-    advanced, divisor = room_for(after, out), after.dtype.type(mass)
-    for piece in slices(after.size):
-        step = np.negative(after[piece]) if before is None else np.subtract(before[piece], after[piece])
+    advanced, divisor = room_for(after, out), factor(mass, after)
+    for piece in slices(after.shape[-1]):
+        new = after[..., piece]
+        step = np.negative(new) if before is None else np.subtract(before[..., piece], new)
         np.divide(step, divisor, out=step)
-        advanced[piece] = step if correction is None else np.add(correction[piece], step, out=step)
+        advanced[..., piece] = step if correction is None else np.add(correction[..., piece], step, out=step)
     return advanced
 
 

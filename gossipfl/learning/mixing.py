@@ -2,7 +2,8 @@
 
 What both sides must compute alike (q) is numpy, one ufunc at a time, in the orientation lower member id -> higher
 member id on both sides; the sign comes last. Scalars are reduced to one Python float first and cast to the vector's
-dtype once. torch's fused updates (add(alpha=), addcmul, lerp) differ between CPUs and are not used here.
+dtype once. torch's fused updates (add(alpha=), addcmul, lerp) differ between CPUs and are not used here. Simulators pass
+many exchanges at once, rows (..., P) with one number a row: the same formulas, element by element.
 """
 
 from __future__ import annotations
@@ -12,12 +13,22 @@ import math
 import numpy as np
 
 from gossipfl.errors import Misuse
-from gossipfl.learning.blocks import Vector, difference_norm, norm, require_alike, room_for, slices
+from gossipfl.learning.blocks import (
+    Number,
+    Scalars,
+    Vector,
+    difference_norm,
+    factor,
+    norm,
+    require_alike,
+    room_for,
+    slices,
+)
 
 __all__ = ["apply", "clip_factor", "clip_threshold", "difference_norm", "flow_step", "mu", "norm"]
 
 
-def mu(m_lo: float, m_hi: float) -> float:
+def mu(m_lo: Number, m_hi: Number) -> Number:
     """The reduced mass of a pair.
 
     mu = m_lo m_hi / (m_lo + m_hi)
@@ -29,12 +40,19 @@ def mu(m_lo: float, m_hi: float) -> float:
     0.75
     """
     for mass in (m_lo, m_hi):
-        if not (math.isfinite(mass) and mass > 0):
+        if not all_positive(mass):
             raise Misuse(f"a mass is {mass}; masses are finite and above 0 (they come from the membership)")
     return m_lo * m_hi / (m_lo + m_hi)
 
 
-def clip_threshold(eta: float, steps: float, gradient: float) -> float:
+def all_positive(numbers: Scalars) -> bool:
+    """Is every number finite and above 0."""
+    if isinstance(numbers, np.ndarray):
+        return bool((np.isfinite(numbers) & (numbers > 0)).all())
+    return math.isfinite(numbers) and numbers > 0
+
+
+def clip_threshold(eta: float, steps: float, gradient: Number) -> Number:
     """tau of one side: the largest difference that its own training could explain.
 
     tau_i = 2 eta H G_i; the exchange uses the smaller of both sides'. Anchored to the own training step, because a
@@ -43,7 +61,7 @@ def clip_threshold(eta: float, steps: float, gradient: float) -> float:
     return 2.0 * eta * steps * gradient
 
 
-def clip_factor(norm: float, tau: float) -> float:
+def clip_factor(norm: Number, tau: Scalars) -> Number:
     """The factor in (0, 1] that brings a difference of length `norm` down to `tau`; tau may be infinite.
 
     min(1, tau / norm). Raises: `Misuse` when norm is not finite (checks.check comes before) or tau not positive.
@@ -51,13 +69,26 @@ def clip_factor(norm: float, tau: float) -> float:
     >>> clip_factor(4.0, 1.0), clip_factor(0.0, 1.0)
     (0.25, 1.0)
     """
-    if not math.isfinite(norm) or not tau > 0:
+    if not np.isfinite(norm).all() or not np.all(np.greater(tau, 0)):
         raise Misuse(f"clip_factor(norm={norm}, tau={tau}): check the vectors first; tau must be above 0")
-    return 1.0 if norm <= tau else tau / norm
+    return least_share(norm, tau)
+
+
+def least_share(norm: Number, bound: Scalars) -> Number:
+    """min(1, bound / norm), and 1 where both are 0."""
+    if isinstance(norm, np.ndarray):
+        return np.divide(bound, norm, out=np.ones(norm.shape), where=np.asarray(norm > bound))
+    return 1.0 if norm <= float(bound) else float(bound) / norm
 
 
 def flow_step(
-    y_lo: Vector, y_hi: Vector, gamma: float, m_lo: float, m_hi: float, clip: float, out: Vector | None = None
+    y_lo: Vector,
+    y_hi: Vector,
+    gamma: Scalars,
+    m_lo: Number,
+    m_hi: Number,
+    clip: Scalars,
+    out: Vector | None = None,
 ) -> Vector:
     """What flows over the link from the higher to the lower member id, the same bits on both sides.
 
@@ -68,19 +99,19 @@ def flow_step(
     Raises: `Misuse` on vectors that are not alike, or a factor that is not finite.
     """
     require_alike(y_lo, y_hi)
-    factor = gamma * mu(m_lo, m_hi) * clip
-    if not math.isfinite(factor):
-        raise Misuse(f"gamma * mu * clip = {factor}; gamma and clip must be finite")
-    scale = y_lo.dtype.type(factor)
+    product = gamma * mu(m_lo, m_hi) * clip
+    if not (math.isfinite(product) if isinstance(product, float) else np.isfinite(product).all()):
+        raise Misuse(f"gamma * mu * clip = {product}; gamma and clip must be finite")
+    scale = factor(product, y_lo)
     q = room_for(y_lo, out)
     with np.errstate(over="ignore", invalid="ignore"):
-        for piece in slices(q.size):
-            np.subtract(y_hi[piece], y_lo[piece], out=q[piece])
-            np.multiply(q[piece], scale, out=q[piece])
+        for piece in slices(q.shape[-1]):
+            np.subtract(y_hi[..., piece], y_lo[..., piece], out=q[..., piece])
+            np.multiply(q[..., piece], scale, out=q[..., piece])
     return q
 
 
-def apply(model: Vector, q: Vector, mass: float, lower: bool, out: Vector | None = None) -> Vector:
+def apply(model: Vector, q: Vector, mass: Scalars, lower: bool, out: Vector | None = None) -> Vector:
     """The model after its half of an exchange: + q / mass at the lower id, - q / mass at the higher.
 
     Shapes: all (P + M,), or equal slices. `out` may be `model` (in place) but not q.
@@ -89,13 +120,13 @@ def apply(model: Vector, q: Vector, mass: float, lower: bool, out: Vector | None
     Raises: `Misuse` on vectors that are not alike or a mass that is not positive.
     """
     require_alike(model, q)
-    if not (math.isfinite(mass) and mass > 0):
+    if not all_positive(mass):
         raise Misuse(f"mass is {mass}; masses are finite and above 0")
-    divisor = model.dtype.type(mass)
+    divisor = factor(mass, model)
     moved = room_for(model, out)
     move = np.add if lower else np.subtract
     with np.errstate(over="ignore", invalid="ignore"):
-        for piece in slices(moved.size):
-            step = np.divide(q[piece], divisor)
-            move(model[piece], step, out=moved[piece])
+        for piece in slices(moved.shape[-1]):
+            step = np.divide(q[..., piece], divisor)
+            move(model[..., piece], step, out=moved[..., piece])
     return moved

@@ -93,6 +93,8 @@ class Trainer:
         """where in the vector; None for a personal parameter, which is trained without F"""
         if all(place is None for place in self._places):
             raise Misuse("the module has no shared trainable parameter; there is nothing to learn together")
+        self.names = [name for name, _ in trained]
+        """of the trained tensors, in the order of the buffers in `memory`"""
         self._optimizer = ""
         self._first: list[Tensor] = []
         self._second: list[Tensor] = []
@@ -126,6 +128,15 @@ class Trainer:
         if not (math.isfinite(gradient) and math.isfinite(mean_loss)):
             self._optimizer = ""
         return Outcome(read(self.layout, self.module), plan.steps, gradient, mean_loss)
+
+    @property
+    def memory(self) -> tuple[int, tuple[list[Tensor], list[Tensor]]]:
+        """Adam's count, and the buffers of the optimiser, a kind each; empty where it has none."""
+        return self._count, (self._first, self._second)
+
+    def remember(self, optimizer: str, count: int, first: list[Tensor], second: list[Tensor]) -> None:
+        """Go on from a `memory` of before."""
+        self._optimizer, self._count, self._first, self._second = optimizer, count, first, second
 
     def _split(self, correction: Vector | None) -> list[Tensor | None]:
         """F as one tensor per weight."""

@@ -1,0 +1,99 @@
+"""Any torch module of many nodes through torch.func.vmap. Not the step that follows the gradient.
+
+Where nodes have different numbers of rows in a step, the loss is taken row by row and weighted, which is the same for a
+loss that is a mean over rows; a module whose rows see each other (batch norm) gets nodes of one size at a time instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from gossipfl.learning.parameters import MEAN, SPREAD
+from gossipfl.learning.training import Loss
+from gossipfl.simulator.vectorized.rows import Rows, places
+from gossipfl.simulator.vectorized.state import Blocks, State
+from gossipfl.simulator.vectorized.stepping import Chunk, Work
+
+
+class Judged(nn.Module):
+    """A module whose output is its loss: what functional_call can take as one."""
+
+    def __init__(self, module: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.loss(self.module, x, y)
+
+
+class Batched:
+    """Local steps of any module that vmap handles, `Way` of gossipfl.simulator.vectorized.ways."""
+
+    name = "torch.func.vmap"
+
+    def __init__(self, module: nn.Module, loss: Loss, rows: Rows, state: State, is_random: bool) -> None:
+        self.rows, self.is_threaded = rows, not is_random
+        self.is_random = is_random
+        self.judged = Judged(module, loss)
+        parameters = dict(module.named_parameters())
+        self.trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        held = {*state.shared, *state.personal}
+        self.buffers = [name for name, _ in module.named_buffers() if name in held]
+        self.fixed = {
+            f"module.{name}": tensor.detach()
+            for name, tensor in (*parameters.items(), *module.named_buffers())
+            if name not in held
+        }
+        self.rows_see_each_other = any(name.endswith((MEAN, SPREAD)) for name in self.buffers) or any(
+            isinstance(part, nn.modules.batchnorm._NormBase) for part in module.modules()
+        )
+        self.whole: Any = vmap(grad(self._loss), in_dims=(0, 0, 0, 0), randomness="different")
+        self.by_row: Any = vmap(grad(self._weighted), in_dims=(0, 0, 0, 0, 0), randomness="different")
+
+    def _loss(self, weights: Blocks, buffers: Blocks, x: Tensor, y: Tensor) -> Tensor:
+        held = {f"module.{name}": value for name, value in (*weights.items(), *buffers.items())}
+        return functional_call(self.judged, {**held, **self.fixed}, (x, y))  # type: ignore[no-any-return]
+
+    def _weighted(self, weights: Blocks, buffers: Blocks, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        def one(x: Tensor, y: Tensor) -> Tensor:
+            return self._loss(weights, buffers, x.unsqueeze(0), y.unsqueeze(0))
+
+        losses: Tensor = vmap(one, randomness="different")(x, y)
+        return (losses * weight).sum()
+
+    def train(self, state: State, work: Work) -> None:
+        if not self.rows_see_each_other:
+            self._train(state, work)
+            return
+        nodes, sizes = places(work.nodes), self.rows.sizes(work.plan.batch_size)
+        for size in np.unique(sizes[nodes]):
+            of = sizes[nodes] == size
+            part = work.nodes if of.all() else nodes[of]
+            self._train(state, Work(part, work.steps[of], work.plan, work.seed, work.round, work.is_measured))
+
+    def _train(self, state: State, work: Work) -> None:
+        batches = self.rows.batches(work.nodes, work.plan.batch_size, work.seed, work.round)
+        chunk = Chunk(state, work, batches, self.trained, self.buffers)
+        self.judged.train()
+        spreads = [name for name in self.buffers if name.endswith(SPREAD) and name in state.shared]
+        pairs = [(chunk.buffers[name], chunk.buffers[name.removesuffix(SPREAD) + MEAN]) for name in spreads]
+        for spread, mean in pairs:  # E[x^2] of the state -> variance of the module
+            spread.sub_(mean * mean).clamp_(min=0)
+        chunk.run(self._gradients)
+        for spread, mean in pairs:
+            spread.add_(mean * mean)
+        chunk.close()
+
+    def _gradients(self, chunk: Chunk, h: int, n: int) -> list[Tensor]:
+        batch = chunk.batches.step(h, n)
+        weights = {name: weight[:n] for name, weight in zip(chunk.trained, chunk.weights, strict=True)}
+        buffers = {name: buffer[:n] for name, buffer in chunk.buffers.items()}
+        if batch.weight is None:
+            found = self.whole(weights, buffers, batch.x, batch.y)
+        else:
+            found = self.by_row(weights, buffers, batch.x, batch.y, batch.weight)
+        return [found[name].detach() for name in chunk.trained]

@@ -1,0 +1,88 @@
+"""A simulation on disk, to go on from: every tensor in one safetensors file, and beside them what was done so far."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from gossipfl.errors import Misuse
+from gossipfl.simulator.vectorized.engine import Engine
+from gossipfl.simulator.vectorized.looped import Looped
+from gossipfl.simulator.vectorized.mixing import Late
+from gossipfl.simulator.vectorized.run import Record, Run
+
+
+def save(path: Path, engine: Engine, run: Run, identity: str) -> None:
+    """Write everything that the rounds to come depend on: to a new file first, so that a crash leaves the one before.
+
+    `identity` names the settings; `load` refuses a file of others.
+    """
+    if isinstance(engine.choosing.way, Looped):
+        engine.choosing.way.collect(engine.state)
+    tensors = {f"state/{name}": tensor for name, tensor in engine.state.arrays()}
+    tensors |= {f"flow/{name}": torch.from_numpy(flow) for name, flow in engine.mixer.flows.items()}
+    tensors["up"] = torch.from_numpy(engine.weather.up)
+    late: list[list[Any]] = []
+    for one in engine.mixer.pending:
+        for group, name, nodes, moved in one.steps:
+            tensors[f"late/{len(late)}/nodes"] = torch.from_numpy(np.ascontiguousarray(nodes))
+            tensors[f"late/{len(late)}/moved"] = torch.from_numpy(np.ascontiguousarray(moved))
+            late.append([one.due, group, name])
+    said: dict[str, Any] = {
+        "identity": identity,
+        "way": engine.choosing.way.name,
+        "done": engine.done,
+        "late": late,
+        "records": [asdict(record) for record in run.records],
+        "seconds": run.seconds,
+        "cpu_seconds": run.cpu_seconds,
+    }
+    new = path.with_name(path.name + ".new")
+    save_file(tensors, new, {"gossipfl": json.dumps(said)})
+    os.replace(new, path)
+
+
+def way(path: Path) -> str | None:
+    """The name of the way in which a file's steps were taken: another's numbers differ in the last bits."""
+    try:
+        with safe_open(path, "pt") as file:
+            return str(json.loads((file.metadata() or {}).get("gossipfl", "{}")).get("way")) or None
+    except (OSError, SafetensorError, ValueError):
+        return None
+
+
+def load(path: Path, engine: Engine, run: Run, identity: str) -> None:
+    """Go on where the file ends. **Raises**: Misuse for a file of other settings, or that is no checkpoint."""
+    try:
+        with safe_open(path, "pt") as file:
+            said = json.loads((file.metadata() or {}).get("gossipfl", "{}"))
+            if said.get("identity") != identity:
+                raise Misuse(
+                    f"{path} belongs to a simulation with other settings; name another checkpoint, or remove it"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise Misuse(f"{path} is no checkpoint that can be read ({error}); remove it to begin anew") from error
+    state = engine.state
+    for name, tensor in state.arrays():
+        tensor.copy_(tensors[f"state/{name}"])
+    for name, flow in engine.mixer.flows.items():
+        flow[:] = tensors[f"flow/{name}"].numpy()
+    engine.weather.up = tensors["up"].numpy().copy()
+    engine.mixer.pending = [
+        Late(due, [(group, name, tensors[f"late/{at}/nodes"].numpy(), tensors[f"late/{at}/moved"].numpy())])
+        for at, (due, group, name) in enumerate(said["late"])
+    ]
+    engine.done = said["done"]
+    run.records[:] = [Record(**record) for record in said["records"]]
+    run.seconds, run.cpu_seconds = said["seconds"], said["cpu_seconds"]
+    if isinstance(engine.choosing.way, Looped):
+        engine.choosing.way.restore(state, engine.settings.plan.optimizer)

@@ -1,0 +1,87 @@
+"""Random numbers named by seed, purpose, round and node, whoever asks first and in whichever thread. No global generator.
+
+The engine computes the draws of all nodes at once; a plain loop computes those of one node. Both get the same numbers,
+because each number is a function of its name alone: SplitMix64's finaliser over a counter. What is drawn once for a whole
+round (who is absent, who meets whom) is here as well, so that switching one thing off shifts no other.
+
+**Source**: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipfl.errors import Misuse
+
+Bits = NDArray[np.uint64]
+Integers = NDArray[np.int64]
+
+GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+FIRST: Final = np.uint64(0xBF58476D1CE4E5B9)
+SECOND: Final = np.uint64(0x94D049BB133111EB)
+ROW_BITS: Final = 22
+"""Rows of one site at most 2^22: the lower bits of a sorting key name the row, the upper 42 are drawn."""
+
+
+def _mixed(bits: Bits) -> Bits:
+    """The finaliser, in place."""
+    scratch = np.empty_like(bits)
+    for shift, factor in ((30, FIRST), (27, SECOND)):
+        np.bitwise_xor(bits, np.right_shift(bits, np.uint64(shift), out=scratch), out=bits)
+        np.multiply(bits, factor, out=bits)
+    return np.bitwise_xor(bits, np.right_shift(bits, np.uint64(31), out=scratch), out=bits)
+
+
+def stream(seed: int, purpose: str, *places: int) -> np.uint64:
+    """The 64-bit start of a stream: seed, what for, and where (round, pass, ..)."""
+    text = "|".join([str(seed), purpose, *map(str, places)])
+    return np.uint64(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
+
+
+def bits(start: np.uint64, nodes: Integers, count: int) -> Bits:
+    """`count` numbers of 64 bits for each node: row i depends on (start, nodes[i]) only. **Shapes**: (N,) -> (N, count)."""
+    keys = _mixed((nodes.astype(np.uint64) + np.uint64(1)) * GOLDEN ^ start)
+    steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
+    return _mixed(keys[:, None] + steps)
+
+
+def uniform(start: np.uint64, nodes: Integers) -> NDArray[np.float64]:
+    """One multiple of 2^-53 in [0, 1) for each node."""
+    return (bits(start, nodes, 1)[:, 0] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def orders(start: np.uint64, nodes: Integers, counts: Integers) -> Integers:
+    """A permutation of 0 .. counts[i]-1 for each node, and after it what has no meaning. **Shapes**: -> (N, max count)."""
+    widest = int(counts.max())
+    if widest >= 1 << ROW_BITS:
+        raise Misuse(f"a site of {widest} rows; at most {1 << ROW_BITS} are shuffled")
+    keys = bits(start, nodes, widest)
+    places = np.arange(widest, dtype=np.uint64)
+    np.right_shift(keys, np.uint64(1), out=keys)  # below 2^63: the rows that are not there sort behind all
+    np.bitwise_and(keys, ~np.uint64((1 << ROW_BITS) - 1), out=keys)
+    np.bitwise_or(keys, places, out=keys)
+    if int(counts.min()) < widest:
+        keys[places >= counts[:, None].astype(np.uint64)] = np.uint64(2**64 - 1)
+    keys.sort(axis=1)
+    order: Integers = np.bitwise_and(keys, np.uint64((1 << ROW_BITS) - 1), out=keys).view(np.int64)
+    return order
+
+
+class NodeDraws:
+    """What learning.training.Trainer asks its generator for, of one node in one round: the numbers that `orders` gives."""
+
+    def __init__(self, seed: int, node: int, round: int) -> None:
+        self.seed, self.node, self.round, self.passes = seed, np.array([node]), round, 0
+
+    def integers(self, high: int) -> int:
+        return int(bits(stream(self.seed, "phase", self.round), self.node, 1)[0, 0]) % high
+
+    def permutation(self, rows: int) -> Integers:
+        start = stream(self.seed, "batches", self.round, self.passes)
+        self.passes += 1
+        order: Integers = orders(start, self.node, np.array([rows]))[0]
+        return order

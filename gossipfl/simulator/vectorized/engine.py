@@ -1,0 +1,255 @@
+"""One round of all nodes: who is there, local steps in blocks and threads, exchanges, what is late. No evaluation here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from gossipfl.errors import Misuse
+from gossipfl.learning.correction import schedule
+from gossipfl.learning.training import Plan
+from gossipfl.simulator.vectorized.draws import Integers, stream
+from gossipfl.simulator.vectorized.faults import Weather
+from gossipfl.simulator.vectorized.meetings import (
+    Floats,
+    Mask,
+    Meetings,
+    Schedule,
+    drawn,
+    every_edge,
+    matching,
+    metropolis,
+    ticks,
+)
+from gossipfl.simulator.vectorized.methods import Method
+from gossipfl.simulator.vectorized.mixing import Mixer
+from gossipfl.simulator.vectorized.rows import Rows
+from gossipfl.simulator.vectorized.state import State
+from gossipfl.simulator.vectorized.stepping import Work
+from gossipfl.simulator.vectorized.ways import Choosing, Model, prepare
+
+BLOCK_BYTES: Final = 4 * 2**20
+MOST: Final = 1024
+"""Nodes of a block: so many that a block's models and rows stay in cache, and no more than this."""
+
+
+def block_of(model: Model, rows: Rows, plan: Plan) -> int:
+    """Nodes that are trained together."""
+    itemsize = np.dtype(model.layout.dtype).itemsize
+    batch = int(rows.sizes(plan.batch_size).mean()) * int(np.prod(rows.x.shape[1:]))
+    return int(np.clip(BLOCK_BYTES // (itemsize * (model.layout.size + batch)), 8, MOST))
+
+
+@dataclass
+class Settings:
+    """What stays the same through a run."""
+
+    plan: Plan
+    method: Method
+    rounds: int
+    release: int = 0
+    """last rounds, in which nobody trains"""
+    decay: str = "constant"
+    """of eta: see learning.correction.schedule"""
+    mode: Literal["rounds", "ticks"] = "rounds"
+    seed: int = 0
+    threads: int = 1
+    h_ref: float = 0.0
+    """local steps between two exchanges of a node; 0: those of a round"""
+
+
+@dataclass
+class Engine:
+    """Holds the state and moves it on round by round; the same seed gives the same rounds."""
+
+    model: Model
+    rows: Rows
+    state: State
+    choosing: Choosing
+    mixer: Mixer
+    settings: Settings
+    weather: Weather
+    block: int
+    meet: Schedule | None = None
+    """pairs of each round, instead of those of a static graph"""
+    done: int = 0
+    """rounds"""
+    exchanges: int = 0
+    _gamma: Floats = field(default_factory=lambda: np.zeros(0))
+    _pool: ThreadPoolExecutor | None = None
+
+    def __post_init__(self) -> None:
+        method = self.settings.method
+        prepare(self.state, self.model, self.settings.plan)
+        links = self.mixer.links
+        if self.meet is None and method.combine != "mean" and links is None:
+            raise Misuse(f"{method.name} needs a graph, or a schedule of pairs")
+        if method.combine == "edges" and links is not None:
+            self._gamma = metropolis(links, self.mixer.masses)
+        if method.theta and (method.leak or method.cap or (self.weather.faults.leave and links is not None)):
+            self.mixer.keep_flows()
+        if method.theta:
+            self.state.need_correction()
+        self.rows.unpack() if self.settings.plan.batch_size is None else None
+
+    # ---- a round ----------------------------------------------------------------------------------------------------
+
+    def round(self) -> int:
+        """Go on by one round. **Returns**: how many took part."""
+        at, settings, weather = self.done, self.settings, self.weather
+        self._come_and_go(at)
+        present = weather.present(at)
+        trains = at < settings.rounds - settings.release
+        plan = self._plan(at)
+        self.mixer.arrive(at)
+        if settings.mode == "ticks":
+            assert self.mixer.links is not None
+            for number, (awake, met) in enumerate(ticks(self.mixer.links, present, settings.seed, at)):
+                if trains:
+                    self._train(awake, plan)
+                self._exchange(weather.strike(met, at, number), plan, trains)
+        else:
+            if trains:
+                self._train(np.flatnonzero(present), plan)
+            self._combine(present, plan, at, trains)
+        self.done += 1
+        return int(present.sum())
+
+    def _plan(self, at: int) -> Plan:
+        settings = self.settings
+        rounds = max(1, settings.rounds - settings.release)
+        eta = schedule(settings.decay, settings.plan.eta, at, rounds)
+        return replace(settings.plan, eta=eta, proximal=settings.plan.proximal or settings.method.proximal)
+
+    def _come_and_go(self, at: int) -> None:
+        weather = self.weather
+        if weather.faults.leave and at:
+            self.mixer.leave(weather.members(at - 1) & ~weather.members(at))
+        if weather.faults.join:
+            for node in np.flatnonzero(weather.joins == at) if at else ():
+                self._join(int(node), at)
+
+    def _join(self, node: int, at: int) -> None:
+        """A newcomer begins at the coordinate-wise median of three members' models, F = 0."""
+        there = np.flatnonzero(self.weather.members(at - 1))
+        if len(there):
+            three = there[np.linspace(0, len(there) - 1, 3).astype(int)]
+            self.state.put(
+                node, np.median([self.state.vector(int(one)) for one in three], axis=0).astype(self.model.layout.dtype)
+            )
+
+    # ---- local steps --------------------------------------------------------------------------------------------------
+
+    def _train(self, nodes: Integers, plan: Plan) -> None:
+        """Local steps of these nodes, in blocks: of a size where rows are many, of falling steps within a block."""
+        steps = self.weather.steps(plan.steps)
+        sizes = self.rows.sizes(plan.batch_size)
+        is_even = bool((sizes == sizes[0]).all())
+        works = []
+        for part in self._parts(nodes if is_even else nodes[np.argsort(sizes[nodes], kind="stable")], is_even):
+            mine = steps[part]
+            if (mine == mine[0]).all() and len(part) == part[-1] - part[0] + 1 and (np.diff(part) == 1).all():
+                where: Any = slice(int(part[0]), int(part[-1]) + 1)
+            else:
+                order = np.argsort(-mine, kind="stable")
+                where, mine = part[order], mine[order]
+            works.append(Work(where, mine, plan, self.settings.seed, self.done, self.settings.method.is_measured))
+        way = self.choosing.way
+        if not way.is_threaded:
+            for number, work in enumerate(works):
+                torch.manual_seed(int(stream(self.settings.seed, "torch", self.done, number)) >> 1)
+                way.train(self.state, work)
+            return
+        self._each(lambda work: way.train(self.state, work), works)
+
+    def _parts(self, nodes: Integers, is_even: bool) -> Iterator[Integers]:
+        """Nodes of one block each; a loop's modules belong to a block, so its parts never cross one."""
+        if is_even or self.choosing.way.name == "per-node loop":
+            nodes = np.sort(nodes)
+            cuts = np.flatnonzero(np.diff(nodes // self.block)) + 1
+        else:
+            cuts = np.arange(self.block, len(nodes), self.block)
+        yield from (part for part in np.split(nodes, cuts) if len(part))
+
+    # ---- exchanges --------------------------------------------------------------------------------------------------
+
+    def _combine(self, present: Mask, plan: Plan, at: int, trains: bool) -> None:
+        settings, links, weather = self.settings, self.mixer.links, self.weather
+        if settings.method.combine == "mean":
+            terms = settings.method.terms(plan, 1.0, self._h_ref(), self.state.gradient, trains=trains)
+            self.mixer.average(present, terms)
+            self.exchanges += int(present.sum())
+            return
+        if self.meet is not None:
+            edges, theta, is_directed = self.meet.round(at)
+            met = drawn(edges, theta, self.mixer.masses, present, is_directed=is_directed)
+        elif settings.method.combine == "edges":
+            assert links is not None
+            met = every_edge(links, self._gamma, present)
+        else:
+            assert links is not None
+            met = matching(links, present, settings.seed, at)
+        self._exchange(weather.strike(met, at), plan, trains)
+
+    def _exchange(self, met: Meetings, plan: Plan, trains: bool) -> None:
+        settings = self.settings
+        terms = settings.method.terms(plan, 1.0, self._h_ref(), self.state.gradient, trains=trains)
+        distort = self.weather.distort(self.done)
+        is_product = not (met.is_disjoint or self.mixer.flows or terms.tau is not None or distort)
+        if is_product and met.at_lo is None and met.late is None:
+            self.mixer.product(met, terms, self._each, self.block)
+        else:
+            self.mixer.exchange(met, terms, distort=distort, due=self.done + self.weather.faults.delay_rounds)
+        self.exchanges += len(met)
+
+    def _h_ref(self) -> float:
+        return self.settings.h_ref or float(self.settings.plan.steps)
+
+    # ---- threads ------------------------------------------------------------------------------------------------------
+
+    def _each(self, do: Callable[[Any], None], items: list[Any]) -> None:
+        if self._pool is None or len(items) < 2:
+            for item in items:
+                do(item)
+        else:
+            for _ in self._pool.map(do, items):
+                pass
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """To be around rounds: the threads of blocks, and 1 inside torch and BLAS. With other work on a core theirs cost many
+        times more than they bring."""
+        with alone():
+            if self.settings.threads > 1:
+                self._pool = ThreadPoolExecutor(self.settings.threads)
+            try:
+                yield
+            finally:
+                if self._pool is not None:
+                    self._pool.shutdown()
+                    self._pool = None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One thread inside torch and BLAS."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, "blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

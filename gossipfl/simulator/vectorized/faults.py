@@ -1,0 +1,153 @@
+"""What goes wrong in rounds, as masks and index tensors: who is there, how many steps it takes, what becomes of an exchange.
+
+All off by default. Each draw has a stream of its own, named by seed, fault, round and node: switching one fault off shifts
+no other. Not here: faults of a network in time (the event simulator has those).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from gossipfl.errors import Misuse
+from gossipfl.learning.blocks import Vector
+from gossipfl.simulator.vectorized.draws import Integers, bits, stream, uniform
+from gossipfl.simulator.vectorized.meetings import Mask, Meetings
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Shares lie in [0, 1]; all are chances of independent draws unless said otherwise."""
+
+    dropout: float = 0.0
+    """share of nodes that are absent in a round: they neither train nor exchange"""
+    up_rounds: float = 0.0
+    """mean rounds that a node stays up, geometric; 0: sessions are off"""
+    down_rounds: float = 0.0
+    """mean rounds that it stays down after that"""
+    leave: float = 0.0
+    """share of nodes that leave for good, each in a round of its own, evenly over the middle half of the run"""
+    join: float = 0.0
+    """share of nodes that come late, each in a round of its own, evenly over the first half of the run"""
+    lost: float = 0.0
+    """share of exchanges that never happen"""
+    half: float = 0.0
+    """share of exchanges of which only one end, either, applies its half: what exactly-once prevents"""
+    stragglers: float = 0.0
+    """share of nodes that are slow, the same all along"""
+    slowness: float = 0.5
+    """share of the local steps that a slow node manages, at least one"""
+    delayed: float = 0.0
+    """share of exchanges whose halves are applied later"""
+    delay_rounds: int = 1
+    """how many rounds later"""
+    sign_flip: float = 0.0
+    """share of nodes that send their model times -1, the same all along"""
+    noise: float = 0.0
+    """share of nodes that send their model with noise added, the same all along"""
+    noise_scale: float = 1.0
+    """standard deviation of that noise"""
+
+    def __post_init__(self) -> None:
+        shares = {field.name for field in fields(self)} - {"up_rounds", "down_rounds", "delay_rounds", "noise_scale"}
+        wrong = [f"{name} = {getattr(self, name)} must lie in [0, 1]" for name in sorted(shares)
+                 if not 0 <= getattr(self, name) <= 1]  # fmt: skip
+        if (self.up_rounds or self.down_rounds) and not (self.up_rounds >= 1 and self.down_rounds >= 1):
+            wrong.append("up_rounds and down_rounds are both 1 or more, or both 0")
+        if self.delay_rounds < 1 or not self.noise_scale >= 0:
+            wrong.append("delay_rounds must be 1 or more, noise_scale at least 0")
+        if self.leave + self.join > 1 or self.sign_flip + self.noise > 1:
+            wrong.append("leave + join, and sign_flip + noise, must not exceed 1: no node is both")
+        if wrong:
+            raise Misuse("Faults: " + "; ".join(wrong))
+
+    @classmethod
+    def of(cls, given: Faults | dict[str, Any] | None) -> Faults:
+        """**Raises**: Misuse for a name that no fault has."""
+        if given is None or isinstance(given, Faults):
+            return given or cls()
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(given) - set(known)):
+            raise Misuse(f"unknown faults {unknown}; there are {', '.join(known)}")
+        return cls(**given)
+
+
+class Weather:
+    """The faults of one run, round by round. `up` is all that a checkpoint needs of it."""
+
+    def __init__(self, faults: Faults, nodes: int, rounds: int, seed: int) -> None:
+        self.faults, self.nodes, self.rounds, self.seed = faults, np.arange(nodes), rounds, seed
+        self.up: Mask = np.ones(nodes, dtype=bool)
+        course = self._drawn("course")
+        late = course < faults.join
+        gone = course >= 1 - faults.leave
+        self.joins = np.where(late, 1 + self._drawn("join") * rounds / 2, 0).astype(np.int64)
+        """(N,) first round of each"""
+        self.leaves = np.where(gone, rounds / 4 + self._drawn("leave") * rounds / 2, np.inf)
+        """(N,) the round in which each is there no more"""
+        self.is_slow: Mask = self._drawn("straggler") < faults.stragglers
+        attack = self._drawn("attack")
+        self.flips: Mask = attack < faults.sign_flip
+        self.noisy: Mask = attack >= 1 - faults.noise
+        self.hostile: Mask = self.flips | self.noisy
+
+    def _drawn(self, purpose: str, round: int = 0) -> np.ndarray:
+        return uniform(stream(self.seed, purpose, round), self.nodes)
+
+    def members(self, round: int) -> Mask:
+        """(N,) who has joined and not left."""
+        return (self.joins <= round) & (round < self.leaves)
+
+    def present(self, round: int) -> Mask:
+        """(N,) who takes part in this round. Sessions go on by one round with each call."""
+        faults, here = self.faults, self.members(round)
+        if faults.up_rounds:
+            flips = self._drawn("session", round) < np.where(self.up, 1 / faults.up_rounds, 1 / faults.down_rounds)
+            self.up = self.up ^ flips
+            here = here & self.up
+        return here & (self._drawn("dropout", round) >= faults.dropout) if faults.dropout else here
+
+    def steps(self, steps: int) -> Integers:
+        """(N,) local steps of each in a round."""
+        return np.where(self.is_slow, max(1, int(steps * self.faults.slowness)), steps)
+
+    def strike(self, met: Meetings, round: int, batch: int = 0) -> Meetings:
+        """What becomes of these exchanges. **Randomness**: streams of the faults, named after the lower node."""
+        faults = self.faults
+        if not (faults.lost or faults.half or faults.delayed):
+            return met
+        draws = bits(stream(self.seed, "exchange", round, batch), met.lo * len(self.nodes) + met.hi, 4)
+        lost, half, side, late = ((draws[:, at] >> np.uint64(11)).astype(np.float64) * 2.0**-53 for at in range(4))
+        is_half = half < faults.half
+        struck = replace(
+            met,
+            at_lo=_and(met.at_lo, ~(is_half & (side < 0.5))) if faults.half else met.at_lo,
+            at_hi=_and(met.at_hi, ~(is_half & (side >= 0.5))) if faults.half else met.at_hi,
+            late=late < faults.delayed if faults.delayed else None,
+        )
+        return struck.only(lost >= faults.lost) if faults.lost else struck
+
+    def distort(self, round: int) -> Any:
+        """What hostile nodes do to the models that they send; None where all are honest.
+
+        Noise is uniform with the given standard deviation: integer bits and one exact scaling, alike on every machine.
+        """
+        if not self.hostile.any():
+            return None
+
+        def sent(name: str, nodes: Integers, rows: Vector) -> None:
+            flipped = np.flatnonzero(self.flips[nodes])
+            rows[flipped] *= -1
+            noisy = np.flatnonzero(self.noisy[nodes])
+            if len(noisy):
+                drawn = bits(stream(self.seed, f"noise {name}", round), nodes[noisy], rows.shape[1])
+                unit = ((drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 - 0.5) * 12**0.5
+                rows[noisy] += (unit * self.faults.noise_scale).astype(rows.dtype)
+
+        return sent
+
+
+def _and(one: Mask | None, other: Mask) -> Mask:
+    return other if one is None else one & other

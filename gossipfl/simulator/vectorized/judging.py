@@ -1,0 +1,88 @@
+"""How good the nodes' models are: the metric of some of them on the same test rows, and how far all are from agreement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from gossipfl.simulator.results import LOWER_IS_BETTER
+from gossipfl.simulator.vectorized.draws import Integers
+from gossipfl.simulator.vectorized.meetings import Floats
+from gossipfl.simulator.vectorized.state import State
+from gossipfl.tasks.fitting import evaluate
+from gossipfl.tasks.normalisation import Normaliser
+from gossipfl.tasks.task import Data, Task
+
+SAMPLE: Final = 100
+"""Nodes that are evaluated on the way, evenly over all: the fifth percentile is then the fifth of them."""
+
+ALL: Final = 1000
+"""Nodes up to which the last evaluation takes every one."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A task's metric on test rows."""
+
+    task: Task
+    normaliser: Normaliser
+    test: Data
+    masses: Floats
+
+    @property
+    def is_lower_better(self) -> bool:
+        return self.task.metric in LOWER_IS_BETTER
+
+    def scores(self, state: State, nodes: Integers) -> list[float]:
+        """The metric of each of these nodes; NaN where it is not defined or the model is not finite."""
+        found = []
+        for node in nodes.tolist():
+            vector = state.vector(node)
+            with np.errstate(all="ignore"):
+                is_sound = bool(np.isfinite(vector).all())
+                metrics = evaluate(self.task, state.layout, vector, self.normaliser, self.test) if is_sound else {}
+            found.append(float(metrics.get(self.task.metric, math.nan)))
+        return found
+
+    def summary(self, scores: Sequence[float]) -> dict[str, float]:
+        """worst, 5th percentile, median and mean; a node whose model is not finite is the worst there is."""
+        bad = math.inf if self.is_lower_better else -math.inf
+        kept = np.array([bad if math.isnan(score) else score for score in scores])
+        ordered = np.sort(-kept if self.is_lower_better else kept)
+        sign = -1.0 if self.is_lower_better else 1.0
+        with np.errstate(invalid="ignore"):
+            return {
+                "worst": sign * float(ordered[0]),
+                "p5": sign * float(ordered[int(0.05 * (len(ordered) - 1))]),
+                "median": float(np.median(kept)),
+                "mean": float(kept.mean()),
+            }
+
+    def consensus(self, state: State, members: np.ndarray) -> float:
+        """sqrt(sum_i m_i |x_i - x|^2 / sum m) / |x|, x the mean, over the members. Blocks of nodes at a time."""
+        nodes = np.flatnonzero(members)
+        if not len(nodes):
+            return math.nan
+        weights = self.masses[nodes] / self.masses[nodes].sum()
+        spread = length = 0.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            for name in state.shared:
+                rows = state.flat(state.shared, name)
+                step = max(1, 2**18 // rows.shape[1])
+                parts = [slice(start, start + step) for start in range(0, len(nodes), step)]
+                middle = sum(weights[part].astype(rows.dtype) @ rows[nodes[part]] for part in parts)
+                length += float(np.square(middle, dtype=np.float64).sum())
+                for part in parts:
+                    apart = rows[nodes[part]] - middle
+                    squares = np.einsum("np,np->n", apart, apart)
+                    spread += float(weights[part] @ squares)
+        return math.sqrt(spread / length) if length else math.sqrt(spread)
+
+
+def sample(nodes: int, count: int) -> Integers:
+    """`count` nodes, evenly over all."""
+    return np.unique(np.linspace(0, nodes - 1, min(nodes, count)).astype(np.int64))

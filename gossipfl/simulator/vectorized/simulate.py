@@ -1,0 +1,311 @@
+"""`gossipfl.simulate`: a task, so many nodes, a topology, rounds and faults in; a Run out. The door of the engine.
+
+What would not fit into memory is refused before it begins; Ctrl-C leaves what there is; a checkpoint goes on as if nothing
+had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+
+from gossipfl import topology as topologies
+from gossipfl.errors import Misuse
+from gossipfl.learning.correction import schedule
+from gossipfl.learning.parameters import Layout
+from gossipfl.learning.training import Plan
+from gossipfl.simulator.vectorized import checkpoint as disk
+from gossipfl.simulator.vectorized.draws import bits, stream
+from gossipfl.simulator.vectorized.engine import Engine, Settings, block_of, cores
+from gossipfl.simulator.vectorized.faults import Faults, Weather
+from gossipfl.simulator.vectorized.judging import ALL, SAMPLE, Judge, sample
+from gossipfl.simulator.vectorized.meetings import Floats, Links
+from gossipfl.simulator.vectorized.methods import Method, method_of
+from gossipfl.simulator.vectorized.mixing import Mixer
+from gossipfl.simulator.vectorized.rows import Rows
+from gossipfl.simulator.vectorized.run import Record, Run
+from gossipfl.simulator.vectorized.ways import CHOICES, Choice, Model, choose
+from gossipfl.tasks import Site, Task, load
+from gossipfl.tasks.fitting import layout_of, prepare, start
+from gossipfl.tasks.normalisation import Normaliser, own_normaliser
+from gossipfl.tasks.task import Data, pooled
+
+HEAVIEST: Final = 3.0
+"""A mass is at most this many times the median's: as in a deployed membership."""
+
+SHARE: Final = 0.9
+"""Of the memory that is free now: an estimate above it is refused."""
+
+EVALUATIONS: Final = 10
+
+Progress = Callable[[Record], None]
+
+
+def simulate(
+    task: Task | str = "breast-cancer",
+    *,
+    nodes: int = 16,
+    topology: Any = "auto",
+    rounds: int = 100,
+    faults: Faults | Mapping[str, Any] | None = None,
+    method: str | Method = "ledger",
+    seed: int = 0,
+    plan: Plan | None = None,
+    eta_schedule: str = "cosine",
+    release: int = 0,
+    mode: Literal["rounds", "ticks"] = "rounds",
+    sites: Sequence[Site] | None = None,
+    test: Data | None = None,
+    bootstrap: int | None = None,
+    masses: Sequence[float] | Literal["rows", "equal"] = "rows",
+    training: Choice = "auto",
+    dtype: Literal["float32", "float64"] | None = None,
+    threads: int | None = None,
+    block: int | None = None,
+    h_ref: float = 0.0,
+    evaluate_every: int | None = None,
+    evaluate_nodes: int = SAMPLE,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 50,
+    progress: Progress | None = None,
+) -> Run:
+    """Simulate a federation in rounds, all nodes at once, with the deployed nodes' arithmetic.
+
+    `topology`: a spec of gossipfl.topology ("random-regular:6", "ring", a file), a Graph, edges (E, 2), or a schedule (an
+    object whose `round(t)` gives edges, theta and whether they are directed); "auto" is the deployed rule, complete up to 16
+    nodes, else random with six neighbours. Rows: `sites` and `test` if given; else the
+    task's own parting among `nodes`, or, with `bootstrap`, that many rows for each node drawn with replacement from all
+    training rows. Normalisation is that of the pooled training rows, which a federation's statistics stage reaches to six
+    digits. `plan` None: ten steps over all rows (at most 32 a step), eta .1, the task's optimiser and l2. `release`: last rounds
+    in which nobody trains. `masses` "rows": min(rows, 3 median), mean 1. `threads` None: every core. `evaluate_every` None: ten
+    times and at the end; 0: never. `checkpoint`: a file that is written every so many rounds, and gone on from if it is there.
+
+    **Randomness**: streams of `seed`; one seed is one run, whatever the threads and (beyond rounding) the block.
+    **Raises**: Misuse for settings that do not fit together, a size that memory cannot hold, a checkpoint of other settings.
+    """
+    torch_task = load(task) if isinstance(task, str) else task
+    if rounds < 1 or nodes < 1 or not 0 <= release <= rounds:
+        raise Misuse(
+            f"nodes = {nodes}, rounds = {rounds}, release = {release}: nodes and rounds 1 or more, release among them"
+        )
+    given = dict(locals())
+    chosen, struck = method_of(method), Faults.of(dict(faults) if isinstance(faults, Mapping) else faults)
+    layout = layout_of(torch_task)
+    if dtype and dtype != layout.dtype:
+        layout = Layout.of(torch_task.model().to(getattr(torch, dtype)), getattr(torch_task, "shared", None), dtype)
+    x0 = start(torch_task, layout, seed).astype(layout.dtype)
+    if bootstrap is not None:
+        _require_memory(nodes, nodes * (8 * bootstrap + layout.size * np.dtype(layout.dtype).itemsize))
+    rows, judge_data, normaliser = _rows(torch_task, nodes, seed, sites, test, bootstrap, dtype)
+    nodes = rows.nodes
+    plan = plan or _plan(torch_task, rows)
+    weights = _masses(masses, rows)
+    links, meet = _links(topology, nodes, seed, chosen)
+    if mode == "ticks" and (links is None or chosen.combine != "pairs"):
+        raise Misuse(f"mode 'ticks' takes a static graph and a method of pairs, not {topology!r} and {chosen.name}")
+    _require_memory(nodes, estimate(layout, nodes, rows, plan, chosen, struck, links))
+    model = Model.of(torch_task, layout, x0)
+    block = block or block_of(model, rows, plan)
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists() and training == "auto":
+        training = CHOICES.get(disk.way(path) or "", training)
+    choosing = choose(model, rows, plan, block, float(nodes) * rounds * plan.steps, training)
+    state = model.state(nodes)
+    threads = threads or cores()
+    settings = Settings(plan, chosen, rounds, release, eta_schedule, mode, seed, threads, h_ref)
+    engine = Engine(
+        model,
+        rows,
+        state,
+        choosing,
+        Mixer(state, weights, links),
+        settings,
+        Weather(struck, nodes, rounds, seed),
+        block,
+        meet,
+    )
+    judge = Judge(torch_task, normaliser, judge_data, weights)
+    run = Run(
+        torch_task.name, chosen.name, nodes, rounds, seed, torch_task.metric, judge.is_lower_better, choosing.way.name,
+        list(choosing.lines), block, threads, state, min(nodes, evaluate_nodes),
+    )  # fmt: skip
+    identity = _identity(given, plan, chosen, struck, layout)
+    if path is not None and path.exists():
+        disk.load(path, engine, run, identity)
+    every = max(1, rounds // EVALUATIONS) if evaluate_every is None else evaluate_every
+    _go(engine, run, judge, every, evaluate_nodes, path, checkpoint_every, identity, progress)
+    return run
+
+
+def _go(engine: Engine, run: Run, judge: Judge, every: int, evaluated: int, path: Path | None, kept_every: int,
+        identity: str, progress: Progress | None) -> None:  # fmt: skip
+    """The rounds, until they are done or somebody presses Ctrl-C."""
+    wall, cpu = time.monotonic(), time.process_time()
+    before = run.seconds, run.cpu_seconds
+    message = 2 * engine.state.layout.size * np.dtype(engine.state.layout.dtype).itemsize
+
+    def clock() -> None:
+        run.seconds, run.cpu_seconds = before[0] + time.monotonic() - wall, before[1] + time.process_time() - cpu
+
+    with engine.running():
+        try:
+            while engine.done < run.rounds:
+                at, exchanges = engine.done, engine.exchanges
+                present = engine.round()
+                made = engine.exchanges - exchanges
+                found: dict[str, float] = {}
+                is_last = engine.done == run.rounds
+                if every and (engine.done % every == 0 or is_last):
+                    members = engine.weather.members(at)
+                    nodes = np.flatnonzero(members)
+                    judged = nodes[sample(len(nodes), ALL if is_last else evaluated)] if len(nodes) else nodes
+                    if len(judged):
+                        found = judge.summary(judge.scores(engine.state, judged))
+                        found["consensus"] = judge.consensus(engine.state, members)
+                        run.evaluated = len(judged)
+                plan, train = engine.settings.plan, max(1, run.rounds - engine.settings.release)
+                eta = schedule(engine.settings.decay, plan.eta, at, train) if at < train else 0.0
+                run.records.append(Record(at, eta, present, made, made * message, **found))
+                if path is not None and (engine.done % kept_every == 0 or is_last):
+                    clock()
+                    disk.save(path, engine, run, identity)
+                if progress is not None:
+                    progress(run.records[-1])
+        except KeyboardInterrupt:
+            run.notes.append(f"interrupted after {run.done} rounds")
+            if path is not None and engine.done == run.done:
+                disk.save(path, engine, run, identity)
+    clock()
+
+
+# ---- what is asked for -----------------------------------------------------------------------------------------------
+
+
+def _rows(
+    task: Task,
+    nodes: int,
+    seed: int,
+    sites: Sequence[Site] | None,
+    test: Data | None,
+    bootstrap: int | None,
+    dtype: str | None,
+) -> tuple[Rows, Data, Normaliser]:
+    """Training rows of all nodes, normalised; the test rows, as they were recorded; the normalisation."""
+    deal: Any = getattr(task, "demo_sites", None)
+    held_out = None
+    if sites is not None:
+        given = list(sites)
+    elif deal is None:
+        raise Misuse(f"{task.name} has no demo_sites of its own; give sites")
+    else:
+        try:
+            given, held_out = deal(nodes if bootstrap is None else getattr(task, "demo_nodes", 4), seed)
+        except (Misuse, ValueError) as error:
+            raise Misuse(f"the rows of {task.name} cannot be parted among {nodes} nodes ({error}); give bootstrap=16, sixteen "
+                         "rows a node drawn with replacement, or sites of your own") from error  # fmt: skip
+    test = test or held_out or pooled([site.holdout for site in given])
+    train = pooled([site.train for site in given])
+    normaliser = own_normaliser(train) if task.standardise else Normaliser.none()
+    wanted = getattr(torch, dtype) if dtype else None
+
+    def ready(data: Data) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.tensor(prepare(task, normaliser, data))
+        return x if wanted is None else x.to(wanted), torch.tensor(data.y)
+
+    if bootstrap is None:
+        return Rows.of([ready(site.train) for site in given]), test, normaliser
+    x, y = ready(train)
+    drawn = bits(stream(seed, "bootstrap"), np.arange(nodes), bootstrap) >> np.uint64(11)
+    index = (drawn.astype(np.float64) * 2.0**-53 * len(y)).astype(np.int64).ravel()
+    return Rows(x, y, index, np.full(nodes, bootstrap)), test, normaliser
+
+
+def _plan(task: Task, rows: Rows) -> Plan:
+    is_own = hasattr(task, "trainer")
+    return Plan(10, 0.1, None if is_own else 32, getattr(task, "optimizer", "sgd"), l2=float(getattr(task, "l2", 0.0)))
+
+
+def _masses(masses: Sequence[float] | str, rows: Rows) -> Floats:
+    if masses == "equal":
+        return np.ones(rows.nodes)
+    if masses == "rows":
+        held = np.minimum(rows.counts, HEAVIEST * np.median(rows.counts)).astype(np.float64)
+        return np.asarray(held / held.mean())
+    given = np.asarray(masses, dtype=np.float64)
+    if given.shape != (rows.nodes,) or not (np.isfinite(given) & (given > 0)).all():
+        raise Misuse(f'masses: "rows", "equal" or {rows.nodes} numbers above 0')
+    return given
+
+
+def _links(topology: Any, nodes: int, seed: int, method: Method) -> tuple[Links | None, Any]:
+    """(static graph, schedule): one of them, or none for a method that takes everybody's mean."""
+    if method.combine == "mean":
+        return None, None
+    if hasattr(topology, "round"):
+        return None, topology
+    if topology == "auto":
+        topology = "complete" if nodes <= topologies.COMPLETE_UP_TO else f"random-regular:{topologies.DEGREE}"
+    if isinstance(topology, str):
+        topology = topologies.graph(topology, nodes, seed)
+    edges = topology.edges if hasattr(topology, "edges") and not callable(topology.edges) else topology
+    if hasattr(topology, "edges") and callable(topology.edges):  # networkx
+        edges = list(topology.edges)
+    return Links.of(np.asarray(edges), nodes), None
+
+
+def estimate(
+    layout: Layout, nodes: int, rows: Rows, plan: Plan, method: Method, faults: Faults, links: Links | None
+) -> int:
+    """Bytes that a run holds at its peak, torch itself left out."""
+    itemsize = np.dtype(layout.dtype).itemsize
+    copies = (
+        1 + (method.combine == "edges") + bool(method.theta) + (2 if plan.optimizer == "adam" else bool(plan.momentum))
+    )
+    size = copies * nodes * layout.size * itemsize
+    if method.theta and links is not None and (method.leak or method.cap or faults.leave):
+        size += len(links) * layout.n_parameters * itemsize
+    a_node = int(rows.counts[0]) * (rows.x[0].nbytes + 8)
+    unpacked = nodes * a_node if plan.batch_size is None and (rows.counts == rows.counts[0]).all() else 0
+    return int(size + rows.nbytes + min(unpacked, 512 * 2**20) + 64 * (nodes + (0 if links is None else len(links))))
+
+
+def _require_memory(nodes: int, needed: int) -> None:
+    free = free_bytes()
+    if needed > SHARE * free:
+        raise Misuse(
+            f"{nodes:,} nodes need about {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free; take fewer nodes, a "
+            "smaller model, or a method that keeps less a node or link (no leak and cap, no momentum)"
+        )
+
+
+def free_bytes() -> int:
+    """Memory that this machine can give now."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _identity(given: dict[str, Any], plan: Plan, method: Method, faults: Faults, layout: Layout) -> str:
+    """The settings that decide the result, as one line: threads, blocks and evaluation do not."""
+    names = ("nodes", "rounds", "seed", "eta_schedule", "release", "mode", "bootstrap", "h_ref", "training")
+    parts = {name: given[name] for name in names}
+    parts |= {
+        "topology": str(given["topology"]),
+        "plan": asdict(plan),
+        "method": asdict(method),
+        "faults": asdict(faults),
+    }
+    return json.dumps({**parts, "layout": layout.digest.hex()}, sort_keys=True, default=str)
