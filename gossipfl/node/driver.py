@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -57,6 +58,10 @@ as much. Larger ones go to a thread, so that no connection waits."""
 
 PAUSED: Final = ("operator", "paused")
 """The row that says so."""
+
+QUICK_S: Final = 0.005
+"""A commit of small tensors is done where it is, too, as long as the last one took no longer: on a slow disk it goes to a
+thread, so that no connection waits for it."""
 
 EVALUATIONS: Final = 30
 """Evaluations over the local rounds of a study: enough for a curve."""
@@ -128,6 +133,8 @@ class Driver:
         self._judged_ns = 0
         self._judging = self._over = False
         self._saved_ns, self._budget = time.monotonic_ns(), 0.0
+        self._commit_s = math.inf
+        """how long the last commit took"""
         self.group: asyncio.TaskGroup
         seen = [Certificate.decode(value) for (kind, _), value in parts.started.rows.items() if kind == "certificate"]
         for certificate in (*parts.settings.certificates, *seen):
@@ -280,7 +287,12 @@ class Driver:
         facts = (*self._notes, *command.facts)
         self._notes = []
         wall = time.time_ns()
-        await self._in(self._disk, self.store.commit, command.rows, command.keep, facts, wall, command.live)
+        began = time.monotonic()
+        if self._is_small() and self._commit_s < QUICK_S:
+            self.store.commit(command.rows, command.keep, facts, wall, command.live)
+        else:
+            await self._in(self._disk, self.store.commit, command.rows, command.keep, facts, wall, command.live)
+        self._commit_s = time.monotonic() - began
         for fact in command.facts:
             self.log.fact(fact)
 
@@ -298,6 +310,9 @@ class Driver:
         """Is it done sooner than a thread would wake up?"""
         if isinstance(job, ev.Train | ev.Prepare | ev.Estimate):
             return False
+        return self._is_small()
+
+    def _is_small(self) -> bool:
         return max(self.peer.settings.model_size, self.peer.settings.statistics_size) <= LIGHT_BYTES
 
     async def _work(self, job: ev.Job) -> None:
