@@ -20,6 +20,7 @@ from gossipfl.simulator.laws import NODE_LAWS
 from gossipfl.simulator.network import SECOND, Observer, Pace, World
 from gossipfl.simulator.recovery import DoubtsEnd
 from gossipfl.simulator.run import Run
+from gossipfl.simulator.trace import Digests
 from gossipfl.simulator.trial import Watching, truth_of
 from gossipfl.simulator.watch import Historian
 
@@ -94,7 +95,7 @@ def events(stage: Stage) -> Run:
     scenario, made = stage.scenario, stage.made
     strikes = [one.strike() for one in scenario.at]
     historian, specs = Historian(made, strikes), made.specs(scenario.nodes.speeds)
-    watch = Watching(truth_of(made, specs), WATCHED)
+    watch, digests = Watching(truth_of(made, specs), WATCHED), Digests()
     world = World(
         specs,
         scenario.seed,
@@ -102,7 +103,7 @@ def events(stage: Stage) -> Run:
         lines=scenario.lines.lines(made.graph, made.membership.active),
         pace=Pace(step_s=scenario.nodes.step_s),
         strikes=strikes,
-        observers=[historian, watch, *stage.observers],
+        observers=[historian, watch, digests, *stage.observers],
     )
     liars = [name for strike in strikes if strike.kind == "hostile" for name in strike.nodes or world.nodes]
     watch.truth.caught.update(world.trouble.hostile, liars)
@@ -114,7 +115,7 @@ def events(stage: Stage) -> Run:
         stage.tell(_progress(world, made, end_s, sample.consensus, sample.quality))
     historian.finish(world)
     watch.over(_is_quiet(historian, end_s))
-    return _told(stage, world, historian, watch)
+    return _told(stage, world, historian, watch, digests)
 
 
 def _is_quiet(historian: Historian, end_s: float) -> bool:
@@ -147,7 +148,7 @@ def faults_of(world: World) -> dict[str, int]:
     return {kind: n for kind, n in sorted(world.counts.items()) if n and kind not in NO_FAULTS}
 
 
-def _told(stage: Stage, world: World, historian: Historian, watch: Watching) -> Run:
+def _told(stage: Stage, world: World, historian: Historian, watch: Watching, digests: Digests) -> Run:
     from gossipfl.simulator import baselines
 
     scenario, made = stage.scenario, stage.made
@@ -175,7 +176,8 @@ def _told(stage: Stage, world: World, historian: Historian, watch: Watching) -> 
         invariants=watch.verdicts(),
         laws={one.name: one.law for one in watch.checkers},
         first_violations={one.name: _seen(one) for one in watch.checkers if one.first or one.error},
-        trace_digest=watch.trace.hexdigest(),
+        trace_digest=digests.trace,
+        content_digest=digests.content,
         test_rows=len(made.test),
     )
 

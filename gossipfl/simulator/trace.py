@@ -1,8 +1,8 @@
 """Two digests of a history: of what happened, the same on any machine, and of what was computed, the same on machines alike.
 
-`TraceDigest` takes (time in ns, node, kind, peer, k, size, reason) of all that cores were told and told to do, and no tensor:
-on the toy task it is the same anywhere. `ContentDigest` adds the names of tensors, so it holds for one CPU capability and one
-set of versions.
+The trace takes (time in ns, node, kind, peer, k, size, reason) of all that cores were told and told to do, and no tensor: on
+the toy task it is the same anywhere. The content adds the names of tensors, so it holds for one CPU capability and one set
+of versions.
 """
 
 from __future__ import annotations
@@ -21,33 +21,39 @@ SILENT = (ev.Wake, ev.Alarm)
 """When a core wants to be woken says nothing that its deeds do not."""
 
 
-class TraceDigest(Observer):
-    """SHA-256 over lines of text, one for each event, command and fault, in order."""
-
-    names = False
+class Digests(Observer):
+    """Two SHA-256 over lines of text, one for each event, command and fault, in order."""
 
     def __init__(self) -> None:
-        self._hash = hashlib.sha256()
+        self._trace, self._content = hashlib.sha256(), hashlib.sha256()
         self.lines = 0
 
     @property
-    def hex(self) -> str:
-        return self._hash.hexdigest()
+    def trace(self) -> str:
+        """trace_digest, in hex."""
+        return self._trace.hexdigest()
+
+    @property
+    def content(self) -> str:
+        """content_digest, in hex."""
+        return self._content.hexdigest()
 
     def fed(self, world: World, node: Node, event: ev.Event, commands: list[ev.Command]) -> None:
         for one in (event, *commands):
             if not isinstance(one, SILENT):
-                self.line(world.mono, node.name, *self.said(node, one))
+                self.line((world.mono, node.name, *self.said(node, one)), names_of(one))
 
     def struck(self, world: World, kind: str, names: tuple[str, ...], detail: str) -> None:
-        self.line(world.mono, ",".join(names), "fault/" + kind, "", 0, 0, detail)
+        self.line((world.mono, ",".join(names), "fault/" + kind, "", 0, 0, detail))
 
-    def line(self, mono: int, node: str, *parts: Any) -> None:
+    def line(self, said: tuple[Any, ...], names: tuple[str, ...] = ()) -> None:
         self.lines += 1
-        self._hash.update("|".join(map(str, (mono, node, *parts))).encode() + b"\n")
+        text = "|".join(map(str, said))
+        self._trace.update(text.encode() + b"\n")
+        self._content.update("|".join((text, *names)).encode() + b"\n")
 
     def said(self, node: Node, one: ev.Event | ev.Command) -> tuple[Any, ...]:
-        """(kind, peer, k, size, reason), and what a subclass adds."""
+        """(kind, peer, k, size, reason)."""
         message = getattr(one, "message", None)
         conn = getattr(one, "conn", None)
         end = node.ends.get(conn) if conn is not None else None
@@ -67,19 +73,12 @@ class TraceDigest(Observer):
         elif isinstance(one, ev.Note):
             kind, peer = f"Note/{one.kind}", one.fields.get("peer", "")
             k, reason = one.fields.get("k", 0), one.fields.get("reason", "")
-        return (kind, peer, k, size, reason, *(self.content(one) if self.names else ()))
-
-    def content(self, one: ev.Event | ev.Command) -> tuple[str, ...]:
-        return ()
+        return kind, peer, k, size, reason
 
 
-class ContentDigest(TraceDigest):
-    """The same with the names of all tensors in it."""
-
-    names = True
-
-    def content(self, one: ev.Event | ev.Command) -> tuple[str, ...]:
-        if isinstance(one, ev.Commit):
-            return tuple(name.hex() for name in one.keep)
-        found = [getattr(one, part) for part in one.__dataclass_fields__]
-        return tuple(name.hex() for name in found if isinstance(name, bytes) and len(name) == 32)
+def names_of(one: ev.Event | ev.Command) -> tuple[str, ...]:
+    """The names of all tensors in it."""
+    if isinstance(one, ev.Commit):
+        return tuple(name.hex() for name in one.keep)
+    found = [getattr(one, part) for part in one.__dataclass_fields__]
+    return tuple(name.hex() for name in found if isinstance(name, bytes) and len(name) == 32)
