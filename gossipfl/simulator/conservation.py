@@ -226,11 +226,12 @@ class ExactlyOnce(Checker):
             signed = half.q if half.side == low else -half.q
             self.adrift(half.space, signed)
             waits = link.epoch == epoch and link.pending is not None and digest(link.pending.manifest) == proposal
-            if waits and not quiet:
+            excused = any(one.scarred or one.has_left for one in (begun, lives[half.side]))
+            if excused or (waits and not quiet):
                 continue
-            if not (waits or begun.scarred or lives[half.side].scarred or begun.has_left):
+            if not waits:
                 self.broken(half.side, f"k {k} with {begun.name} was applied here and never there")
-            elif waits and quiet and not (begun.scarred or lives[half.side].scarred or begun.has_left):
+            else:
                 self.broken(begun.name, f"k {k} with {half.side} is still in doubt after all has healed")
         for space in ("model", "statistics"):
             self.balance(lives, space)

@@ -29,6 +29,7 @@ from gossipfl.simulator.faults import Faults, Strike
 from gossipfl.simulator.lines import End, Lines, Way
 from gossipfl.simulator.trouble import Trouble
 from gossipfl.store import Crash, Damaged, Missing, StateError, Store
+from gossipfl.store.errors import NO_MODEL
 from gossipfl.trust.identity import Certificate, NodeKeys
 from gossipfl.workbench import Bench, Workbench
 
@@ -190,6 +191,11 @@ class Node:
         x0, own = files.put(self.spec.x0), files.put(self.spec.statistics)
         base = files.put(np.zeros_like(self.spec.statistics))
         begin = b"" if self.spec.begin is None else files.put(self.spec.begin)
+        if ("course", self.name) in rows:
+            course = msgspec.msgpack.decode(rows["course", self.name], type=Course)
+            if files.missing({course.model, course.statistics}):
+                self.store.rows.damaged = True  # type: ignore[attr-defined]
+                raise Damaged(NO_MODEL)
         self.peer = Peer(self.spec.settings(self.chance()))
         self.bench = Workbench(self.spec.bench, files)
         for observer in self.world.observers:

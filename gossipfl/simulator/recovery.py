@@ -77,6 +77,7 @@ class ComesTogether(Checker):
     def __init__(self, truth: Truth) -> None:
         super().__init__(truth)
         self.most = math.inf
+        self.reached = False
 
     def mixing(self, lives: dict[str, Life]) -> None:
         """Where some have finished already, the others cannot move them: then nothing is judged."""
@@ -84,24 +85,22 @@ class ComesTogether(Checker):
             self.most = self.SHARE * self.spread(lives) + self.CLOSE
 
     def is_near(self, lives: dict[str, Life]) -> bool:
-        return self.most < math.inf and self.spread(lives) <= self.most
+        self.reached = self.reached or self.spread(lives) <= self.most
+        return self.reached and self.most < math.inf
 
     def over(self, lives: dict[str, Life], quiet: bool) -> None:
-        if self.spread(lives) > self.most:
+        if not self.is_near(lives) and self.most < math.inf:
             self.broken("", f"models are still {self.spread(lives):.3g} apart, and should have come to {self.most:.3g}")
 
     def spread(self, lives: dict[str, Life]) -> float:
-        """Largest distance of an honest node's model, as it is on disk, from the weighted mean of all."""
-        there = {
-            name: np.frombuffer(life.read(life.course.model), self.truth.dtype).astype("float64")
-            for name, life in lives.items()
-            if life.course and not self.lies(name) and not life.has_left
-        }
-        if not there:
+        """Largest distance of an honest node's model from the weighted mean of all."""
+        there = {name: life.model(self.truth.dtype) for name, life in lives.items() if not self.lies(name) and not life.has_left}
+        models = {name: model.astype("float64") for name, model in there.items() if model is not None}
+        if not models:
             return 0.0
-        total = sum(self.truth.mass(name, "model") for name in there)
-        mean = sum(self.truth.mass(name, "model") * model for name, model in there.items()) / total
-        return max(length(np.asarray(model - mean)) for model in there.values())
+        total = sum(self.truth.mass(name, "model") for name in models)
+        mean = sum(self.truth.mass(name, "model") * model for name, model in models.items()) / total
+        return max(length(np.asarray(model - mean)) for model in models.values())
 
 
 def exchanges(life: Life) -> int:

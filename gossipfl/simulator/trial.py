@@ -18,7 +18,6 @@ import numpy as np
 
 from gossipfl.protocol import events as ev
 from gossipfl.protocol.core import Settings
-from gossipfl.simulator import network
 from gossipfl.simulator.conservation import MOVING_LAWS
 from gossipfl.simulator.faults import CLASSES, Faults
 from gossipfl.simulator.federation import Federation, found
@@ -50,6 +49,9 @@ MIXED: Final = 120
 
 HURRY_S: Final = 1.0
 """Between two turns once all has healed, so that the end comes soon."""
+
+STOPPING_S: Final = 15.0
+"""A node that was being stopped when all healed is down after this, and started again."""
 
 NEVER_S: Final = 1e9
 
@@ -264,7 +266,7 @@ def run(
     watch = Watching(truth_of(federation, specs), laws)
     seen = None if record is None else Recorded(record, watch.found)
     world = _world(trial, specs, *([watch, seen] if seen else [watch]))
-    watch.truth.caught.update(getattr(world.trouble, "hostile", ()))
+    watch.truth.caught.update(world.trouble.hostile)
     quiet = False
     if trial.until_s is not None:
         world.run(trial.until_s)
@@ -292,17 +294,16 @@ def run(
 
 def _world(trial: Trial, specs: dict[str, Spec], *observers: Observer) -> World:
     line = Line(latency_s=trial.latency_s, bandwidth_bytes_s=trial.bandwidth_bytes_s)
-    enacted = getattr(network, "ENACTED", frozenset(CLASSES))
-    faults = trial.faults.without(*(name for name in CLASSES if name not in enacted))
-    return World(specs, trial.seed, faults, lines=Lines(line), pace=Pace(step_s=trial.step_s), observers=observers)
+    return World(specs, trial.seed, trial.faults, lines=Lines(line), pace=Pace(step_s=trial.step_s), observers=observers)
 
 
 def _heal(world: World, watch: Watching) -> None:
     """The day is over: everybody comes back, exchanges again, ends training, mixes, and rests."""
-    if hasattr(network, "ENACTED"):
-        world.run(7200, until=lambda: all(node.alive for node in world.nodes.values()))
-    else:
-        world.heal()
+    world.heal()
+    world.run(STOPPING_S)
+    for node in world.nodes.values():
+        node.begin_afresh()
+        node.boot()
     _set_pace(world, HURRY_S)
     watch.say("healed")
     before = {name: _done(node) for name, node in world.nodes.items()}

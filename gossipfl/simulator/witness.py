@@ -309,7 +309,7 @@ class Life:
     @property
     def has_left(self) -> bool:
         """Its operator has ordered it to leave."""
-        return bool(self.node.peer.leaving)
+        return bool(self.node.peer.leaving or getattr(self.node, "gone", False))
 
     def link(self, peer: str) -> LinkRow:
         return self.links.get(peer) or LinkRow(peer, 0, 0, 0, b"", (b"", b""), (b"", b""), b"", None, None, (), 0, 0, 0)
@@ -317,6 +317,12 @@ class Life:
     def read(self, name: bytes) -> bytes:
         """A tensor's bytes."""
         return bytes(self.node.store.files.read(name))
+
+    def model(self, dtype: str) -> Vector | None:
+        """The model of now; of a node that is down, the one on its disk; None where there is none."""
+        node = self.node
+        name = node.peer.current["model"] if node.alive else self.course.model if self.course else b""
+        return np.frombuffer(self.read(name), dtype) if name and self.is_readable(name) else None
 
     def is_readable(self, *names: bytes) -> bool:
         """Are all these here and sound? They are, on a disk that has not been hurt."""
