@@ -265,7 +265,7 @@ def wide() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
 
 
-def beside_a_loop(nodes: int = 24, rounds: int = 100) -> None:
+def beside_a_loop(nodes: int = 32, rounds: int = 100) -> None:
     """Whole runs, the probe included, against the same rounds by a plain loop of trainers and numpy mixing."""
     for name, net in (("CNN", cnn), ("LSTM", Lstm), ("MLP of 300,000", wide)):
         task, plan = Images(net), Plan(2, 0.05, batch_size=16)

@@ -78,7 +78,7 @@ class NodeDraws:
         self.seed, self.node, self.round, self.passes = seed, np.array([node]), round, 0
 
     def integers(self, high: int) -> int:
-        return int(bits(stream(self.seed, "phase", self.round), self.node, 1)[0, 0]) % high
+        return int(stream(self.seed, "phase", self.round, int(self.node[0]))) % high
 
     def permutation(self, rows: int) -> Integers:
         start = stream(self.seed, "batches", self.round, self.passes)

@@ -173,7 +173,8 @@ class Engine:
     def _parts(self, nodes: Integers, is_even: bool) -> Iterator[Integers]:
         """Nodes of one block each; a loop's modules belong to a block, so its parts never cross one."""
         if is_even or self.choosing.way.name == "per-node loop":
-            nodes = np.sort(nodes)
+            if (nodes[1:] < nodes[:-1]).any():
+                nodes = np.sort(nodes)
             cuts = np.flatnonzero(np.diff(nodes // self.block)) + 1
         else:
             cuts = np.arange(self.block, len(nodes), self.block)

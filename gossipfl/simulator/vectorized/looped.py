@@ -53,11 +53,12 @@ class Looped:
     def train(self, state: State, work: Work) -> None:
         nodes = places(work.nodes)
         found = np.zeros(len(nodes))
+        plans = {steps: replace(work.plan, steps=steps) for steps in set(work.steps.tolist())}
         for at, node in enumerate(nodes.tolist()):
             trainer, own = self._trainer(node), self.own.get(node // self.block, {})
             for name, block in state.personal.items():
                 own[name].detach().copy_(block[node])
-            plan = replace(work.plan, steps=int(work.steps[at]))
+            plan = plans[int(work.steps[at])]
             draws = NodeDraws(work.seed, node, work.round)
             outcome = trainer.train(state.vector(node), state.corrections(node), plan, draws)  # type: ignore[arg-type]
             state.put(node, outcome.vector)
