@@ -54,7 +54,7 @@ class Run:
     threads: int
     state: State
     evaluated: int
-    """nodes, in the last evaluation"""
+    """nodes, in an evaluation on the way"""
     records: list[Record] = field(default_factory=list)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -125,7 +125,9 @@ class Run:
                     f"{record.mean:>7.4f}"
                 )
         if self.evaluated < self.nodes:
-            lines.append(f"the metric is that of {self.evaluated} of the nodes, the same in every row")
+            lines.append(
+                f"the metric is that of {self.evaluated} of the nodes, the same in every row; in the last of up to 1,000"
+            )
         return "\n".join(lines)
 
 

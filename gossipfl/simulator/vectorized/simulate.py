@@ -170,7 +170,6 @@ def _go(engine: Engine, run: Run, judge: Judge, every: int, evaluated: int, path
                     if len(judged):
                         found = judge.summary(judge.scores(engine.state, judged))
                         found["consensus"] = judge.consensus(engine.state, members)
-                        run.evaluated = len(judged)
                 plan, train = engine.settings.plan, max(1, run.rounds - engine.settings.release)
                 eta = schedule(engine.settings.decay, plan.eta, at, train) if at < train else 0.0
                 run.records.append(Record(at, eta, present, made, made * message, **found))
