@@ -18,8 +18,10 @@ from gossipfl.tasks.normalisation import Normaliser, own_normaliser
 
 DATA = Path(os.environ.get("GOSSIPFL_DATA") or Path(__file__).parents[2] / "shared" / "data")
 needs_heart = pytest.mark.skipif(not (DATA / "uci-heart").is_dir(), reason=f"UCI heart files are not under {DATA}")
-SITES = {"breast-cancer": 5, "digits": 5, "toy": 5, "heart": 4}
-EVERY = [pytest.param(name, marks=needs_heart) if name == "heart" else name for name in SITES]
+needs_ist = pytest.mark.skipif(not (DATA / "ist").is_dir(), reason=f"the stroke trial's file is not under {DATA}")
+MARKS = {"heart": [needs_heart], "heart-920": [needs_heart], "stroke": [needs_ist]}
+SITES = {"breast-cancer": 5, "digits": 5, "toy": 5, "heart": 4, "heart-920": 4, "stroke": 6}
+EVERY = [pytest.param(name, marks=MARKS.get(name, [])) for name in SITES]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -121,7 +123,10 @@ def test_a_heart_file_that_is_not_the_published_one_is_refused(tmp_path: Path) -
         load("heart").demo_sites(4, 0, tmp_path)
     (tmp_path / "uci-heart").mkdir()
     (tmp_path / "uci-heart" / "processed.cleveland.data").write_text("1,2,3\n")
-    with pytest.raises(ConfigError, match="is not the published file"):
+    with pytest.raises(ConfigError, match=r"cleveland.data: is not the published file.*expected a74b7ef.*Repository.*CC BY"):
+        load("heart").demo_sites(4, 0, tmp_path)
+    (tmp_path / "uci-heart" / "processed.cleveland.data").unlink()
+    with pytest.raises(ConfigError, match=r"cleveland.data: cannot be read.*UCI.*sha256 is a74b7ef"):
         load("heart").demo_sites(4, 0, tmp_path)
     with pytest.raises(Misuse, match="--nodes 4"):
         load("heart").demo_sites(5, 0, tmp_path)

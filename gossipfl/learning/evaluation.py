@@ -1,6 +1,7 @@
 """How good a model is: metrics of labels and scores, with intervals. Own numpy; no model, no data, no randomness.
 
-A metric that the data do not define (AUC where only one class is present) is NaN, never a guess.
+A metric that the data do not define (AUC where only one class is present) is NaN, never a guess; so is every metric of a
+model that has diverged. Comparisons of models, over patients, splits and nodes, are in learning/comparing.py.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def auc(y: NDArray[Any], scores: Floats) -> float:
     """
     positive = _positive(y, scores)
     m, n = int(positive.sum()), int((~positive).sum())
-    if not m or not n:
+    if not m or not n or np.isnan(scores).any():
         return math.nan
     return float((mean_ranks(scores)[positive].sum() - m * (m + 1) / 2) / (m * n))
 
@@ -68,7 +69,7 @@ def _components(y: NDArray[Any], scores: Floats) -> tuple[Floats, Floats]:
     """Each positive's and each negative's share of pairs won: (m,), (n,). Their means are the AUC."""
     positive = _positive(y, scores)
     m, n = int(positive.sum()), int((~positive).sum())
-    if not m or not n:
+    if not m or not n or np.isnan(scores).any():
         return np.full(m, math.nan), np.full(n, math.nan)
     ranks = mean_ranks(scores)
     won = (ranks[positive] - mean_ranks(scores[positive])) / n  # (m,)
@@ -86,6 +87,8 @@ def _interval(won: Floats, lost: Floats, level: float) -> tuple[float, float, fl
 
 def accuracy(y: NDArray[Any], scores: Floats) -> float:
     """The share predicted right: at risk 1/2 for scores (n,), by the largest score for (n, C)."""
+    if np.isnan(scores).any():
+        return math.nan
     predicted = scores >= 0.5 if scores.ndim == 1 else scores.argmax(axis=1)
     return float((predicted == y).mean()) if len(y) else math.nan
 

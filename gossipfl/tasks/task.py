@@ -30,6 +30,10 @@ BUILT_IN: Final = {
     "breast-cancer": "gossipfl.tasks.breast_cancer:BreastCancer",
     "digits": "gossipfl.tasks.digits:Digits",
     "heart": "gossipfl.tasks.heart:Heart",
+    "heart-920": "gossipfl.tasks.heart:Heart920",
+    "icu": "gossipfl.tasks.icu:Icu",
+    "stroke": "gossipfl.tasks.stroke:Stroke",
+    "stroke-259": "gossipfl.tasks.stroke:Stroke259",
     "table": "gossipfl.tasks.table:TableTask",
     "toy": "gossipfl.tasks.toy:Toy",
 }
@@ -143,6 +147,8 @@ OPTIONAL: Final = {
     "demo_sources": "(n, seed, data_dir) -> (list of `[data]` tables): with which nodes read those sites",
     "class_names": "what the labels 0, 1, .. are called, for people",
     "demo_nodes": "int: how many sites a demo has, where it is not free",
+    "all_sites": "int: how many sites a public data set has; demo_sites of fewer gives the largest",
+    "published": "(n, seed, data_dir) -> scores of demo_sites' test rows by a published model, NaN where it has none",
     "judged_by": "(source) -> Data: a site's own test rows, where a public data set has a fixed parting",
     "ranges": "one (lowest, highest) or None a feature: statistics of a peer far outside are refused",
     "optimizer": '"sgd" or "adam": the default of the study',
@@ -241,19 +247,20 @@ def _unknown(where: str, name: str, keys: Mapping[str, Key]) -> Fault:
     return Fault(where, None, f"unknown key {name!r}", _closest(name, keys))
 
 
-def data_folder(named: str | Path | None, environment: str | None, folder: str) -> Path:
-    """The folder `folder` inside the data directory that was named, or else that `GOSSIPFL_DATA` names.
+def data_folder(named: str | Path | None, environment: str | None, folder: str, obtain: str) -> Path:
+    """The folder `folder` inside the data directory that was named, or else that `GOSSIPFL_DATA` names. `obtain` says where
+    its files are to be had.
 
     **Raises**: ConfigError where neither was, or nothing is there.
     """
     root = named or environment
     if not root:
-        raise ConfigError(Fault("data_dir", None, f"nothing says where {folder}/ is", "--data-dir or GOSSIPFL_DATA"))
+        remedy = f"--data-dir or GOSSIPFL_DATA; {obtain}"
+        raise ConfigError(Fault("data_dir", None, f"nothing says where {folder}/ is", remedy))
     path = Path(root) / folder
     if not path.is_dir():
-        raise ConfigError(
-            Fault(str(path), None, "no such folder", f"--data-dir must name the folder that holds {folder}/")
-        )
+        remedy = f"--data-dir must name the folder that holds {folder}/; {obtain}"
+        raise ConfigError(Fault(str(path), None, "no such folder", remedy))
     return path
 
 
