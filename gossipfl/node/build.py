@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from gossipfl import __version__, tasks
@@ -28,7 +27,7 @@ from gossipfl.node.logs import Log
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Settings
-from gossipfl.protocol.peer import Course, names_in
+from gossipfl.protocol.peer import is_lost, names_in
 from gossipfl.recipe import (
     Work,
     bench_of,
@@ -261,17 +260,16 @@ def started(
     files = store.files
     own = statistics_of(work, membership, me)
     x0, statistics, zeros = files.put(work.start), files.put(own), files.put(np.zeros_like(own))
-    if (row := rows.get(("course", me))) is not None:
-        course = msgspec.msgpack.decode(row, type=Course)
-        if files.missing({course.model, course.statistics}):
-            raise Damaged(NO_MODEL)
+    missing = files.missing(names_in(rows))
+    if is_lost(rows, me, missing):
+        raise Damaged(NO_MODEL)
     return ev.Started(
         rows=rows,
         model=x0,
         statistics=statistics,
         statistics_base=zeros,
         begin=b"" if begin is None else files.put(begin),
-        missing=files.missing(names_in(rows)),
+        missing=missing,
     )
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
 
-from gossipfl.errors import Refused
+from gossipfl.errors import Misuse, Refused
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Conn, Settings
@@ -140,7 +140,7 @@ class Peer(InStep):
         if course is not None:
             self.resume(msgspec.msgpack.decode(course, type=Course))
             if self.current["model"] in event.missing:
-                self.fall_back(event.begin or event.model, event.missing)
+                self.fall_back(event.missing)
         elif not self.settings.statistics_size:
             self.stage, self.prepared = self.after_statistics(), True
         self.running = True
@@ -168,14 +168,18 @@ class Peer(InStep):
             self.estimate = ms.decode_normalisation(self.frozen)
         self.prepared = not self.settings.statistics_size
 
-    def fall_back(self, begin: bytes, missing: frozenset[bytes]) -> None:
+    def fall_back(self, missing: frozenset[bytes]) -> None:
         """The file of the own model is gone or damaged: go on from what the neighbour met most often was last sent of it, which
-        this node keeps, too; without that from the beginning. What was learned since is lost."""
+        this node keeps, too. What was learned since is lost."""
         kept = [link for _, link in sorted(self.links.items()) if link.model.own and link.model.own not in missing]
         best = max(kept, key=lambda link: link.exchanges, default=None)
-        self.current["model"] = best.model.own if best else begin
-        since = f"what {best.peer} was last sent of it" if best else "the model that this node began with"
-        detail = f"the file of this node's model is missing or damaged on this disk: it goes on from {since}; check the disk"
+        if best is None:
+            raise Misuse("no copy of the model is left: who starts a core asks `is_lost` first")
+        self.current["model"] = best.model.own
+        detail = (
+            "the file of this node's model is missing or damaged on this disk: it goes on from what "
+            f"{best.peer} was last sent of it; check the disk"
+        )
         self.do(self.note("damaged", detail=detail))
 
     def check_link(self, link: Any, missing: frozenset[bytes]) -> None:
@@ -647,6 +651,16 @@ class Peer(InStep):
         }
 
 
+def is_lost(rows: Mapping[tuple[str, str], bytes], me: str, missing: Collection[bytes]) -> bool:
+    """Is the state of no use, because of the missing files? So without the statistics vector, and without the model where no
+    link keeps what a neighbour was last sent of it: then only an operator can decide to begin anew."""
+    if (row := rows.get(("course", me))) is None:
+        return False
+    course = msgspec.msgpack.decode(row, type=Course)
+    copies = {decode_link(value).model.own for (kind, _), value in rows.items() if kind == "link"} - {b""}
+    return course.statistics in missing or (course.model in missing and copies <= set(missing))
+
+
 def names_in(rows: Mapping[tuple[str, str], bytes]) -> set[bytes]:
     """Every name of a file that the durable rows of a core need to go on."""
     named: set[bytes] = set()
@@ -654,7 +668,8 @@ def names_in(rows: Mapping[tuple[str, str], bytes]) -> set[bytes]:
         if kind == "link":
             named |= decode_link(value).names()
         elif kind == "course":
-            named.add(msgspec.msgpack.decode(value, type=Course).model)
+            course = msgspec.msgpack.decode(value, type=Course)
+            named |= {course.model, course.statistics}
     return named
 
 

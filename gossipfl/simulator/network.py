@@ -23,7 +23,7 @@ from gossipfl.protocol import session as ss
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.limits import HANDSHAKE_S
-from gossipfl.protocol.peer import Course, Peer, names_in
+from gossipfl.protocol.peer import Course, Peer, is_lost, names_in
 from gossipfl.simulator.clock import HOUR, SECOND, Heap, heavy
 from gossipfl.simulator.faults import Faults, Strike
 from gossipfl.simulator.lines import End, Lines, Way
@@ -191,16 +191,15 @@ class Node:
         x0, own = files.put(self.spec.x0), files.put(self.spec.statistics)
         base = files.put(np.zeros_like(self.spec.statistics))
         begin = b"" if self.spec.begin is None else files.put(self.spec.begin)
-        if ("course", self.name) in rows:
-            course = msgspec.msgpack.decode(rows["course", self.name], type=Course)
-            if files.missing({course.model, course.statistics}):
-                self.store.rows.damaged = True  # type: ignore[attr-defined]
-                raise Damaged(NO_MODEL)
+        missing = files.missing(names_in(rows))
+        if is_lost(rows, self.name, missing):
+            self.store.rows.damaged = True  # type: ignore[attr-defined]
+            raise Damaged(NO_MODEL)
         self.peer = Peer(self.spec.settings(self.chance()))
         self.bench = Workbench(self.spec.bench, files)
         for observer in self.world.observers:
             observer.booted(self.world, self)
-        self.feed(ev.Started(rows, x0, own, base, begin, files.missing(names_in(rows))))
+        self.feed(ev.Started(rows, x0, own, base, begin, missing))
 
     def chance(self) -> random.Random:
         """The random source of the core in this life."""
