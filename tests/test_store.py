@@ -89,6 +89,12 @@ def adopted(files: Files, name: bytes, blob: bytes) -> None:
     files.adopt_as(name, scratch, sum_of(blob))
 
 
+def test_a_payload_announced_by_a_name_that_is_not_of_its_content_has_to_come(files: Files) -> None:
+    """A peer knows the names of replicas: one of them is no proof that the payload is here."""
+    adopted(files, b"n" * 32, content(400, 1))
+    assert not files.incoming(b"n" * 32, 400).done
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_blob_under_the_name_of_what_made_it_is_durable_like_any_other(files: Files, size: int) -> None:
     name, blob = b"n" * 32, content(size, size)

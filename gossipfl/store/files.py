@@ -165,7 +165,7 @@ class Files:
                 partial = None
             if partial is None:
                 here = self._blobs.get(root)
-                known = here is not None and here.size == size and here.sound is True
+                known = here is not None and here.size == size and here.sound is True and not here.summed
                 partial = Incoming(self, root, size, None if known else self.scratch(size))
             if not partial.done:
                 while len(self._partials) >= PARTIALS:
