@@ -205,6 +205,17 @@ def test_heart_reproduces_flambys_pooled_accuracy_and_the_reference_auc(name: st
     assert best["auc"] == pytest.approx(0.881, abs=0.002)
 
 
+@pytest.mark.parametrize("name", needs("heart"))
+def test_heart_can_be_parted_anew_by_seed_and_its_first_such_parting_is_the_published_one(name: str) -> None:
+    task: Any = load(name, {"split": "seeded"})
+    test = [task.demo_sites(4, seed, DATA)[1].digest for seed in range(5)]
+    assert len(set(test)) == 5 and test[0] == whole(name, 4)[2].digest
+    source = task.demo_sources(4, 3, DATA)[1]
+    assert task.judged_by(source).digest == test[3]
+    with pytest.raises(ConfigError, match="split = 'x'"):
+        load(name, {"split": "x"})
+
+
 @pytest.mark.parametrize("name", needs("heart-920"))
 def test_in_all_rows_of_heart_no_cholesterol_is_zero_and_none_of_the_swiss_has_one(name: str) -> None:
     _, sites, test = whole(name, 0)

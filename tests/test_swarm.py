@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_imports import imports
 
 from gossipfl.simulator import shrink, swarm, trial
+from gossipfl.simulator.conservation import Account, ExactlyOnce
 from gossipfl.simulator.invariants import Checker, Watch
-from gossipfl.simulator.witness import Truth
+from gossipfl.simulator.witness import Fellow, Truth
 
 SIMULATOR = Path(trial.__file__).parent
 CHECKERS = ("witness", "invariants", "laws", "conservation", "recovery")
@@ -20,6 +22,19 @@ SHORT = 0.02
 
 KNOWN = {81}
 """Not yet mended: encoding raises Misuse where a vector is not finite, and the process ends instead of refusing."""
+
+
+@pytest.mark.parametrize("off, held", [((1e-6, 0.0), True), ((0.0, 1e-3), False), ((1e6, 0.0), False)])
+def test_a_sum_is_judged_by_the_size_of_its_own_coordinate(off: tuple[float, float], held: bool) -> None:
+    """Sums of squares are 1e9 and more where a feature is (icu), and their rounding is no half of an exchange."""
+    begin = np.array([1e9, 1.0])
+    fellows = {name: Fellow(1.0, b"", (), np.zeros(1), begin) for name in "ab"}
+    law = ExactlyOnce(Truth(b"", b"", "f64", fellows, 0.5, 0.0, "float64", {"model": 1}, 60))
+    for name in "ab":
+        stood = begin + (off if name == "a" else 0.0)
+        law.accounts[name] = Account({"statistics": stood}, {}, {"statistics": np.zeros(2)})
+    law.balance({}, "statistics")
+    assert (law.verdict == "held") == held
 
 
 @pytest.mark.parametrize("name", CHECKERS)

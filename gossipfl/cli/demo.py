@@ -111,6 +111,7 @@ def _labels(site: Site, task: Task) -> dict[str, int]:
 def _sizes(sites: list[Site], test_rows: int, loaded: Task, task: str, seed: int, json_: bool) -> None:
     """Who has how much: first of all, so that what follows can be understood."""
     from gossipfl.cli import output
+    from gossipfl.tasks.sites import sentences
 
     held = f"{test_rows} held-out patients judge all"
     title = f"gossipfl demo: {task}, seed {seed}, {len(sites)} hospitals; {held}"
@@ -124,6 +125,8 @@ def _sizes(sites: list[Site], test_rows: int, loaded: Task, task: str, seed: int
             output.say(f"  {row[0]}: {row[1]} rows ({row[2]})")
     else:
         output.table(title, ("hospital", "training rows", "labels"), rows)
+    for sentence in sentences(loaded, sites)[1:]:
+        output.say(sentence)
 
 
 def _resolved(

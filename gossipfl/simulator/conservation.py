@@ -241,14 +241,13 @@ class ExactlyOnce(Checker):
         names = [name for name in self.accounts if not self.lies(name)]
         if not names:
             return
-        stood = due = np.zeros(0)
-        size = 0.0
+        stood = due = size = np.zeros(0)
         for name in names:
             mass, account, fellow = self.truth.mass(name, space), self.accounts[name], self.truth.fellows[name]
             first = fellow.begin if space == "model" else fellow.statistics
             stood = mass * account.stood[space].astype("float64") + (stood if stood.size else 0.0)
             due = mass * (first + account.learned[space]) + (due if due.size else 0.0)
-            size += mass * (1 + length(account.learned[space]))
+            size = mass * (1 + np.abs(first) + length(account.learned[space])) + (size if size.size else 0.0)
         due = due + self.outside.get(space, 0.0)
         kind = self.truth.kind(space)
         if not is_near(stood.astype(kind), due.astype(kind), size * (100 if kind.itemsize == 8 else 1)):

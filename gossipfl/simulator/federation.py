@@ -95,7 +95,8 @@ def sites_of(
 def _all_rows(task: Task, source: Mapping[str, Any] | None, seed: int, data_dir: Path | None) -> tuple[Data, Data]:
     own: Any = task
     if source is None and hasattr(own, "demo_sites"):
-        sites, test = own.demo_sites(int(getattr(own, "demo_nodes", 5)), seed, data_dir)
+        every = getattr(own, "all_sites", getattr(own, "demo_nodes", 5))
+        sites, test = own.demo_sites(int(every), seed, data_dir)
         return tasks.pooled([site.train for site in sites]), test
     if source is None:
         raise ConfigError(f"the task {task.name!r} has no rows of its own: name a file in a table [data]")

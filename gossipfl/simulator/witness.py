@@ -364,8 +364,8 @@ class Life:
         return {at: value for at, value in (self.rows | changes).items() if value is not None}
 
 
-def is_near(a: Vector, b: Vector, scale: float) -> bool:
-    """But for the rounding of a few operations at this scale."""
+def is_near(a: Vector, b: Vector, scale: float | Vector) -> bool:
+    """But for the rounding of a few operations at this scale, that of all coordinates or of each."""
     slack = (1e-9 if a.dtype.itemsize == 8 else 1e-4) * (1 + scale)
     return bool(np.all(np.abs(a - b) <= slack))
 

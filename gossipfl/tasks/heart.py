@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from gossipfl.errors import Misuse
+from gossipfl.errors import ConfigError, Fault, Misuse
 from gossipfl.tasks.classifier import Classifier
 from gossipfl.tasks.published import Published
 from gossipfl.tasks.task import Data, Key, Site, pooled, settings
@@ -83,7 +83,7 @@ class Heart(Classifier):
 
     def __post_init__(self) -> None:
         if self.split not in ("flamby", "seeded"):
-            raise Misuse(f'split is "flamby" or "seeded", not {self.split!r}')
+            raise ConfigError(Fault("task_options", None, f"split = {self.split!r}", 'write "flamby" or "seeded"'))
 
     def demo_sites(self, n: int, seed: int, data_dir: str | Path | None = None) -> tuple[list[Site], Data]:
         """The four hospitals, each with its own hold-out, and the four hold-outs pooled.
