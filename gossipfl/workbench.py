@@ -24,7 +24,7 @@ from gossipfl.learning import checks, compression, correction, mixing
 from gossipfl.learning.blocks import slices, square_sum
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
-from gossipfl.store.errors import Damaged, Missing
+from gossipfl.store.errors import Damaged, Missing, StateError
 from gossipfl.tasks import normalisation
 
 Vector = NDArray[Any]
@@ -41,6 +41,12 @@ HEARD: Final = 1e-3
 
 ROUNDING: Final = 1e-6
 """Relative slack when a norm that the peer has bounded is checked: both computed it from the same bits."""
+
+
+ROTTED: Final = (
+    "a vector of this node's own, finite when it was written, is no longer: its file has changed while the node ran; check the "
+    "disk. The next start checks every file, and goes on without what is damaged"
+)
 
 
 class Tensors(Protocol):
@@ -225,11 +231,24 @@ class Workbench:
             ev.Prepare: self.prepare,
         }
         try:
-            return doing[type(job)](job)
+            event = doing[type(job)](job)
         except Refused as refusal:
-            return ev.Failed(job.job, refusal.reason, refusal.detail)
+            event = ev.Failed(job.job, refusal.reason, refusal.detail)
         except (Missing, Damaged) as lost:
             return ev.Failed(job.job, "disk", str(lost))
+        except Misuse as wrong:
+            if self.is_sound(job):
+                raise
+            raise StateError(ROTTED) from wrong
+        if isinstance(event, ev.Failed) and not self.is_sound(job):
+            raise StateError(ROTTED)
+        return event
+
+    def is_sound(self, job: ev.Job) -> bool:
+        """Is every vector finite that this node works on? Each was when it was written."""
+        space = getattr(job, "space", "model")
+        own = [getattr(job, part, b"") for part in ("model", "reference", "reference_out", "reference_in", "own", "theirs")]
+        return all(finite(self.vector(name, space)) for name in own if name)
 
     def release(self, job: int) -> None:
         """The core has heard of the end of this job, and its commands are carried out."""
@@ -300,16 +319,17 @@ class Workbench:
             job.job, self.keep(job.job, moved), outcome.steps, float(outcome.gradient), float(outcome.loss)
         )
 
-    def absorb(self, job: ev.Absorb) -> ev.Absorbed:
+    def absorb(self, job: ev.Absorb) -> ev.Event:
         model, displacement = self.vector(job.model), self.vector(job.displacement)
         moved = self.room(model).summed()
 
         def add(piece: slice) -> tuple[float, ...]:
             np.add(model[piece], displacement[piece], out=moved.array[piece])
             moved.written(piece)
-            return ()
+            return (0.0 if np.isfinite(moved.array[piece]).all() else math.inf,)
 
-        self.over(model, add)
+        if any(self.over(model, add)):
+            return ev.Failed(job.job, "nonfinite", "the model with what was learned would not be finite; lower the study's eta")
         return ev.Absorbed(job.job, self.keep(job.job, moved, result(job)))
 
     def encode(self, job: ev.Encode) -> ev.Encoded:

@@ -452,6 +452,7 @@ class Exchanges(Greeting):
                       bytes=event.size, root=event.payload.hex()),
         )  # fmt: skip
         self.commit(*facts, links=(link,))
+        self.neighbour(peer).answered()
         if conn and conn.greeted:
             self.send_reply(conn, answered)
         self.on_exchanged(peer, space, manifest.stage, False)

@@ -150,7 +150,7 @@ class Greeting(Terms):
         elif link.answered and link.answered.open and hello.link.done == link.answered.k and epoch is None:
             self.commit(links=(msgspec.structs.replace(link, answered=closed(link.answered)),))
         conn.greeted = True
-        neighbour.answered()
+        neighbour.greeted()
         neighbour.stage = hello.stage
         neighbour.versions = {"membership": str(hello.membership), "stage": hello.stage}
         neighbour.is_now("connected", self.now.wall_ns)

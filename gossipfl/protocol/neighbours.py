@@ -71,7 +71,12 @@ class Neighbour:
         self.backoff_ns = min(BACKOFF_MAX_NS, max(BACKOFF_FIRST_NS, 2 * self.backoff_ns))
         self.retry_ns = now_ns + int(self.backoff_ns * (0.5 + random.random() / 2))
 
+    def greeted(self) -> None:
+        """It is there, and may be asked at once; but it may still refuse, and then waiting goes on where it was."""
+        self.retry_ns = 0
+
     def answered(self) -> None:
+        """An exchange with it is done."""
         self.backoff_ns = self.retry_ns = 0
 
     def allow_inbound(self, now_ns: int, per_minute: float) -> bool:

@@ -63,6 +63,8 @@ class Course(Row, frozen=True):
     certificate: bytes
     signature: bytes
     steps: int
+    leaving: bool = False
+    """has the operator ordered to leave, and is it not yet done?"""
 
 
 class Peer(InStep):
@@ -149,6 +151,8 @@ class Peer(InStep):
         for peer in self.settings.members.neighbours(self.me):
             self.neighbour(peer).is_now("unseen", self.now.wall_ns)
         self.checkpoint_at = self.now.mono_ns + self.settings.checkpoint_ns
+        if self.leaving:
+            self.leave()
         self.commit(self.note("start", stage=self.stage, local_round=self.local_round))
         self.recompute_correction()
         if self.frozen:
@@ -159,7 +163,7 @@ class Peer(InStep):
     def resume(self, course: Course) -> None:
         self.current = {"model": course.model, "statistics": course.statistics}
         self.stage, self.local_round, self.released = course.stage, course.local_round, course.released
-        self.gradient, self.steps = course.gradient, course.steps
+        self.gradient, self.steps, self.leaving = course.gradient, course.steps, course.leaving
         self.trained = course.gradient > 0
         self.frozen, self.frozen_by = course.normalisation, (course.certificate, course.signature)
         if self.frozen:
@@ -195,7 +199,7 @@ class Peer(InStep):
     def state_rows(self) -> list[tuple[str, str, bytes | None]]:
         course = Course(
             self.current["model"], self.current["statistics"], self.stage, self.local_round, self.released, self.gradient,
-            self.frozen, *self.frozen_by, self.steps,
+            self.frozen, *self.frozen_by, self.steps, self.leaving and not self.stopped,
         )  # fmt: skip
         self.checkpoint_at = self.now.mono_ns + self.settings.checkpoint_ns
         self.saved = (self.current["model"], self.local_round)
@@ -226,10 +230,12 @@ class Peer(InStep):
         """Give away what was learned in a last release, within `LEAVE_NS`; at once where there is nothing to give."""
         self.leaving = True
         if self.stage == "training" and self.prepared:
+            self.stage = "release"
+        if self.stage == "release":
             self.leave_by = self.now.mono_ns + LEAVE_NS
-            self.enter_release()
-        elif self.stage != "release":
+        else:
             self.stopping, self.stop_by = True, self.now.mono_ns + DRAIN_NS
+        self.commit(self.note("stage", stage=self.stage, local_round=self.local_round))
 
     # ---- statistics ----------------------------------------------------------------------------------------------
 
@@ -544,10 +550,10 @@ class Peer(InStep):
         assert self.stop_by is not None
         if (self.hands.ends or self.hands.queue) and self.now.mono_ns < self.stop_by:
             return
+        self.stopped = True
         self.commit(self.note("stop", stage=self.stage, local_round=self.local_round))
         for conn in list(self.conns.values()):
             self.do(ev.Close(conn.id, "this node stops"))
-        self.stopped = True
         self.do(ev.Stopped())
 
     # ---- time ----------------------------------------------------------------------------------------------------

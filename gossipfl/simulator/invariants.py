@@ -197,7 +197,7 @@ class Watch:
     def crashed(self, world: Any, node: Any, before: Any, after: Any) -> None:
         self.world = world
         life = self.life(node)
-        if life.asked and not life.scarred and after.load() == life.after(life.asked[0]) != life.rows:
+        if life.asked and not after.rows.damaged and after.load() == life.after(life.asked[0]) != life.rows:
             life.node = Found(node.name, after, node.peer)  # the one under way was done, and nobody heard of it
             self.commit(life, life.asked[0])
             life.node = node

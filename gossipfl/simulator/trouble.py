@@ -30,6 +30,9 @@ STORM_S: Final = 12
 COMMIT_STEPS: Final = 24
 """About as many steps has a commit: a crash amid one comes at one of them."""
 
+STOPPED_S: Final = 10
+"""Whoever was being stopped when all healed is down after this, and is started."""
+
 AGAIN_S: Final = 5.0
 """Mean seconds of a lie's wait for a session to tell it over."""
 
@@ -140,6 +143,7 @@ class Trouble:
             node.set_clock(0)
             node.wall_off = world.mono - node.now().mono_ns
             world.at(world.mono, node.begin_afresh if node.store.rows.damaged else node.boot)  # type: ignore[attr-defined]
+            world.at(world.mono + STOPPED_S * SECOND, node.boot)  # an order to stop may still be under way
 
     # ---- strikes ---------------------------------------------------------------------------------------------------
 

@@ -111,6 +111,7 @@ class CourseRow(Positional, frozen=True):
     certificate: bytes
     signature: bytes
     steps: int
+    leaving: bool
 
 
 class Paper(Positional, frozen=True):
