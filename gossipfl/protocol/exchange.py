@@ -451,8 +451,8 @@ class Exchanges(Greeting):
             self.note("egress", peer=peer, space=space, epoch=link.epoch, k=manifest.k, role="reply", codec=reply.codec,
                       bytes=event.size, root=event.payload.hex()),
         )  # fmt: skip
-        self.commit(*facts, links=(link,))
         self.neighbour(peer).answered()
+        self.commit(*facts, links=(link,))
         if conn and conn.greeted:
             self.send_reply(conn, answered)
         self.on_exchanged(peer, space, manifest.stage, False)

@@ -85,8 +85,9 @@ class ComesTogether(Checker):
             self.most = self.SHARE * self.spread(lives) + self.CLOSE
 
     def is_near(self, lives: dict[str, Life]) -> bool:
+        """Need nobody mix any longer? At once where nothing is judged."""
         self.reached = self.reached or self.spread(lives) <= self.most
-        return self.reached and self.most < math.inf
+        return self.reached
 
     def over(self, lives: dict[str, Life], quiet: bool) -> None:
         if not self.is_near(lives) and self.most < math.inf:
