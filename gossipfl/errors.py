@@ -6,6 +6,7 @@ record; foreign exceptions (nacl, aiohttp, sqlite3, OSError) are translated into
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -29,6 +30,24 @@ _WORDS = (
 )
 REASONS: Final = frozenset(_WORDS.split())
 """The stable one-word reasons of a refusal: metric label and log key."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text as one line that cannot steer a terminal or hide in a file: control and format characters, all but those in
+    `keep`, are written out.
+
+    >>> printable("bell\\x07, then\\nred \\x1b[31m")
+    'bell\\\\x07, then\\\\nred \\\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one in keep or unicodedata.category(one) not in _STEER else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+_STEER: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 class GossipError(Exception):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 from worlds import federation, quadratics, toy_specs
 
 from gossipfl.cli import application
+from gossipfl.errors import GossipError
+from gossipfl.recording import Frames, Life, Recording, Shape
 from gossipfl.simulator import scenario as scenarios
 from gossipfl.simulator.faults import Faults
 from gossipfl.simulator.lines import Line, Lines
+from gossipfl.simulator.measured import Measured
 from gossipfl.simulator.network import Pace, World
 from gossipfl.simulator.recorded import Recorded
 
@@ -66,3 +71,43 @@ def test_it_is_a_scenario_that_can_be_simulated(measured: tuple[Path, dict[str, 
     assert '"exchanges"' in done.output, done.output
     again = CliRunner().invoke(application(), ["replay", str(out.parent / "run" / "recordings"), "--json"])
     assert again.exit_code == 0 and '"same": true' in again.output
+
+
+@pytest.mark.parametrize("change", [
+    lambda life: life.__setitem__(1, 'zoe\ntask = "os:system"\nhours = 1.0\nquestion = """'),
+    lambda life: life[4].update(me="anna\n"),
+    lambda life: life[4].update(local_rounds='x"""\n[study.task_options]\ncommand = "touch here"\n[study]\n#'),
+    lambda life: life[4].update(local_rounds=2**40),
+    lambda life: life[4].update(turn_ns=-1),
+])  # fmt: skip
+def test_no_text_of_a_recording_becomes_a_line_of_the_scenario(measured: Any, tmp_path: Path, change: Any) -> None:
+    recording = Recording(sorted((measured[0].parent / "recordings").iterdir())[0])
+    life = msgspec.msgpack.decode(recording.first)
+    change(life)
+    evil, out = tmp_path / "evil.recording", tmp_path / "out.toml"
+    with evil.open("wb") as file:
+        frames = Frames(file.write)
+        for body in (life, *recording.bodies()):
+            frames.add(body)
+    done = CliRunner().invoke(application(), ["replay", str(evil), "--scenario", str(out)])
+    assert done.exit_code and not isinstance(done.exception, KeyError | TypeError) and not out.exists(), done.output
+    made = Measured()
+    text = ""
+    with suppress(GossipError):
+        shape = Shape(8, 0, "float64")
+        made.take(Life(life[1], "0", shape, life[4]), recording)
+        text = made.text("a recording")
+    assert "os:system" not in text and "touch" not in text
+
+
+def test_no_scenario_is_written_of_a_replay_that_differs(measured: Any, tmp_path: Path) -> None:
+    recording = Recording(sorted((measured[0].parent / "recordings").iterdir())[0])
+    bodies = [msgspec.msgpack.decode(body) for body in recording.bodies()]
+    bodies[3][5] = bytes(32)
+    evil, out = tmp_path / "evil.recording", tmp_path / "out.toml"
+    with evil.open("wb") as file:
+        frames = Frames(file.write)
+        for body in (recording.first, *bodies):
+            frames.add(body)
+    done = CliRunner().invoke(application(), ["replay", str(evil), "--scenario", str(out)])
+    assert done.exit_code == 1 and not out.exists() and "not written" in done.output

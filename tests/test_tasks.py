@@ -164,6 +164,36 @@ def test_t31_a_task_is_only_what_the_operator_named_and_mistakes_are_explained(t
         load("toy", {"dimensions": 3})
 
 
+CALLED: list[str] = []
+
+
+def unmarked() -> Task:
+    CALLED.append("unmarked")
+    return load("toy")
+
+
+del unmarked.__annotations__["return"]
+
+
+def marked(which: str = "toy") -> Task:
+    return load(which)
+
+
+@pytest.mark.parametrize("spec", ["os:system", "subprocess:run", "subprocess:Popen", "builtins:exec", "test_tasks:unmarked",
+                                  "test_tasks:CALLED.append", "pathlib:Path", "functools:partial"])  # fmt: skip
+def test_t31_nothing_is_called_that_does_not_declare_a_task(spec: str, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    for options in ({"command": f"touch {made}"}, {"args": ["touch", str(made)]}, {}):
+        with pytest.raises(ConfigError, match=r"is no gossipfl\.Task"):
+            load(spec, options)
+    assert not made.exists() and not CALLED
+
+
+def test_a_function_that_declares_a_task_is_called_with_the_options() -> None:
+    assert load("test_tasks:marked", {"which": "digits"}).name == load("digits").name
+    assert isinstance(load("test_tasks:marked"), Task)
+
+
 def test_importing_tasks_and_the_schema_loads_no_torch() -> None:
     code = (
         "import sys, gossipfl.tasks, gossipfl.tasks.table; assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)"

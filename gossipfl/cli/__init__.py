@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gossipfl.errors import Exit, GossipError
+from gossipfl.errors import Exit, GossipError, printable
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 69 peers unreachable, 73 state or port, 77 keys, 78 configuration."
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         application()(arguments, prog_name="gossipfl")
     except GossipError as error:
-        print(f"gossipfl: {error}", file=sys.stderr)
+        print(f"gossipfl: {printable(str(error), keep=chr(10))}", file=sys.stderr)
         sys.exit(int(error.exit_code))
     except BrokenPipeError:
         sys.stderr.close()

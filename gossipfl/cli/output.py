@@ -14,23 +14,29 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from gossipfl.errors import ConfigError, Exit, Fault
+from gossipfl.errors import ConfigError, Exit, Fault, printable
 
 PASSPHRASE_VARIABLE: Final = "GOSSIPFL_PASSPHRASE_FILE"
 
 
 def say(text: str) -> None:
     """A sentence for a person, on stderr, so that stdout holds results only."""
-    print(text, file=sys.stderr)
+    print(printable(text, keep="\n"), file=sys.stderr)
 
 
 def emit(result: object) -> None:
     """A result as one JSON object on stdout."""
-    print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
+    print(_escaped(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)))
+
+
+def _escaped(text: str) -> str:
+    """JSON leaves as they stand DEL and what steers a terminal beyond ASCII; here all of it is escaped, in JSON's own way."""
+    return "".join(json.dumps(one)[1:-1] if one != "\n" and printable(one) != one else one for one in text)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table on stdout: drawn on a terminal, columns of plain text elsewhere."""
+    title = printable(title)
     cells = [[_cell(one) for one in row] for row in rows]
     if not sys.stdout.isatty():
         lines = [list(columns), *cells]
@@ -51,7 +57,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 def duration(seconds: float) -> str:

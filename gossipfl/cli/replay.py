@@ -52,9 +52,12 @@ def replay(
         rows = told(lives, store)
     if cut is not None:
         cut_down(*lives[0], until, cut)
-    if scenario is not None:
-        measured(recordings, scenario)
-    same = all(life.difference is None for _, life in lives) and not any("OTHER" in text for text in rows.values())
+    alike = all(life.difference is None for _, life in lives)
+    if scenario is not None and alike:
+        measured(lives, scenario)
+    elif scenario is not None:
+        output.say(f"{scenario}: not written: the replay differs, so what it says was measured may never have been")
+    same = alike and not any("OTHER" in text for text in rows.values())
     if json_:
         output.emit({"same": same, "recordings": [as_json(*each, rows) for each in lives]})
     else:
@@ -107,6 +110,7 @@ def run(recording: Recording, store: Store | None, until: int | None, list_: boo
 
 def listed(recording: Recording) -> Iterator[Any]:
     """The entries, each printed as it passes."""
+    from gossipfl.errors import printable
     from gossipfl.recording import Fed
     from gossipfl.replay import brief
 
@@ -116,7 +120,7 @@ def listed(recording: Recording) -> Iterator[Any]:
             number += 1
             began = entry.now.mono_ns if began is None else began
             kinds = " ".join(str(outline[0]) for outline in entry.outlines) or entry.raised
-            print(f"{number:6d} {(entry.now.mono_ns - began) / 1e9:12.6f} s  {brief(entry.event)}  ->  {kinds}")
+            print(printable(f"{number:6d} {(entry.now.mono_ns - began) / 1e9:12.6f} s  {brief(entry.event)}  ->  {kinds}"))
         yield entry
 
 
@@ -155,15 +159,18 @@ def cut_down(recording: Recording, life: Replayed, until: int | None, out: Path)
     output.say(f"{out}: the recording up to {why}")
 
 
-def measured(recordings: list[Recording], out: Path) -> None:
+def measured(lives: list[tuple[Recording, Replayed]], out: Path) -> None:
+    """What was replayed, as a scenario."""
+    from itertools import islice
+
     from gossipfl.cli import output
     from gossipfl.simulator.measured import Measured
 
     found = Measured()
-    for recording in recordings:
-        found.take(recording.life, recording)
+    for recording, life in lives:
+        found.take(recording.life, islice(recording, life.entries))
     output.absent(out)
-    output.write(out, found.text(f"{len(recordings)} recordings"))
+    output.write(out, found.text(f"{len(lives)} recordings"))
     output.say(f"{out}: lines, speeds and outages as measured; gossipfl simulate {out}")
 
 

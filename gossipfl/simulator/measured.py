@@ -6,6 +6,7 @@ means (simulator.scenario).
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,10 +14,14 @@ from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Any, Final
 
-from gossipfl.errors import ConfigError
+from pydantic import ValidationError
+
+from gossipfl.errors import ConfigError, printable
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.recording import Entry, Fed, Life
+from gossipfl.simulator.scenario import StudySection
+from gossipfl.trust.membership import valid_member_id
 
 SECOND: Final = 1_000_000_000
 
@@ -59,12 +64,17 @@ class Measured:
     def take(self, life: Life, entries: Iterable[Entry]) -> None:
         """One recording."""
         me, told = life.node, life.settings
-        self.members.add(me)
-        self.study = {
+        self.members.add(_member(me))
+        pace = {
             "local_rounds": told["local_rounds"], "local_steps": told["local_steps"],
             "local_round_s": round(told["turn_ns"] / SECOND, 6), "exchange_patience_s": round(told["patience_ns"] / SECOND, 6),
             "release_exchanges": told["release_exchanges"], "correction": "ledger" if told["ledger"] else "none",
         }  # fmt: skip
+        try:
+            self.study = StudySection(**pace).model_dump(include=set(pace))
+        except ValidationError as error:
+            what = "; ".join(f"{part['loc'][-1]}: {part['msg']}" for part in error.errors(include_input=False, include_url=False))
+            raise ConfigError(f"the recording of {me} says what no study has: {what}; measure another recording") from None
         peers: dict[int, str] = {}
         waiting: dict[Any, tuple[int, int]] = {}
         first = last = 0.0
@@ -79,7 +89,7 @@ class Measured:
         event, mono, wall = entry.event, entry.now.mono_ns, entry.now.wall_ns / SECOND
         for kind, answer in entry.asked:
             if kind == "neighbours":
-                self.members |= {answer[0], *answer[1]}
+                self.members |= {_member(name) for name in (answer[0], *answer[1])}
                 self.edges |= {(min(answer[0], peer), max(answer[0], peer)) for peer in answer[1]}
         if isinstance(event, ev.Opened):
             peers[event.conn] = event.peer
@@ -106,14 +116,15 @@ class Measured:
         """What the commands began, from their outlines."""
         mono = entry.now.mono_ns
         for name, *values in entry.outlines:
-            if name == "Send" and values[1][0] == "Propose":
-                waiting["propose", values[0]] = mono, 0
-            elif name == "ReceiveBulk":
-                waiting["bulk", values[0]] = mono, values[2]
-            elif name == "Train":
-                waiting["train", values[0]] = mono, values[4]
-            elif name == "Dial":
-                self.dials += 1
+            match name, values:
+                case "Send", [int(conn), ["Propose", *_]]:
+                    waiting["propose", conn] = mono, 0
+                case "ReceiveBulk", [int(conn), _, int(size)]:
+                    waiting["bulk", conn] = mono, size
+                case "Train", [int(job), _, _, _, int(steps), *_]:
+                    waiting["train", job] = mono, steps
+                case "Dial", _:
+                    self.dials += 1
 
     # ---- what follows ------------------------------------------------------------------------------------------------
 
@@ -148,8 +159,8 @@ class Measured:
         speeds = {member: median(self.steps[member]) for member in members if len(self.steps.get(member, ())) >= FEW}
         step = median(speeds.values()) if speeds else 0.01
         said = [
-            f"# Measured from {source}: {up_hours:.2f} node-hours of {len(self.ups)} of {len(members)} nodes.",
-            *(f"# {names[member]} is {member}" for member in members),
+            f"# Measured from {printable(source)}: {up_hours:.2f} node-hours of {len(self.ups)} of {len(members)} nodes.",
+            *(f"# {names[member]} is {printable(member)}" for member in members),
             'question = "What does this federation do, as it was measured?"',
             'task = "toy"  # the recordings do not say the task; name yours, and its [data]',
             f"hours = {hours:.4f}",
@@ -216,5 +227,14 @@ def _usual(lines: Sequence[tuple[float, float, float]]) -> tuple[float, float, f
     return latency, jitter, rate
 
 
-def _toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+def _member(text: Any) -> str:
+    """**Raises**: ConfigError for what can be no member's id: it is written into a file that others run."""
+    try:
+        return valid_member_id(text)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"a recording names {str(text)[:40]!r}, which is {error}; measure another recording") from None
+
+
+def _toml(value: str | float) -> str:
+    """As TOML writes it: JSON's strings are TOML's, but for DEL, which `printable` has written out."""
+    return json.dumps(printable(value) if isinstance(value, str) else value, ensure_ascii=False)

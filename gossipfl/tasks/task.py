@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -164,7 +165,10 @@ OPTIONAL: Final = {
 def load(spec: str, options: Mapping[str, Any] | None = None) -> Task:
     """The task that `spec` names: a built-in's short name, or `module:attribute` of the operator's own.
 
-    The attribute is a Task, or a callable that makes one of `options`.
+    The attribute is a Task, a class of tasks, or a function that declares that it returns one (`-> gossipfl.Task`); the
+    last two are called with `options`. Nothing else is ever called: `os:system` is no task. The module is imported, and
+    what stands in it runs then; that is why its name is the operator's to give, and why a file from elsewhere is to be
+    read before it is used.
 
     **Raises**: ConfigError, the operator's: unknown name, an import that fails, options that it does not take.
     """
@@ -178,10 +182,11 @@ def load(spec: str, options: Mapping[str, Any] | None = None) -> Task:
     except (ImportError, AttributeError, ValueError) as error:
         remedy = "check the spelling, and that the module is installed in this environment; or, if it lies here, PYTHONPATH=."
         raise ConfigError(Fault("task", None, f"{spec!r} cannot be imported: {error}", remedy)) from error
-    if not callable(found) and not isinstance(found, Task):
+    made_by_call = _is_task_class(found) if isinstance(found, type) else _returns_task(found)
+    if not made_by_call and (isinstance(found, type) or not isinstance(found, Task)):
         raise _no_task(spec, found)
     try:
-        task = found(**(options or {})) if isinstance(found, type) or not isinstance(found, Task) else found
+        task = found(**(options or {})) if made_by_call else found
     except TypeError as error:
         if spec == "table":
             remedy = "write [task_options.schema] in the study file (docs/deploy.md, section 4)"
@@ -194,13 +199,38 @@ def load(spec: str, options: Mapping[str, Any] | None = None) -> Task:
     return task
 
 
+METHODS: Final = ("model", "loss", "data")
+
+
+def _is_task_class(found: Any) -> bool:
+    """Do its instances have a task's methods? The other members may be set when one is made."""
+    return isinstance(found, type) and all(callable(getattr(found, name, None)) for name in METHODS)
+
+
+def _returns_task(found: Any) -> bool:
+    """Is it a function written in Python that says that it returns a task? A builtin says nothing, so it is none."""
+    function = inspect.unwrap(getattr(found, "__func__", found))
+    if not inspect.isfunction(function):
+        return False
+    said: Any = function.__annotations__.get("return")
+    if isinstance(said, str):
+        first, *rest = said.split(".")
+        said = function.__globals__.get(first)
+        for name in rest:
+            said = getattr(said, name, None)
+    return said is Task or _is_task_class(said)
+
+
 MEMBERS: Final = ("name", "features", "standardise", "metric", "model", "loss", "data")
 
 
 def _no_task(spec: str, found: Any) -> ConfigError:
     missing = [member for member in MEMBERS if not hasattr(found, member)]
     what = f"{spec!r} is no gossipfl.Task: it has no {', no '.join(missing)}"
-    return ConfigError(Fault("task", None, what, "give it these; gossipfl/tasks/task.py says what each is"))
+    remedy = "give it these; gossipfl/tasks/task.py says what each is"
+    if inspect.isroutine(found):
+        remedy = "a function that makes a task says so, and only then is it called: def make(...) -> gossipfl.Task"
+    return ConfigError(Fault("task", None, what, remedy))
 
 
 @dataclass(frozen=True)
