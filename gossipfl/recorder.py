@@ -16,7 +16,19 @@ from gossipfl.protocol import events as ev
 from gossipfl.protocol.core import Members, Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.peer import Peer
-from gossipfl.recording import SUFFIX, Asked, Frames, MarkKind, Shape, digest_of, event_out, new_file, outline, state_of
+from gossipfl.recording import (
+    CAPABILITIES,
+    SUFFIX,
+    Asked,
+    Frames,
+    MarkKind,
+    Shape,
+    digest_of,
+    event_out,
+    new_file,
+    outline,
+    state_of,
+)
 from gossipfl.store.disk import write_all
 from gossipfl.trust.identity import Certificate
 
@@ -25,9 +37,6 @@ RECORDINGS: Final = "recordings"
 
 KEPT: Final = 1024
 """Answers of each kind that are remembered, so as not to be written again: a node asks for the same few."""
-
-CAPABILITIES: Final = frozenset({"members", "sign", "random", "eta", "certificate", "certificates", "dialable"})
-"""Settings that are recorded by what they answer, or not as they stand."""
 
 _T = TypeVar("_T")
 

@@ -11,20 +11,21 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
 import msgspec
 
-from gossipfl.errors import ConfigError, Exit, Fault, GossipError
+from gossipfl.errors import ConfigError, Exit, Fault, GossipError, printable
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
+from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.peer import Peer
-from gossipfl.trust.identity import Certificate
+from gossipfl.trust.identity import MEMBER_ID, Certificate
 
 MAGIC: Final = b"gossipfl recording 1\n"
 """The first line of every recording; the number is the format's version."""
@@ -46,6 +47,9 @@ EVENTS: Final = {
                  ev.Operator, ev.Trained, ev.Absorbed, ev.Encoded, ev.Mixed, ev.Undone, ev.Corrected, ev.Estimated,
                  ev.Prepared, ev.Failed)
 }  # fmt: skip
+
+CAPABILITIES: Final = frozenset({"members", "sign", "random", "eta", "certificate", "certificates", "dialable"})
+"""Settings that are recorded by what they answer, or not as they stand."""
 
 encoder: Final = msgspec.msgpack.Encoder(order="deterministic", enc_hook=lambda value: value.item())
 _T = TypeVar("_T")
@@ -201,6 +205,66 @@ def event_in(values: list[Any]) -> ev.Event:
     return made
 
 
+# ---- what stands in a frame, by its type: a recording comes from elsewhere ---------------------------------------------
+
+MemberName = Annotated[str, msgspec.Meta(pattern=rf"\A{MEMBER_ID.pattern}\Z")]
+"""Names of a recording are shown to people and written into a scenario: they are member ids and nothing else."""
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+
+ANSWERS: Final[dict[str, Any]] = {
+    "random": float, "sign": bytes, "eta": tuple[int, float], "neighbours": tuple[MemberName, tuple[MemberName, ...]],
+    "mass": tuple[MemberName, float], "left": tuple[MemberName, bool], "admits": tuple[bytes, tuple[str, str, str]],
+}  # fmt: skip
+"""What each capability answers; see `Asked`."""
+
+DEEP: Final = 16
+"""Lists in lists of an outline; commands hold some five."""
+
+
+def _types_of(kind: type) -> dict[str, Any]:
+    return {name: hint for name, hint in get_type_hints(kind).items() if name not in CAPABILITIES}
+
+
+_CHANGED: Final = _types_of(Settings)
+_NEEDED: Final = [part.name for part in fields(Settings) if part.default is MISSING and part.name not in CAPABILITIES]
+_TOLD: Final = msgspec.defstruct(
+    "settings",
+    [
+        *((name, _CHANGED[name]) for name in _NEEDED),
+        ("members", tuple[int, bytes, bytes]), ("certificate", bytes), ("certificates", list[bytes]),
+        ("dialable", list[MemberName]),
+        *((name, hint | msgspec.UnsetType, msgspec.UNSET) for name, hint in _CHANGED.items() if name not in _NEEDED),
+    ],
+    forbid_unknown_fields=True,
+)  # fmt: skip
+_EVENT_TYPES: Final = {name: get_type_hints(kind) for name, kind in EVENTS.items()}
+_DECODED: Final = frozenset({("Opened", "certificate"), ("Received", "message"), ("Estimated", "normalisation")})
+"""Fields of events that have a decoder of their own, as strict."""
+
+
+def _typed_event(event: ev.Event) -> ev.Event:
+    name = type(event).__name__
+    for part, hint in _EVENT_TYPES[name].items():
+        if (name, part) not in _DECODED:
+            msgspec.convert(getattr(event, part), hint)
+    return event
+
+
+def _outlines(values: Any) -> tuple[Any, ...]:
+    def shallow(value: Any, left: int) -> None:
+        if left == 0:
+            raise ValueError("an outline is too deep")
+        for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            shallow(one, left - 1)
+
+    for value in msgspec.convert(values, list[list[Any]]):
+        if not value or not isinstance(value[0], str):
+            raise ValueError("an outline names no command")
+        shallow(value, DEEP)
+    return tuple(values)
+
+
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +333,7 @@ class Recording:
         try:
             return read(msgspec.msgpack.decode(body))
         except Exception as error:
-            why = f"{type(error).__name__}: {error}"
+            why = printable(f"{type(error).__name__}: {error}"[:300])
             raise Damaged(
                 f"{self.path}: frame {number} is whole, and means nothing to this version: {why}; replay it with the "
                 f"gossipfl that recorded it"
@@ -314,23 +378,38 @@ class Recording:
         )
 
 
-def _life(values: list[Any]) -> Life:
+def _life(values: Any) -> Life:
     what, node, software, shape, settings = values
-    assert what == "life"
-    return Life(node, software, Shape(*shape), settings)
+    convert = msgspec.convert
+    convert(what, Literal["life"])
+    told: Any = convert(settings, _TOLD)
+    if convert(node, MemberName) != told.me:
+        raise ValueError("the settings are another node's")
+    for each in (told.certificate, *told.certificates):
+        Certificate.decode(each)
+    p, m, dtype = convert(shape, tuple[Size, Size, Literal["float32", "float64"]])
+    return Life(node, convert(software, str), Shape(p, m, dtype), settings)
 
 
-def _entry(values: list[Any]) -> Entry:
+def _entry(values: Any) -> Entry:
+    convert = msgspec.convert
     if values[0] == "fed":
         _, mono, wall, event, asked, digest, outlines, raised = values
-        pairs = tuple((kind, answer) for kind, answer in asked)
-        return Fed(Instant(mono, wall), event_in(event), pairs, digest, tuple(outlines), raised)
+        pairs = tuple((kind, convert(answer, ANSWERS[kind])) for kind, answer in asked)
+        now = Instant(convert(mono, int), convert(wall, int))
+        typed = _typed_event(event_in(event))
+        return Fed(now, typed, pairs, convert(digest, bytes), _outlines(outlines), convert(raised, str))
     if values[0] == "mark":
-        return Mark(Instant(values[1], values[2]), values[3], values[4])
+        _, mono, wall, kind, text = values
+        return Mark(Instant(convert(mono, int), convert(wall, int)), convert(kind, MarkKind), convert(text, str))
     if values[0] == "changed":
-        return Changed(values[1], values[2])
-    assert values[0] == "end"
-    return End(values[1], values[2])
+        _, settings, turn_next = values
+        for name, value in settings.items():
+            convert(value, _CHANGED[name])
+        return Changed(settings, convert(turn_next, int))
+    what, events, state = values
+    convert(what, Literal["end"])
+    return End(convert(events, int), convert(state, bytes))
 
 
 def cut(recording: Recording, entries: int, out: Path) -> None:

@@ -13,7 +13,7 @@ from test_node import driver_of, model, running, until
 from worlds import federation, quadratics, toy_specs
 
 from gossipfl.config import NodeConfig, load_node
-from gossipfl.errors import ConfigError
+from gossipfl.errors import ConfigError, Misuse
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.lockstep import Schedule
@@ -72,6 +72,14 @@ def test_who_can_only_dial_is_the_one_who_asks() -> None:
     for number in range(50):
         peer = schedules["c"].partner(number)
         assert not peer or (schedules["c"].begins(number) and not schedules[peer].begins(number))
+
+
+def test_a_round_out_of_all_measure_is_refused_and_not_counted_up_to() -> None:
+    schedule = Schedule(federation(dict.fromkeys(NAMES, 10)), "a", frozenset(NAMES))
+    for number in (2**40, schedule.rounds_max):
+        with pytest.raises(Misuse, match="lockstep of at most"):
+            schedule.partner(number)
+    assert schedule.rounds_max >= 10**6 and not schedule.partners
 
 
 def world(folder: Path, seed: int, specs: dict[str, Spec], **more: Any) -> World:

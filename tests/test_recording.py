@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -20,7 +21,7 @@ from gossipfl.errors import ConfigError, Exit
 from gossipfl.protocol import events as ev
 from gossipfl.protocol.peer import Peer
 from gossipfl.recorder import Recorder
-from gossipfl.recording import MAGIC, Damaged, Fed, Recording, Shape, cut
+from gossipfl.recording import MAGIC, Damaged, Fed, Frames, Recording, Shape, cut
 from gossipfl.replay import behind, replay
 from gossipfl.simulator import trial
 from gossipfl.simulator.faults import Faults
@@ -292,3 +293,98 @@ def test_jobs_are_done_again_where_tensors_are_at_hand(run: Any) -> None:
                 other.adopt_as(name, memoryview(content), sums.sum_of(content))
     rotten = replay(recording.life, recording, Recompute(other, recording.life.shape))
     assert rotten.difference is not None and "another content is on file" in rotten.difference.replayed
+
+
+def _changed(path: Path, out: Path, life: Any = None, entry: Any = None) -> Path:
+    """The recording anew, its first frame changed by `life`, each of the others by `entry`."""
+    recording = Recording(path)
+    first = msgspec.msgpack.decode(recording.first)
+    if life is not None:
+        life(first)
+    with out.open("wb") as file:
+        frames = Frames(file.write)
+        frames.add(first)
+        for number, body in enumerate(recording.bodies()):
+            values = msgspec.msgpack.decode(body)
+            if entry is not None:
+                entry(number, values)
+            frames.add(values)
+    return out
+
+
+def _deep() -> Any:
+    value: list[Any] = []
+    for _ in range(200):
+        value = [value]
+    return ["Wake", value]
+
+
+@pytest.mark.parametrize("life", [
+    lambda life: life[4].pop("members"), lambda life: life[4].pop("theta"), lambda life: life[4].update(zzz=1),
+    lambda life: life[4].update({"\x1b[31m": 1}), lambda life: life[4].update(local_rounds="x"),
+    lambda life: life[4].update(me="A B"), lambda life: life.__setitem__(1, "zoe\n"), lambda life: life.__setitem__(2, 1),
+    lambda life: life.__setitem__(3, ["x", "y", "z"]), lambda life: life.__setitem__(3, [8, -1, "float64"]),
+    lambda life: life.__setitem__(3, [8, 0, "O"]), lambda life: life[4].update(certificate=b"x"), list.clear,
+])  # fmt: skip
+def test_a_recording_whose_settings_mean_nothing_is_refused_in_plain_words(run: Any, tmp_path: Path, life: Any) -> None:
+    path = _changed(run[2][0], tmp_path / "odd.recording", life)
+    with pytest.raises(Damaged, match="means nothing") as found:
+        Recording(path)
+    assert found.value.exit_code == Exit.CONFIG and str(found.value).isprintable()
+
+
+@pytest.mark.parametrize("at, value", [
+    (1, "now"), (2, 1.5), (3, ["Closed", "x", "why"]), (3, ["Closed", 1, 2]), (3, ["Started", 1]), (3, ["Nothing"]),
+    (3, ["Mixed"]), (3, 7), (4, 7), (4, [["random", "x"]]), (4, [["neighbours", ["anna", ["be\nrt"]]]]), (4, [["x", 1]]),
+    (4, [["mass", 1]]), (5, 7), (6, 7), (6, [7]), (6, [[]]), (6, [[7]]), (6, [_deep()]), (7, 7),
+])  # fmt: skip
+def test_an_entry_that_means_nothing_is_refused_in_plain_words(run: Any, tmp_path: Path, at: int, value: Any) -> None:
+    def entry(number: int, values: Any) -> None:
+        if number == 1:
+            values[at] = value
+
+    path = _changed(run[2][0], tmp_path / "odd.recording", entry=entry)
+    done = words("replay", path)
+    assert isinstance(done.exception, Damaged) and done.exception.exit_code == Exit.CONFIG
+    assert "frame 2 is whole, and means nothing" in str(done.exception)
+
+
+def test_no_text_of_a_recording_reaches_the_terminal_as_control(run: Any, tmp_path: Path) -> None:
+    evil = "\x1b]0;owned\x07\x9b31m\u202e\x7f"
+
+    def entry(number: int, values: Any) -> None:
+        if number == 1:
+            values[3], values[6] = ["Closed", 1, evil], [["Wake" + evil]]
+        if number == 0:
+            values[7] = ""
+
+    path = _changed(run[2][0], tmp_path / "odd.recording", lambda life: life.__setitem__(2, evil), entry)
+    for words_ in (("--list",), (), ("--json",)):
+        said = words("replay", path, *words_).output
+        assert "owned" in said and not set(evil[:1] + "\x07\x9b\u202e\x7f") & set(said)
+
+
+def test_a_state_folder_is_only_looked_at(tmp_path: Path) -> None:
+    from gossipfl.store import Store
+
+    folder = tmp_path / "state"
+    with Store.open(folder) as store:
+        name = store.files.put(b"a tensor")
+        store.commit([("course", "anna", b"row")], [name], [], 1, frozenset({name}))
+    (folder / "blobs" / "00000001.tmp").write_bytes(b"evidence")
+
+    def all_of() -> dict[str, tuple[int, bytes]]:
+        return {str(file): (file.stat().st_mtime_ns, file.read_bytes() if file.is_file() else b"")
+                for file in (folder, *folder.rglob("*"))}  # fmt: skip
+
+    before = all_of()
+    with Store.looking(folder) as store:
+        assert store.load() == {("course", "anna"): b"row"} and bytes(store.files.read(name)) == b"a tensor"
+        with pytest.raises(ConfigError, match="in use"):
+            Store.open(folder)
+    assert all_of() == before
+    with Store.open(folder), pytest.raises(ConfigError, match="in use"):
+        Store.looking(folder)
+    with pytest.raises(ConfigError, match="no state folder"):
+        (tmp_path / "empty").mkdir()
+        Store.looking(tmp_path / "empty")

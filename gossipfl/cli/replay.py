@@ -92,7 +92,7 @@ def opened(folder: Path) -> Iterator[Store]:
     if not (folder / "format").exists():
         fault = Fault(str(folder), None, "is no state folder", "name a stopped node's [node] state, or a copy of one")
         raise ConfigError(fault, exit_code=Exit.STATE)
-    with Store.open(folder) as store:
+    with Store.looking(folder) as store:
         yield store
 
 

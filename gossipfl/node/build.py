@@ -27,6 +27,7 @@ from gossipfl.node.logs import Log
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Settings
+from gossipfl.protocol.lockstep import Schedule
 from gossipfl.protocol.peer import is_lost, names_in
 from gossipfl.recipe import (
     Work,
@@ -305,6 +306,10 @@ def in_step(settings: Settings, membership: Membership) -> Settings:
             else "a loop of one's own hands its steps in when it likes" if settings.external
             else f"{', '.join(watching)} only watches, and has no rounds"
         )  # fmt: skip
+        raise ConfigError(Fault("[node] lockstep", None, why, "leave lockstep out"))
+    schedule = Schedule(settings.members, settings.me, settings.dialable)
+    if settings.local_rounds + settings.release_exchanges > schedule.rounds_max:
+        why = f"the study has {settings.local_rounds} local rounds, and a schedule of this topology {schedule.rounds_max}"
         raise ConfigError(Fault("[node] lockstep", None, why, "leave lockstep out"))
     return dataclasses.replace(settings, lockstep=True)
 

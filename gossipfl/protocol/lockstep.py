@@ -10,10 +10,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Set as AbstractSet
 from functools import cached_property
+from typing import Final
 
-from gossipfl.errors import Refused
+from gossipfl.errors import Misuse, Refused
 from gossipfl.protocol.core import Members
 from gossipfl.protocol.exchange import Exchanges
+
+PAIRS_MAX: Final = 10_000_000
+"""Pairs of neighbours that a schedule ranks over all its rounds: a million rounds of five members, some 20 s."""
 
 
 class Schedule:
@@ -28,6 +32,7 @@ class Schedule:
                     graph[peer] = members.neighbours(peer)
                     waiting.append(peer)
         self.edges = sorted({(min(a, b), max(a, b)) for a in graph for b in graph[a]})
+        self.rounds_max = PAIRS_MAX // max(1, len(self.edges))
         self.partners: list[str] = []
         self.sums: list[int] = []
         """of each round: how many of the rounds up to it are with its partner"""
@@ -48,6 +53,8 @@ class Schedule:
 
     def up_to(self, number: int) -> None:
         """A greedy matching each: pairs in the order of their hashes, who is taken already sits out."""
+        if number >= self.rounds_max:
+            raise Misuse(f"round {number} of a lockstep of at most {self.rounds_max} rounds; leave lockstep out")
         for at in range(len(self.partners), number + 1):
             taken: dict[str, str] = {}
             for a, b in sorted(self.edges, key=lambda edge: self.rank(at, edge)):

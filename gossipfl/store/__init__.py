@@ -19,8 +19,9 @@ from gossipfl.errors import Misuse
 from gossipfl.store.disk import RealDisk
 from gossipfl.store.errors import Damaged, Missing, StateError, border
 from gossipfl.store.files import Files
-from gossipfl.store.folder import FORMAT, claim
+from gossipfl.store.folder import FORMAT, claim, look
 from gossipfl.store.incoming import Incoming
+from gossipfl.store.looking import CopiedRows, ReadDisk
 from gossipfl.store.modelled import Crash, ModelledDisk, ModelledRows
 from gossipfl.store.rows import Change, Fact, Key, Record, Rows, SqliteRows
 
@@ -67,6 +68,20 @@ class Store:
             return cls(Files(disk), SqliteRows(folder / "rows.sqlite"), lock)
         except BaseException:
             os.close(lock)
+            raise
+
+    @classmethod
+    def looking(cls, folder: Path) -> Store:
+        """The store in this folder, only to be read: no file there is made, changed or removed, not even what an interrupted
+        write left. Locked until `close` where it has a lock. Raises as `open` does, also where there is no store."""
+        lock = look(folder)
+        try:
+            with border(f"read the store in {folder}"):
+                files = Files(ReadDisk(folder / "blobs"))
+            return cls(files, CopiedRows(folder), lock)
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
             raise
 
     @classmethod

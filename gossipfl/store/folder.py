@@ -38,6 +38,23 @@ def claim(folder: Path) -> int:
         return lock
 
 
+def look(folder: Path) -> int | None:
+    """A file descriptor that holds the lock of a state folder that is there, and of which nothing is changed; None for a
+    copy without a lock. Raises as `claim` does."""
+    with border(f"read the state folder {folder}"):
+        if _recognise(folder) is None:
+            raise _fault(folder, "is no state folder", "name a stopped node's [node] state, or a copy of one")
+        if not (folder / "lock").exists():
+            return None
+        lock = os.open(folder / "lock", os.O_RDONLY)
+        try:
+            _hold(folder, lock)
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
+
+
 def make(folder: Path) -> None:
     """The folder and those above it, 0700, on disk afterwards."""
     if folder.exists():
@@ -71,14 +88,18 @@ def _recognise(folder: Path) -> int | None:
 
 
 def _lock(folder: Path, lock: int) -> None:
+    _hold(folder, lock)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+def _hold(folder: Path, lock: int) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
         what = f"in use by process {pid}"
         raise _fault(folder, what, "stop that process, or give this node a state folder of its own") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
 def _mark(folder: Path) -> None:
