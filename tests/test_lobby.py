@@ -137,3 +137,55 @@ async def test_an_address_that_is_taken_is_said_so_and_nothing_is_left_open() ->
         with pytest.raises(OSError):
             await another.listen("127.0.0.1", here.port)
         assert another.listeners == []
+
+
+@pytest.mark.parametrize("request_", [b"OPTIONS / HTTP/1.0\r\n\r\n", b"GET / HTTP/1.0\n\n"])
+async def test_the_shortest_requests_are_heard(request_: bytes) -> None:
+    async with house() as here, asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        writer.write(request_)
+        assert await reader.readexactly(len(request_)) == request_
+        writer.close()
+
+
+LOOPBACK = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
+ELSEWHERE = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0))
+NO_FAMILY = (socket.AF_X25, socket.SOCK_STREAM, 6, "", ("", 0))
+
+
+async def test_an_address_that_this_machine_has_not_is_passed_over_if_another_one_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [NO_FAMILY, ELSEWHERE, LOOPBACK]
+
+    async def names(*_: object, **__: object) -> list[object]:
+        return list(found)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", names)
+    async with house(host="hospital") as here:
+        assert here.lobby.listeners[0].getsockname() == ("127.0.0.1", here.port) and len(here.lobby.listeners) == 1
+        found.remove(LOOPBACK)
+        another = Lobby(here.gate, lambda: Echo(here))
+        with pytest.raises(OSError):
+            await another.listen("hospital", 0)
+        assert another.listeners == []
+
+
+async def test_of_many_that_come_together_a_broken_one_leaves_the_others_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets, broken = socket.socket.setsockopt, []
+
+    def breaks(wire: socket.socket, level: int, name: int, *value: int) -> None:
+        if name == socket.SO_RCVLOWAT and not broken:
+            broken.append(wire)
+            raise OSError(22, "Invalid argument")
+        sets(wire, level, name, *value)
+
+    async with house() as here:
+        monkeypatch.setattr(socket.socket, "setsockopt", breaks)
+        wires = [socket.create_connection(("127.0.0.1", here.port)) for _ in range(3)]
+        for wire in wires:
+            wire.sendall(HELLO)
+        await until(lambda: here.made == 2)
+        assert len(broken) == 1 and len(here.gate.guests) == 2
+        for wire in wires:
+            wire.close()

@@ -131,13 +131,13 @@ async def test_pause_holds_training_and_exchanges_and_resume_lets_go(tmp_path: P
     drivers = [driver_of(config) for config in town(tmp_path, local_rounds=10**6).values()]
     async with running(*drivers):
         await until(lambda: drivers[0].peer.local_round > 2)
-        drivers[0].order("pause")
+        await drivers[0].order("pause")
         await until(lambda: drivers[0].peer.paused and drivers[0].peer.turn == "rest")
         held = drivers[0].peer.local_round
         other = drivers[1].peer.local_round
         await until(lambda: drivers[1].peer.local_round > other + 2)
         assert drivers[0].peer.local_round <= held + 1 and "paused" in drivers[0].unready()
-        drivers[0].order("resume")
+        await drivers[0].order("resume")
         await until(lambda: drivers[0].peer.local_round > held + 2)
 
 
@@ -146,14 +146,14 @@ async def test_an_operators_pause_outlives_a_restart_and_resume_ends_it(tmp_path
     first, other = (driver_of(config) for config in configs.values())
     async with running(other):
         async with running(first):
-            first.order("pause")
+            await first.order("pause")
             await until(lambda: first.peer.paused)
         rounds = first.peer.local_round
         again = driver_of(configs["a"])
         async with running(again):
             await until(lambda: again.peer.link("b").peer and other.peer.stage != "")
             assert again.peer.paused and again.unready()[0] == "paused" and again.peer.local_round == rounds
-            again.order("resume")
+            await again.order("resume")
             await until(lambda: again.peer.local_round > rounds)
         third = driver_of(configs["a"])
         async with running(third):

@@ -72,6 +72,8 @@ class _Share:
 
     vector: np.ndarray[Any, Any]
     steps: int
+    number: int = 0
+    """among those given to the core, from 1"""
 
 
 class Node:
@@ -106,6 +108,7 @@ class Node:
         self._given: np.ndarray[Any, Any] | None = None
         self._flying: _Share | None = None
         self._kept: _Share | None = None
+        self._numbers = 0
         self._counted: dict[str, int] = {}
         self._finishing = False
         """is the loop done? Then the release is ordered once all that was handed in is taken"""
@@ -181,9 +184,11 @@ class Node:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the release is over, at most `timeout` seconds; is it? True also once the node has stopped.
 
-        **Raises**: Misuse before `finish` on a node with a loop of its own, which would wait for ever; what stopped the node.
+        **Raises**: Misuse where that would be for ever: before `finish` on a node with a loop of its own, and without `timeout`
+        on one that only observes; what stopped the node.
         """
-        self._up()
+        if timeout is None and not self._up().peer.settings.trains:
+            raise Misuse("wait() on a node that only observes: no release ends it; give a timeout, or call run() instead")
         if self.external and not self._finishing and self.status().get("stage") in ("statistics", "training", "paused"):
             raise Misuse("wait() before finish(): nothing would end it; call finish() when the loop is done")
         self._ask(lambda driver: self._look(driver))
@@ -249,9 +254,10 @@ class Node:
         return layout
 
     def _exchange(self, driver: Driver, vector: Any, steps: int, gradient: float, hands_in: bool) -> tuple[Any, MixReport]:
-        """On the node's own thread, between two events: the core's model and what it lacks are of one moment."""
+        """On the node's own thread, between two decisions of the core: its model and what it lacks are of one moment."""
         import numpy as np
 
+        self._note_taken(driver)
         given, taken = self._given, 0
         first = given is None
         is_over = driver.peer.stage not in ("statistics", "training")
@@ -290,28 +296,35 @@ class Node:
         if not gradient:
             rate = driver.peer.settings.eta(driver.peer.local_round)
             gradient = float((share.vector.astype("f8") ** 2).sum() ** 0.5) / (rate * share.steps)
+        self._numbers += 1
+        share.number = self._numbers
         self._flying = share
         driver.post(ev.Operator("mix", name, share.steps, gradient), pinned=name)
 
-    def _after(self, event: ev.Event) -> None:
-        """Called after each event of the core: is what was handed in part of its model now? Is the study over?"""
-        from gossipfl.protocol import events as ev
+    def _note_taken(self, driver: Driver) -> None:
+        """Is what was handed in part of the core's model now? The core says so in the moment in which it becomes that, whatever
+        else has ended or failed, and whether or not all that it commanded then is carried out."""
+        if self._flying is not None and driver.peer.taken >= self._flying.number:
+            self._flying = None
 
+    def _after(self, event: ev.Event) -> None:
+        """Called after each event of the core: does it lack what was handed in still? Is the study over?"""
         if self._driver is None:
             return
-        if self._flying is not None and isinstance(event, ev.Absorbed | ev.Failed):
-            self._flying = None
-            self._hand_in(self._driver, 0.0)
+        self._note_taken(self._driver)
+        self._hand_in(self._driver, 0.0)
         if self._finishing:
             self._finish(self._driver)
         self._look(self._driver)
 
     def _finish(self, driver: Driver) -> None:
         """Order the release, once: a core in it takes no steps any more, so all that was handed in must be in its model."""
+        from gossipfl.protocol import events as ev
+
         self._finishing = True
         if not self._ordered and driver.peer.stage == "training" and not self._waiting():
             self._ordered = True
-            driver.order("finish")
+            driver.post(ev.Operator("finish"))
 
     def _look(self, driver: Driver) -> None:
         if driver.peer.stage == "finished":
@@ -334,7 +347,8 @@ class Node:
         return self._driver
 
     def _ask(self, do: Callable[[Driver], Any]) -> Any:
-        """`do` on the node's own thread, between two events; None once the node has stopped."""
+        """`do` on the node's own thread; None once the node has stopped. The core decides nothing meanwhile, but what it
+        decided last may still be on its way: a commit is waited for."""
         driver, answer = self._up(), Future[Any]()
         assert self._loop is not None
 

@@ -73,7 +73,7 @@ class Admin:
             wanted = None
         if wanted not in ORDERS:
             return web.json_response({"error": f"orders are {', '.join(sorted(ORDERS))}"}, status=400)
-        self.driver.order(wanted)
+        await self.driver.order(wanted)
         return web.json_response({"order": wanted})
 
     async def model(self, request: web.Request) -> web.Response:

@@ -423,14 +423,14 @@ class Driver:
         if self.log.live:
             self.log.show(progress(self.status()))
 
-    def order(self, order: str) -> None:
-        """An operator's: pause, resume, leave, finish, stop."""
+    async def order(self, order: str) -> None:
+        """An operator's: pause, resume, leave, finish, stop. A pause and its end are on disk when this returns."""
         if order == "stop":
             self.stop()
         elif order in ("pause", "resume"):
             self.held_by_operator = order == "pause"
             self._hours()
-            self.group.create_task(self._remember(PAUSED, b"1" if self.held_by_operator else None))
+            await self.group.create_task(self._remember(PAUSED, b"1" if self.held_by_operator else None))
         else:
             self.post(ev.Operator(order))
 

@@ -8,6 +8,7 @@ who may stay (gate.py), HTTP (server.py).
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import struct
 from collections.abc import Callable
@@ -19,12 +20,16 @@ from gossipfl.node.gate import Gate
 BACKLOG: Final = 1024
 """Connections that the kernel holds for us: a flood must not make it drop an honest one."""
 
-REQUEST_BYTES: Final = 48
-"""No request that is answered is shorter: until so much has come the kernel does not wake us."""
+REQUEST_BYTES: Final = len(b"GET / HTTP/1.0\n\n")
+"""No HTTP request is shorter, a load balancer's question whether anybody is there included: until so much has come the kernel
+does not wake us."""
 
 REST_S: Final = 0.02
 """After too many came at once: those of the next moments are then looked at together, and most of them closed unheard. To an
 honest peer it is a fraction of a round trip."""
+
+ABSENT: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+"""What the kernel says of an address of a family that it lacks, or that is switched off."""
 
 EXHAUSTED_S: Final = 1.0
 """Where no file descriptor is left, until the next try."""
@@ -67,21 +72,20 @@ class Lobby:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int) -> tuple[Any, ...]:
-        """Begin; returns the first address. Raises OSError."""
+        """Begin; returns the first address. Of several, those are passed over that this machine has not: where IPv6 is off, a
+        name still means ::1, too. Raises OSError."""
         found = await self.loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        try:
-            for family, kind, protocol, _, address in dict.fromkeys(found):
-                listener = socket.socket(family, kind, protocol)
-                self.listeners.append(listener)
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listener.bind(address)
-                listener.listen(BACKLOG)
-                listener.setblocking(False)
-        except OSError:
-            self.close()
-            raise
+        absent: OSError | None = None
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            try:
+                self.listeners.append(_listener(family, kind, protocol, address))
+            except OSError as error:
+                if error.errno not in ABSENT:
+                    self.close()
+                    raise
+                absent = absent or error
+        if absent is not None and not self.listeners:
+            raise absent
         for listener in self.listeners:
             self.loop.add_reader(listener, self.accept, listener)
         bound: tuple[Any, ...] = self.listeners[0].getsockname()
@@ -106,8 +110,7 @@ class Lobby:
         for waiting in came:
             if waiting.cut:
                 rest = rest or REST_S
-            else:
-                waiting.wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, REQUEST_BYTES)
+            elif self.wakes_at(waiting, REQUEST_BYTES):
                 self.loop.add_reader(waiting.wire, self.heard, waiting)
         if rest:
             self.loop.remove_reader(listener)
@@ -117,14 +120,27 @@ class Lobby:
         if listener in self.listeners:
             self.loop.add_reader(listener, self.accept, listener)
 
+    def wakes_at(self, waiting: Waiting, size: int) -> bool:
+        """Let the kernel wake us once so much has come; it may refuse that of one that is broken, which ends here."""
+        try:
+            waiting.wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+        except OSError:
+            self.dismiss(waiting)
+            return False
+        return True
+
+    def dismiss(self, waiting: Waiting) -> None:
+        self.gate.leave(waiting)
+        waiting.abort()
+
     def heard(self, waiting: Waiting) -> None:
         """It has sent enough to be a request, or it has ended."""
         if not _speaks(waiting.wire):
-            self.gate.leave(waiting)
-            waiting.abort()
+            self.dismiss(waiting)
+            return
+        if not self.wakes_at(waiting, 1):
             return
         self.loop.remove_reader(waiting.wire)
-        waiting.wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         waiting.joins = True
         self.joining[waiting.wire.fileno()] = waiting
         task = self.loop.create_task(self.join(waiting))
@@ -153,6 +169,22 @@ class Lobby:
         for guest in list(self.gate.guests.values()):
             if isinstance(guest.transport, Waiting):
                 self.gate.expel(guest, "stopping")
+
+
+def _listener(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+    """One that listens there; else nothing is left open."""
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _speaks(wire: socket.socket) -> bool:

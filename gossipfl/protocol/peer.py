@@ -91,6 +91,8 @@ class Peer(InStep):
         self.checkpoint_at = 0
         self.saved: tuple[bytes, int] = (b"", 0)
         self.handed: list[ev.Operator] = []
+        self.taken = 0
+        """displacements done with since the start: part of the model, or failed"""
         self.running = False
         self.stop_by: int | None = None
         self.stopped = False
@@ -385,6 +387,7 @@ class Peer(InStep):
         if isinstance(event, ev.Trained) and not math.isfinite(event.gradient):
             event = ev.Failed(event.job, "nonfinite", "the norm of the gradient is not finite: training diverges")
         if isinstance(event, ev.Failed):
+            self.taken += 1
             self.do(self.note("training", reason=event.reason, detail=event.detail))
             self.paused = True
             self.turn_over()
@@ -396,6 +399,7 @@ class Peer(InStep):
         self.change(lambda job: ev.Absorb(job, self.current["model"], displacement), self.absorbed, displacement)
 
     def absorbed(self, event: ev.Absorbed | ev.Failed) -> None:
+        self.taken += 1
         if isinstance(event, ev.Failed):
             self.do(self.note("training", reason=event.reason, detail=event.detail))
             self.paused = True
