@@ -34,6 +34,7 @@ from gossipfl.node.driver import Driver
 from gossipfl.node.gate import Caps, Gate
 from gossipfl.node.logs import Log
 from gossipfl.node.server import port_taken
+from gossipfl.node.status import unready
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.session import SUBPROTOCOL
 from gossipfl.store import StateError
@@ -101,7 +102,7 @@ async def test_three_nodes_over_real_sockets_learn_finish_and_agree(tmp_path: Pa
         models = np.array([model(driver) for driver in drivers])
         start = np.linalg.norm(models.mean(0))
         assert start > 0.1 and np.ptp(models, axis=0).max() < 0.1 * start
-        assert all(not driver.unready() for driver in drivers)
+        assert all(not unready(driver) for driver in drivers)
 
 
 async def test_a_node_that_only_dials_takes_part(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ async def test_pause_holds_training_and_exchanges_and_resume_lets_go(tmp_path: P
         held = drivers[0].peer.local_round
         other = drivers[1].peer.local_round
         await until(lambda: drivers[1].peer.local_round > other + 2)
-        assert drivers[0].peer.local_round <= held + 1 and "paused" in drivers[0].unready()
+        assert drivers[0].peer.local_round <= held + 1 and "paused" in unready(drivers[0])
         await drivers[0].order("resume")
         await until(lambda: drivers[0].peer.local_round > held + 2)
 
@@ -152,7 +153,7 @@ async def test_an_operators_pause_outlives_a_restart_and_resume_ends_it(tmp_path
         again = driver_of(configs["a"])
         async with running(again):
             await until(lambda: again.peer.link("b").peer and other.peer.stage != "")
-            assert again.peer.paused and again.unready()[0] == "paused" and again.peer.local_round == rounds
+            assert again.peer.paused and unready(again)[0] == "paused" and again.peer.local_round == rounds
             await again.order("resume")
             await until(lambda: again.peer.local_round > rounds)
         third = driver_of(configs["a"])
@@ -163,10 +164,10 @@ async def test_an_operators_pause_outlives_a_restart_and_resume_ends_it(tmp_path
 async def test_ready_is_who_has_been_greeted(tmp_path: Path) -> None:
     first, other = (driver_of(config) for config in town(tmp_path).values())
     async with running(first, other):
-        await until(lambda: first.peer.by_peer and not first.unready())
+        await until(lambda: first.peer.by_peer and not unready(first))
         conn = first.peer.by_peer["b"]
         conn.greeted = False
-        assert "connected to no neighbour" in first.unready()[0]
+        assert "connected to no neighbour" in unready(first)[0]
         conn.greeted = True
 
 

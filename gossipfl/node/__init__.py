@@ -199,7 +199,9 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """What `/status` says; empty once the node has stopped."""
-        return self._ask(lambda driver: driver.status()) or {}
+        from gossipfl.node.status import status_of
+
+        return self._ask(status_of) or {}
 
     # ---- mixing --------------------------------------------------------------------------------------------------
 
@@ -372,9 +374,11 @@ class Node:
 
 def _why_none(driver: Driver, first: bool, is_over: bool) -> str:
     """Why there was no exchange between two calls of `mix`, for a person."""
+    from gossipfl.node.status import unready
+
     if is_over:
         return f"the study is over at this node (stage {driver.peer.stage}): what the loop changed was not taken"
-    if reasons := driver.unready():
+    if reasons := unready(driver):
         return "; ".join(reasons)
     if first:
         return "the first call only loads"

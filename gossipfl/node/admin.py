@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from gossipfl.node.server import port_taken
+from gossipfl.node.status import expelled, status_of, unready
 from gossipfl.store.errors import border
 
 if TYPE_CHECKING:
@@ -52,14 +53,14 @@ class Admin:
         return web.json_response({"alive": True})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        reasons = self.driver.unready()
+        reasons = unready(self.driver)
         return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
     async def status(self, request: web.Request) -> web.Response:
-        return web.json_response(self.driver.status())
+        return web.json_response(status_of(self.driver))
 
     async def history(self, request: web.Request) -> web.Response:
-        return web.json_response(self.driver.history)
+        return web.json_response(self.driver.evaluations.history)
 
     async def metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=exposition(self.driver), content_type="text/plain", charset="utf-8")
@@ -101,7 +102,7 @@ def exposition(driver: Driver) -> bytes:
     from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
     registry = CollectorRegistry()
-    status = driver.status()
+    status = status_of(driver)
 
     def gauge(name: str, text: str, value: float) -> None:
         Gauge(f"gossipfl_{name}", text, registry=registry).set(value)
@@ -128,10 +129,11 @@ def exposition(driver: Driver) -> bytes:
     refusals = Counter("gossipfl_refusals", "refusals by this node", ["reason"], registry=registry)
     for reason, count in status["refusals"].items():
         refusals.labels(reason).inc(count)
-    expelled = Counter("gossipfl_connections_closed", "raw connections closed at the gate", ["why"], registry=registry)
-    for why, count in driver.expelled().items():
-        expelled.labels(why).inc(count)
-    for name, value in (driver.history[-1]["metrics"] if driver.history else {}).items():
+    closed = Counter("gossipfl_connections_closed", "raw connections closed at the gate", ["why"], registry=registry)
+    for why, count in expelled(driver).items():
+        closed.labels(why).inc(count)
+    history = driver.evaluations.history
+    for name, value in (history[-1]["metrics"] if history else {}).items():
         gauge(f"holdout_{name}", "of the model on this site's hold-out", value)
     return generate_latest(registry)
 

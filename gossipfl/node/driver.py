@@ -2,21 +2,18 @@
 
 One task takes events from a queue, asks `Peer.handle` and carries out what it commands, strictly in order: a Commit is on
 disk before the next command. One TaskGroup owns every task, so that no exception is lost. Not here: HTTP (server, client,
-admin), what the node is made of (build).
+admin), what the node is made of (build), what a person is told of it (status), when its model is evaluated (evaluations).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
-import os
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gossipfl import __version__
@@ -26,8 +23,10 @@ from gossipfl.learning.checks import straight_alarm
 from gossipfl.node.client import Client
 from gossipfl.node.company import Company
 from gossipfl.node.connection import Connection
+from gossipfl.node.evaluations import Evaluations
 from gossipfl.node.gate import Caps
 from gossipfl.node.logs import Log, progress
+from gossipfl.node.status import status_of
 from gossipfl.node.systemd import Watchdog
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import session as ss
@@ -49,9 +48,6 @@ TICK_S: Final = 0.5
 SETTLE_S: Final = 3.0
 """Seconds for connections to close after the core has stopped."""
 
-SITTING_S: Final = 2.0
-"""Seconds between two evaluations of a model that changes by mixing only."""
-
 LIGHT_BYTES: Final = 64 * 1024
 """Payloads up to this size are mixed where they are, in half a millisecond: handing a job to a thread and its end back costs
 as much. Larger ones go to a thread, so that no connection waits."""
@@ -62,9 +58,6 @@ PAUSED: Final = ("operator", "paused")
 QUICK_S: Final = 0.005
 """A commit of small tensors is done where it is, too, as long as the last one took no longer: on a slow disk it goes to a
 thread, so that no connection waits for it."""
-
-EVALUATIONS: Final = 30
-"""Evaluations over the local rounds of a study: enough for a curve."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,7 @@ class Driver:
         self.connections: dict[int, Connection] = {}
         self.certificates: dict[str, Certificate] = {}
         """the newest of each member"""
-        self.history: list[dict[str, Any]] = []
+        self.evaluations = Evaluations(self)
         self.running, self._alone = asyncio.Event(), asyncio.Event()
         self._alone.set()
         self.began_ns = time.monotonic_ns()
@@ -129,9 +122,7 @@ class Driver:
             ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("learn", "hands", "disk")
         )
         self._working: set[asyncio.Task[None]] = set()
-        self._judged: tuple[str, int, bytes] = ("", -1, b"")
-        self._judged_ns = 0
-        self._judging = self._over = False
+        self._over = False
         self._saved_ns, self._budget = time.monotonic_ns(), 0.0
         self._commit_s = math.inf
         """how long the last commit took"""
@@ -240,7 +231,7 @@ class Driver:
                 if self.recorder is not None:
                     self.recorder.end(self.peer)
                 return
-            self._judge()
+            self.evaluations.look()
 
     def _ask(self, event: ev.Event) -> list[ev.Command]:
         recorder = self.recorder
@@ -291,7 +282,7 @@ class Driver:
         if self._is_small() and self._commit_s < QUICK_S:
             self.store.commit(command.rows, command.keep, facts, wall, command.live)
         else:
-            await self._in(self._disk, self.store.commit, command.rows, command.keep, facts, wall, command.live)
+            await self.writing(self.store.commit, command.rows, command.keep, facts, wall, command.live)
         self._commit_s = time.monotonic() - began
         for fact in command.facts:
             self.log.fact(fact)
@@ -304,7 +295,7 @@ class Driver:
         """Facts that no commit has taken along."""
         notes, self._notes = self._notes, []
         if notes:
-            await self._in(self._disk, self.store.rows.apply, (), notes, time.time_ns())
+            await self.writing(self.store.rows.apply, (), notes, time.time_ns())
 
     def _is_light(self, job: ev.Job) -> bool:
         """Is it done sooner than a thread would wake up?"""
@@ -321,6 +312,14 @@ class Driver:
 
     async def _in(self, pool: ThreadPoolExecutor, do: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, do, *arguments)
+
+    async def learning(self, do: Callable[..., Any], *arguments: Any) -> Any:
+        """`do` in the learning thread, after what is trained there now."""
+        return await self._in(self._learn, do, *arguments)
+
+    async def writing(self, do: Callable[..., Any], *arguments: Any) -> Any:
+        """`do` in the disk's thread."""
+        return await self._in(self._disk, do, *arguments)
 
     def _wake(self, at_ns: int | None) -> None:
         if self._alarm is not None:
@@ -408,7 +407,7 @@ class Driver:
                     connection.close(why)
             self._hours()
             await self._flush()
-            self._judge()
+            self.evaluations.look()
             self._tell()
             watchdog.alive()
             await asyncio.sleep(TICK_S)
@@ -421,7 +420,7 @@ class Driver:
             self.company.look(around, peer.settings.dialable, self.now())
             self.company.straight({name: straight_alarm(found.ratio) for name, found in self.bench.straightness.items()})
         if self.log.live:
-            self.log.show(progress(self.status()))
+            self.log.show(progress(status_of(self)))
 
     async def order(self, order: str) -> None:
         """An operator's: pause, resume, leave, finish, stop. A pause and its end are on disk when this returns."""
@@ -436,7 +435,7 @@ class Driver:
 
     async def _remember(self, row: tuple[str, str], value: bytes | None) -> None:
         """A row of the operator's own, on disk."""
-        await self._in(self._disk, self.store.rows.apply, [(*row, value)], (), time.time_ns())
+        await self.writing(self.store.rows.apply, [(*row, value)], (), time.time_ns())
 
     def _hours(self) -> None:
         """Pause when the operator or the clock on the wall says so."""
@@ -448,91 +447,6 @@ class Driver:
             why = "by the operator" if self.held_by_operator else f"allowed_hours {self.parts.config.limits.allowed_hours}"
             self.log.say("paused" if held else "resumed", detail=why)
             self.post(ev.Operator("pause" if held else "resume"))
-
-    # ---- evaluation ------------------------------------------------------------------------------------------------
-
-    def _judge(self) -> None:
-        """Evaluate the model on the hold-out in the learning thread, when enough has changed."""
-        peer = self.peer
-        if self._judging or self.parts.judge is None or not peer.prepared or not self.running.is_set():
-            return
-        stage, local_round, model = self._judged
-        every = max(1, peer.settings.local_rounds // EVALUATIONS)
-        now = time.monotonic_ns()
-        rested = now - self._judged_ns > max(SITTING_S * 1e9, (now - self.began_ns) / 1000)
-        due = peer.stage != stage or peer.local_round >= local_round + every or (rested and peer.stage != "training")
-        if due and peer.current["model"] != model:
-            self._judging = True
-            self._judged = (peer.stage, peer.local_round, peer.current["model"])
-            vector = self.store.files.array(peer.current["model"], self.parts.bench.dtype)
-            self.group.create_task(self._evaluate(self.parts.judge, peer.frozen, vector))
-
-    async def _evaluate(self, judge: Callable[[bytes, Any], dict[str, float]], frozen: bytes, vector: Any) -> None:
-        stage, local_round, _ = self._judged
-        metrics = await self._in(self._learn, judge, frozen, vector)
-        exchanges = sum(link.exchanges for link in self.peer.links.values())
-        row = {"wall": time.time(), "stage": stage, "local_round": local_round, "exchanges": exchanges, "metrics": metrics}
-        self.history.append(row)
-        shown = {name: round(value, 6) for name, value in metrics.items()}
-        self.log.say("evaluation", stage=stage, local_round=local_round, **shown)
-        del self.history[:-1000]
-        await self._in(self._disk, _append, self.parts.config.node.state / "metrics.jsonl", row)
-        self._judged_ns = time.monotonic_ns()
-        self._judging = False
-
-    # ---- what an operator may see ----------------------------------------------------------------------------------
-
-    def status(self) -> dict[str, Any]:
-        """The core's status, with what only the driver knows."""
-        said = self.peer.status()
-        straight = {peer: found.ratio for peer, found in self.bench.straightness.items()}
-        for peer, about in said["peers"].items():
-            ratio = straight.get(peer)
-            about["straightness"] = None if ratio is None else round(ratio, 3)
-            about["alarm"] = straight_alarm(ratio)
-        return {
-            **said,
-            "version": __version__,
-            "pid": os.getpid(),
-            "uptime_s": round((time.monotonic_ns() - self.began_ns) / 1e9, 1),
-            "listen": self.listening,
-            "certificate_until": self.parts.certificate.not_after,
-            "bytes_sent": sum(link.sent for link in self.peer.links.values()),
-            "bytes_received": sum(link.received for link in self.peer.links.values()),
-            "evaluation": self.history[-1] if self.history else None,
-            "metric": self.parts.metric,
-        }
-
-    def expelled(self) -> dict[str, int]:
-        """Raw connections closed at the gate, by why."""
-        return dict(self.door.gate.counts) if self.door else {}
-
-    def unready(self) -> list[str]:
-        """Why this node does not take part now; empty if it does."""
-        reasons = []
-        if not self.running.is_set():
-            reasons.append("starting")
-        if self.peer.stopping:
-            reasons.append("stopping")
-        if self.peer.paused:
-            reasons.append("paused")
-        if not self.parts.certificate.valid_at(time.time_ns()):
-            reasons.append("this node's certificate is not valid now; renew it, or correct the clock")
-        neighbours = self.parts.membership.neighbours(self.peer.me)
-        if neighbours and not any(conn.greeted for conn in self.peer.by_peer.values()):
-            reasons.append("connected to no neighbour: " + "; ".join(self._silence(peer) for peer in neighbours[:5]))
-        return reasons
-
-    def _silence(self, peer: str) -> str:
-        neighbour = self.peer.neighbour(peer)
-        return f"{peer} {neighbour.state}" + (f" ({neighbour.why})" if neighbour.why else "")
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    from gossipfl.store.errors import border
-
-    with border(f"write {path}"), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def _first(group: BaseExceptionGroup[Any]) -> Any:
