@@ -282,21 +282,23 @@ async def test_T14_T15_who_sends_nothing_or_drips_is_closed_and_honest_peers_go_
         assert door
         port = int(drivers[0].listening.rsplit(":", 1)[1])
         before = drivers[0].peer.link("b").exchanges
-        end, most = time.monotonic() + 0.8, 0
+        end, over = time.monotonic() + 0.8, asyncio.Event()
 
         async def again() -> bool:
             closed = True
-            while closed and time.monotonic() < end:
+            while closed and not over.is_set():
                 closed = await drip(port, first)
             return closed
 
+        def gone_on() -> bool:
+            """Asked again and again while the flood lasts."""
+            assert len(door.gate.pending()) <= SHORT.pending
+            return time.monotonic() > end and drivers[0].peer.link("b").exchanges > before
+
         flood = [asyncio.create_task(again()) for _ in range(60)]
-        while not all(each.done() for each in flood):
-            most = max(most, len(door.gate.pending()))
-            await asyncio.sleep(0.01)
-        assert all(each.result() for each in flood)
-        assert most <= SHORT.pending
-        assert drivers[0].peer.link("b").exchanges > before, "the honest peer stood still"
+        await until(gone_on)
+        over.set()
+        assert all(await asyncio.gather(*flood))
         await until(lambda: not door.gate.pending())
 
 
