@@ -231,7 +231,7 @@ class Files:
         return blob.size
 
     def tree(self, name: bytes) -> Tree:
-        """The hash tree, for the paths of chunks; kept since `put`, computed anew for a durable blob."""
+        """The hash tree, for the paths of chunks; computed anew where it was not made here. It is 1 part in 400 of the blob."""
         with self._lock:
             blob = self._blobs.get(name)
         if blob is None or blob.tree is None:
@@ -297,7 +297,7 @@ class Files:
                 blob.durable = True
                 if blob.size > KEPT_BYTES:
                     # From here on it is mapped on demand: a mapping holds a file descriptor, of which there are few.
-                    blob.buffer = blob.tree = None
+                    blob.buffer = None
 
     def remove_except(self, live: AbstractSet[bytes]) -> None:
         """Remove every blob, volatile or durable, that is neither in `live` nor pinned. Unfinished payloads stay."""
