@@ -126,6 +126,14 @@ def test_a_durable_blob_is_there_after_a_restart_and_a_volatile_one_is_not(files
         again.read(lost)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_what_was_hashed_when_it_was_made_is_not_hashed_again_for_its_paths(files: Files, size: int) -> None:
+    name = files.put(content(3, size))
+    made = files.tree(name)
+    files.make_durable([name])
+    assert files.tree(name) is made
+
+
 def test_a_vector_goes_in_and_comes_out_unchanged_and_cannot_be_written_to(files: Files) -> None:
     vector = np.arange(500_000, dtype=np.float32).reshape(2, -1)
     found = files.array(files.put(vector), "float32")

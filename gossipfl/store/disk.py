@@ -74,6 +74,7 @@ class RealDisk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._in = str(folder) + os.sep
         if self.MADE:
             folder.mkdir(mode=0o700, exist_ok=True)
         self._lock = threading.Lock()
@@ -88,7 +89,7 @@ class RealDisk:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file(follow_symlinks=False)}
 
     def write(self, name: str, content: Buffer) -> None:
-        fd = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(self._in + name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             write_all(fd, content)
         finally:
@@ -100,7 +101,7 @@ class RealDisk:
             if view is not None:
                 return view
         # Without the reservation a full disk would show as SIGBUS on some later store, which ends the process.
-        fd = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        fd = os.open(self._in + name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             self._reserve(fd, size)
             mapping = mmap.mmap(fd, size)
@@ -124,7 +125,7 @@ class RealDisk:
         for at, (held, file, mapping) in enumerate(self._spare):
             if held == size:
                 del self._spare[at]
-                os.replace(self.folder / file, self.folder / name)
+                os.replace(self._in + file, self._in + name)
                 self._mapped[name] = mapping
                 return memoryview(mapping)
         return None
@@ -134,25 +135,25 @@ class RealDisk:
         with self._lock:
             spares, self._spare = self._spare, []
         for _, file, _ in spares:
-            os.unlink(self.folder / file)
+            os.unlink(self._in + file)
         return len(spares)
 
     def read(self, name: str) -> memoryview:
         with self._lock:
             if name in self._mapped:
                 return memoryview(self._mapped[name]).toreadonly()
-        with open(self.folder / name, "rb") as file:
+        with open(self._in + name, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < MAPPED_BYTES:
                 return memoryview(file.read())
             return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
 
     def fsync(self, name: str) -> None:
-        sync(self.folder / name, os.O_RDONLY)
+        sync(self._in + name, os.O_RDONLY)
 
     def rename(self, old: str, new: str) -> None:
         with self._lock:
-            os.replace(self.folder / old, self.folder / new)
+            os.replace(self._in + old, self._in + new)
             self._mapped.pop(new, None)
             if old in self._mapped:
                 self._mapped[new] = self._mapped.pop(old)
@@ -166,12 +167,12 @@ class RealDisk:
         with self._lock:
             mapping = self._mapped.pop(name, None)
             if mapping is None or not self._keeping or not _is_unseen(mapping):
-                os.unlink(self.folder / name)
+                os.unlink(self._in + name)
                 return
             if len(self._spare) == SPARES:
-                os.unlink(self.folder / self._spare.pop(0)[1])
+                os.unlink(self._in + self._spare.pop(0)[1])
             file = f"spare{next(self._numbers):06d}.tmp"
-            os.replace(self.folder / name, self.folder / file)
+            os.replace(self._in + name, self._in + file)
             self._spare.append((len(mapping), file, mapping))
 
     def close(self) -> None:
@@ -196,7 +197,7 @@ def write_all(fd: int, content: Buffer) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def sync(path: Path, flags: int) -> None:
+def sync(path: str | Path, flags: int) -> None:
     """What the kernel holds of this file or folder is on the disk afterwards."""
     fd = os.open(path, flags)
     try:
