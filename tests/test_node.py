@@ -569,8 +569,8 @@ def test_mix_inside_a_loop_of_ones_own_brings_two_models_together(tmp_path: Path
             with torch.no_grad():
                 for weight in modules[name].parameters():
                     weight += 0.01
-            node.mix(modules[name], steps=1, gradient=1.0)
             taken = node.status()["steps"]
+            node.mix(modules[name], steps=1, gradient=1.0)
             node.finish()
             with pytest.raises(Misuse, match="after finish"):
                 node.mix(modules[name])
