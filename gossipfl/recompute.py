@@ -48,9 +48,6 @@ class Beside:
     def unpin(self, names: Iterable[bytes]) -> None:
         self.made.unpin(names)
 
-    def name(self, blob: Any) -> bytes:
-        return self.made.name(blob)
-
     def scratch(self, size: int) -> memoryview:
         return self.made.scratch(size)
 

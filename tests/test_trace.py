@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from gossipfl.protocol import events as ev
+from gossipfl.protocol import messages as ms
 from gossipfl.simulator.faults import Faults
 from gossipfl.simulator.trace import Digests
 
@@ -59,3 +62,9 @@ def test_another_seed_is_another_history_and_content_says_more_than_trace() -> N
     one, other = history(1), history(2)
     assert len({one.trace, other.trace, one.content}) == 3
     assert one.lines > 1000
+
+
+def test_a_liar_s_manifest_that_is_none_is_told_as_refused() -> None:
+    digests, node = Digests(), SimpleNamespace(ends={})
+    said = digests.said(node, ev.Received(1, ms.Propose(b"no manifest", b"")))  # type: ignore[arg-type]
+    assert said == ("Received/Propose", "", 0, 0, "malformed")

@@ -7,7 +7,6 @@ and recovery.py (healing).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -110,8 +109,6 @@ class Watch:
         self.checkers = [make(truth) for make in checkers]
         self.lives: dict[str, Life] = {}
         self.world: Any = None
-        self.trace = hashlib.sha256()
-        """over (ns, node, kind) of everything that cores were told"""
         self._hooks = {
             hook: [one for one in self.checkers if getattr(type(one), hook) is not getattr(Checker, hook)] for hook in HOOKS
         }
@@ -145,7 +142,6 @@ class Watch:
     def fed(self, world: Any, node: Any, event: Any, commands: Sequence[Any]) -> None:
         self.world = world
         life, kind = self.life(node), type(event).__name__
-        self.trace.update(f"{world.mono} {life.name} {kind} {len(commands)}\n".encode())
         if kind == "Received":
             peer, message = life.conns.get(event.conn), event.message
             what = type(message).__name__

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from gossipfl.errors import Refused
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.simulator.network import Observer
@@ -64,8 +65,11 @@ class Digests(Observer):
             kind += "/" + type(message).__name__
             reason = getattr(message, "reason", "")
             if isinstance(message, ms.Propose | ms.Reply):
-                manifest = ms.decode_manifest(message.manifest)
-                k, size = manifest.k, manifest.size
+                try:
+                    manifest = ms.decode_manifest(message.manifest)
+                    k, size = manifest.k, manifest.size
+                except Refused as refusal:  # a liar's
+                    reason = refusal.reason
             elif isinstance(message, ms.Refusal | ms.Aborted):
                 k = message.k
         elif isinstance(one, ev.Commit):

@@ -27,6 +27,7 @@ from gossipfl.simulator.lines import Line, Lines
 from gossipfl.simulator.network import Observer, Pace, Spec, World
 from gossipfl.simulator.recorded import Recorded
 from gossipfl.simulator.recovery import AGAIN_S, HEALING_LAWS, ComesTogether
+from gossipfl.simulator.trace import Digests
 from gossipfl.simulator.witness import Fellow, Truth
 from gossipfl.trust.membership import Topology
 
@@ -263,9 +264,9 @@ def run(
     recordings of all nodes."""
     began = time.process_time()
     federation, specs = federation_of(trial)
-    watch = Watching(truth_of(federation, specs), laws)
+    watch, digests = Watching(truth_of(federation, specs), laws), Digests()
     seen = None if record is None else Recorded(record, watch.found)
-    world = _world(trial, specs, *([watch, seen] if seen else [watch]))
+    world = _world(trial, specs, watch, digests, *([seen] if seen else []))
     watch.truth.caught.update(world.trouble.hostile)
     quiet = False
     if trial.until_s is not None:
@@ -280,7 +281,7 @@ def run(
         seen.close()
     verdicts: dict[str, str] = dict(watch.verdicts())
     violations = {one.name: one.first for one in watch.checkers if one.first}
-    digest = watch.trace.hexdigest()
+    digest = digests.trace
     if twice if twice is not None else trial.seed % AGAIN_SHARE == 0:
         again = run(trial, (ComesTogether,), twice=False)
         verdicts["same-again"] = "held" if again.trace_digest == digest else "violated"

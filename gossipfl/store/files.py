@@ -111,10 +111,6 @@ class Files:
             fresh = _Blob(len(view), path=self._write_temporary(view), tree=tree)
         return self._admit(tree.root, fresh, pinned)
 
-    def name(self, blob: Buffer | npt.NDArray[Any]) -> bytes:
-        """The name that this content has, or would have; nothing is kept."""
-        return self._tree_of(_bytes_of(blob)).root
-
     def scratch(self, size: int) -> memoryview:
         """`size` writable bytes of any content to compute into; for `adopt`. If the view is dropped instead, so is its file."""
         if size < self._ram_bytes:
