@@ -18,7 +18,7 @@ from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized import meetings, ways
 from gossipfl.simulator.vectorized.batched import Batched
 from gossipfl.simulator.vectorized.dense import Dense, layers_of
-from gossipfl.simulator.vectorized.draws import NodeDraws, orders, stream
+from gossipfl.simulator.vectorized.draws import Named, NodeDraws, orders, stream
 from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.looped import Looped
 from gossipfl.simulator.vectorized.meetings import Links, Meetings
@@ -88,7 +88,7 @@ def trained(kind: str, model: ways.Model, rows: Rows, plan: Plan, rounds: int = 
     steps = np.sort(np.arange(nodes) % 3)[::-1] + plan.steps - 2
     for at in range(rounds):
         for part in (slice(0, nodes // 2), slice(nodes // 2, nodes)):
-            way.train(state, Work(order[part], steps[part], plan, 7, at, True))
+            way.train(state, Work(order[part], steps[part], plan, Named(7), at, True))
     return state
 
 

@@ -51,16 +51,19 @@ class Schedule:
         self.up_to(number)
         return self.sums[number]
 
+    def matching(self, number: int) -> dict[str, str]:
+        """Everybody's partner in that round: pairs in the order of their hashes, who is taken already sits out."""
+        taken: dict[str, str] = {}
+        for a, b in sorted(self.edges, key=lambda edge: self.rank(number, edge)):
+            if a not in taken and b not in taken:
+                taken[a], taken[b] = b, a
+        return taken
+
     def up_to(self, number: int) -> None:
-        """A greedy matching each: pairs in the order of their hashes, who is taken already sits out."""
         if number >= self.rounds_max:
             raise Misuse(f"round {number} of a lockstep of at most {self.rounds_max} rounds; leave lockstep out")
         for at in range(len(self.partners), number + 1):
-            taken: dict[str, str] = {}
-            for a, b in sorted(self.edges, key=lambda edge: self.rank(at, edge)):
-                if a not in taken and b not in taken:
-                    taken[a], taken[b] = b, a
-            peer = taken.get(self.me, "")
+            peer = self.matching(at).get(self.me, "")
             self.counts[peer] += 1
             self.partners.append(peer)
             self.sums.append(self.counts[peer])

@@ -73,10 +73,10 @@ class Batched:
         for size in np.unique(sizes[nodes]):
             of = sizes[nodes] == size
             part = work.nodes if of.all() else nodes[of]
-            self._train(state, Work(part, work.steps[of], work.plan, work.seed, work.round, work.is_measured))
+            self._train(state, Work(part, work.steps[of], work.plan, work.draws, work.round, work.is_measured))
 
     def _train(self, state: State, work: Work) -> None:
-        batches = self.rows.batches(work.nodes, work.plan.batch_size, work.seed, work.round)
+        batches = self.rows.batches(work.nodes, work.plan.batch_size, work.draws, work.round)
         chunk = Chunk(state, work, batches, self.trained, self.buffers)
         self.judged.train()
         spreads = [name for name in self.buffers if name.endswith(SPREAD) and name in state.shared]

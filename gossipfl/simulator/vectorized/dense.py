@@ -164,7 +164,7 @@ class Dense:
         self.slope = slope_of(loss, rows, held.shape[1], held.dtype)
 
     def train(self, state: State, work: Work) -> None:
-        batches = self.rows.batches(work.nodes, work.plan.batch_size, work.seed, work.round)
+        batches = self.rows.batches(work.nodes, work.plan.batch_size, work.draws, work.round)
         chunk = Chunk(state, work, batches, self.trained, [])
         chunk.run(self._gradients)
         chunk.close()

@@ -10,7 +10,8 @@ round (who is absent, who meets whom) is here as well, so that switching one thi
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,27 @@ def orders(start: np.uint64, nodes: Integers, counts: Integers) -> Integers:
     keys.sort(axis=1)
     order: Integers = np.bitwise_and(keys, np.uint64((1 << ROW_BITS) - 1), out=keys).view(np.int64)
     return order
+
+
+class Draws(Protocol):
+    """What local steps draw: the orders of many nodes' rows for one pass of a round, or the generator of one node."""
+
+    def orders(self, round: int, turn: int, nodes: Integers, counts: Integers) -> Integers: ...
+
+    def of(self, node: int, round: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Named:
+    """The engine's own: named by seed, round, pass and node."""
+
+    seed: int
+
+    def orders(self, round: int, turn: int, nodes: Integers, counts: Integers) -> Integers:
+        return orders(stream(self.seed, "batches", round, turn), nodes, counts)
+
+    def of(self, node: int, round: int) -> NodeDraws:
+        return NodeDraws(self.seed, node, round)
 
 
 class NodeDraws:

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from gossipfl.errors import Misuse
 from gossipfl.learning.correction import schedule
 from gossipfl.learning.training import Plan
-from gossipfl.simulator.vectorized.draws import Integers, stream
+from gossipfl.simulator.vectorized.draws import Draws, Integers, Named, stream
 from gossipfl.simulator.vectorized.faults import Weather
 from gossipfl.simulator.vectorized.meetings import (
     Floats,
@@ -30,7 +30,7 @@ from gossipfl.simulator.vectorized.meetings import (
     ticks,
 )
 from gossipfl.simulator.vectorized.methods import Method
-from gossipfl.simulator.vectorized.mixing import Mixer
+from gossipfl.simulator.vectorized.mixing import Mixer, Terms
 from gossipfl.simulator.vectorized.rows import Rows
 from gossipfl.simulator.vectorized.state import State
 from gossipfl.simulator.vectorized.stepping import Work
@@ -66,6 +66,10 @@ class Settings:
     """local steps between two exchanges of a node; 0: those of a round"""
 
 
+Conduct = Callable[[int, Floats], Terms]
+"""(round, G of each node) -> terms"""
+
+
 @dataclass
 class Engine:
     """Holds the state and moves it on round by round; the same seed gives the same rounds."""
@@ -79,7 +83,11 @@ class Engine:
     weather: Weather
     block: int
     meet: Schedule | None = None
-    """pairs of each round, instead of those of a static graph"""
+    """pairs of each round; with a static graph in the mixer they are among its edges, else there is no graph"""
+    draws: Draws | None = None
+    """of local steps; None: the engine's own"""
+    conduct: Conduct | None = None
+    """on which terms each round is made; None: the method's"""
     done: int = 0
     """rounds"""
     exchanges: int = 0
@@ -153,7 +161,7 @@ class Engine:
         steps = self.weather.steps(plan.steps)
         sizes = self.rows.sizes(plan.batch_size)
         is_even = bool((sizes == sizes[0]).all())
-        works = []
+        draws, works = self.draws or Named(self.settings.seed), []
         for part in self._parts(nodes if is_even else nodes[np.argsort(sizes[nodes], kind="stable")], is_even):
             mine = steps[part]
             if (mine == mine[0]).all() and len(part) == part[-1] - part[0] + 1 and (np.diff(part) == 1).all():
@@ -161,7 +169,7 @@ class Engine:
             else:
                 order = np.argsort(-mine, kind="stable")
                 where, mine = part[order], mine[order]
-            works.append(Work(where, mine, plan, self.settings.seed, self.done, self.settings.method.is_measured))
+            works.append(Work(where, mine, plan, draws, self.done, self.settings.method.is_measured))
         way = self.choosing.way
         if not way.is_threaded:
             for number, work in enumerate(works):
@@ -185,13 +193,12 @@ class Engine:
     def _combine(self, present: Mask, plan: Plan, at: int, trains: bool) -> None:
         settings, links, weather = self.settings, self.mixer.links, self.weather
         if settings.method.combine == "mean":
-            terms = settings.method.terms(plan, 1.0, self._h_ref(), self.state.gradient, trains=trains)
-            self.mixer.average(present, terms)
+            self.mixer.average(present, self._terms(plan, trains))
             self.exchanges += int(present.sum())
             return
         if self.meet is not None:
             edges, theta, is_directed = self.meet.round(at)
-            met = drawn(edges, theta, self.mixer.masses, present, is_directed=is_directed)
+            met = drawn(edges, theta, self.mixer.masses, present, is_directed=is_directed, links=links)
         elif settings.method.combine == "edges":
             assert links is not None
             met = every_edge(links, self._gamma, present)
@@ -201,8 +208,7 @@ class Engine:
         self._exchange(weather.strike(met, at), plan, trains)
 
     def _exchange(self, met: Meetings, plan: Plan, trains: bool) -> None:
-        settings = self.settings
-        terms = settings.method.terms(plan, 1.0, self._h_ref(), self.state.gradient, trains=trains)
+        terms = self._terms(plan, trains)
         distort = self.weather.distort(self.done)
         is_product = not (met.is_disjoint or self.mixer.flows or terms.tau is not None or distort)
         if is_product and met.at_lo is None and met.late is None:
@@ -211,8 +217,12 @@ class Engine:
             self.mixer.exchange(met, terms, distort=distort, due=self.done + self.weather.faults.delay_rounds)
         self.exchanges += len(met)
 
-    def _h_ref(self) -> float:
-        return self.settings.h_ref or float(self.settings.plan.steps)
+    def _terms(self, plan: Plan, trains: bool) -> Terms:
+        if self.conduct is not None:
+            return self.conduct(self.done, self.state.gradient)
+        settings = self.settings
+        h_ref = settings.h_ref or float(settings.plan.steps)
+        return settings.method.terms(plan, 1.0, h_ref, self.state.gradient, trains=trains)
 
     # ---- threads ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from gossipfl.learning.parameters import Layout
 from gossipfl.learning.training import Loss, Trainer
-from gossipfl.simulator.vectorized.draws import NodeDraws
 from gossipfl.simulator.vectorized.rows import Rows, places
 from gossipfl.simulator.vectorized.state import State
 from gossipfl.simulator.vectorized.stepping import Work, running
@@ -59,8 +58,8 @@ class Looped:
             for name, block in state.personal.items():
                 own[name].detach().copy_(block[node])
             plan = plans[int(work.steps[at])]
-            draws = NodeDraws(work.seed, node, work.round)
-            outcome = trainer.train(state.vector(node), state.corrections(node), plan, draws)  # type: ignore[arg-type]
+            draws = work.draws.of(node, work.round)
+            outcome = trainer.train(state.vector(node), state.corrections(node), plan, draws)
             state.put(node, outcome.vector)
             for name, block in state.personal.items():
                 block[node] = own[name].detach()

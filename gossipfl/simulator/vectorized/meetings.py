@@ -76,6 +76,14 @@ class Links:
     def __len__(self) -> int:
         return len(self.lo)
 
+    def numbers(self, lo: Integers, hi: Integers) -> Integers:
+        """Which edge each pair is. **Raises**: Misuse for a pair that is none."""
+        keys, wanted = self.lo * self.nodes + self.hi, lo * self.nodes + hi
+        edge = np.searchsorted(keys, wanted)
+        if (edge == len(keys)).any() or (keys[edge] != wanted).any():
+            raise Misuse("the schedule has pairs that are no edges of its graph")
+        return edge
+
     def neighbours(self) -> tuple[Integers, Integers, Integers]:
         """(starts (N + 1,), neighbour, edge): the neighbours of node i lie at starts[i] .. starts[i + 1]."""
         ends = np.concatenate([self.lo, self.hi])
@@ -137,8 +145,18 @@ def every_edge(links: Links, gamma: Floats, present: Mask) -> Meetings:
     return Meetings(links.lo[edge], links.hi[edge], gamma[edge], edge, is_disjoint=False)
 
 
-def drawn(edges: NDArray[Any], theta: Floats, masses: Floats, present: Mask, *, is_directed: bool = False) -> Meetings:
+def drawn(
+    edges: NDArray[Any],
+    theta: Floats,
+    masses: Floats,
+    present: Mask,
+    *,
+    is_directed: bool = False,
+    links: Links | None = None,
+) -> Meetings:
     """The exchanges of a round of gossipfl.topology's schedules. Directed: (who moves, towards whom), one end applies.
+
+    `links`: the graph that all its pairs are edges of, where there is one.
 
     **Shapes**: edges (E, 2), theta (E,).
     """
@@ -148,7 +166,8 @@ def drawn(edges: NDArray[Any], theta: Floats, masses: Floats, present: Mask, *, 
     lo, hi = np.minimum(one, other), np.maximum(one, other)
     ends = np.bincount(np.concatenate([lo, hi]), minlength=1)
     gamma = np.asarray(theta / mu(masses[lo], masses[hi]))
-    met = Meetings(lo, hi, gamma, None, int(ends.max()) <= 1)
+    edge = None if links is None else links.numbers(lo, hi)
+    met = Meetings(lo, hi, gamma, edge, int(ends.max()) <= 1)
     return replace(met, at_lo=one == lo, at_hi=one == hi) if is_directed else met
 
 

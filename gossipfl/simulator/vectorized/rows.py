@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gossipfl.errors import Misuse
-from gossipfl.simulator.vectorized.draws import Integers, orders, stream
+from gossipfl.simulator.vectorized.draws import Draws, Integers
 
 Nodes = slice | Integers
 """Which nodes: a range, whose state is a view, or places in any order, whose state is copied."""
@@ -88,15 +88,15 @@ class Rows:
             x = self.x.index_select(0, chosen).view(self.nodes, n, *self.x.shape[1:])
             self._unpacked = x, self.y.index_select(0, chosen).view(self.nodes, n)
 
-    def batches(self, nodes: Nodes, batch_size: int | None, seed: int, round: int) -> Batches:
-        return Batches(self, nodes, batch_size, seed, round)
+    def batches(self, nodes: Nodes, batch_size: int | None, draws: Draws, round: int) -> Batches:
+        return Batches(self, nodes, batch_size, draws, round)
 
 
 class Batches:
     """The batches of some nodes in one round, asked for step by step: `step(h, n)` for the first n of the nodes."""
 
-    def __init__(self, rows: Rows, nodes: Nodes, batch_size: int | None, seed: int, round: int) -> None:
-        self.rows, self.nodes, self.seed, self.round = rows, nodes, seed, round
+    def __init__(self, rows: Rows, nodes: Nodes, batch_size: int | None, draws: Draws, round: int) -> None:
+        self.rows, self.nodes, self.draws, self.round = rows, nodes, draws, round
         self.places = places(nodes)
         self.counts = rows.counts[self.places]
         self.sizes = rows.sizes(batch_size)[self.places]
@@ -132,7 +132,7 @@ class Batches:
         fresh = np.flatnonzero((h % self.per_pass[:n] == 0) & ~whole[:n])
         for turn in np.unique(h // self.per_pass[fresh]):
             of = fresh[h // self.per_pass[fresh] == turn]
-            drawn = orders(stream(self.seed, "batches", self.round, int(turn)), self.places[of], self.counts[of])
+            drawn = self.draws.orders(self.round, int(turn), self.places[of], self.counts[of])
             self._order[of, : drawn.shape[1]] = drawn
         if not h and whole.any():
             self._order[whole] = np.arange(self._order.shape[1])

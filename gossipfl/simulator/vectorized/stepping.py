@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gossipfl.learning.training import BETA1, BETA2, EPSILON, Plan
+from gossipfl.simulator.vectorized.draws import Draws
 from gossipfl.simulator.vectorized.rows import Batches, Nodes, places
 from gossipfl.simulator.vectorized.state import State, give, take
 
@@ -28,7 +29,7 @@ class Work:
     nodes: Nodes
     steps: np.ndarray
     plan: Plan
-    seed: int
+    draws: Draws
     round: int
     is_measured: bool
     """are gradient norms wanted"""

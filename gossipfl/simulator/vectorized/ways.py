@@ -19,6 +19,7 @@ from gossipfl.learning.parameters import Layout
 from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized.batched import Batched
 from gossipfl.simulator.vectorized.dense import Dense, layers_of
+from gossipfl.simulator.vectorized.draws import Named
 from gossipfl.simulator.vectorized.looped import Looped
 from gossipfl.simulator.vectorized.rows import Rows
 from gossipfl.simulator.vectorized.state import State
@@ -177,7 +178,7 @@ def _consider(
 
 
 def _job(nodes: int, probe: Plan) -> Work:
-    return Work(slice(0, nodes), np.ones(nodes, dtype=np.int64), probe, 0, 0, False)
+    return Work(slice(0, nodes), np.ones(nodes, dtype=np.int64), probe, Named(0), 0, False)
 
 
 def _stepped(way: Way, model: Model, nodes: int, probe: Plan) -> State:
