@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from gossipfl.errors import Misuse
 from gossipfl.learning.correction import schedule
 from gossipfl.learning.training import Plan
-from gossipfl.simulator.vectorized.draws import Draws, Integers, Named, stream
+from gossipfl.simulator.vectorized.draws import Draws, Integers, Named, stream, uniform
 from gossipfl.simulator.vectorized.faults import Weather
 from gossipfl.simulator.vectorized.meetings import (
     Floats,
@@ -32,6 +32,7 @@ from gossipfl.simulator.vectorized.meetings import (
 from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.simulator.vectorized.mixing import Mixer, Terms
 from gossipfl.simulator.vectorized.rows import Rows
+from gossipfl.simulator.vectorized.server import Server
 from gossipfl.simulator.vectorized.state import State
 from gossipfl.simulator.vectorized.stepping import Work
 from gossipfl.simulator.vectorized.ways import Choosing, Model, prepare
@@ -91,6 +92,11 @@ class Engine:
     done: int = 0
     """rounds"""
     exchanges: int = 0
+    sent: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(N,) models that each node sent in the last round"""
+    stepped: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(N,) local steps of each in the last round"""
+    server: Server | None = None
     _gamma: Floats = field(default_factory=lambda: np.zeros(0))
     _pool: ThreadPoolExecutor | None = None
 
@@ -98,10 +104,13 @@ class Engine:
         method = self.settings.method
         prepare(self.state, self.model, self.settings.plan)
         links = self.mixer.links
-        if self.meet is None and method.combine != "mean" and links is None:
+        if self.meet is None and method.combine in ("pairs", "edges") and links is None:
             raise Misuse(f"{method.name} needs a graph, or a schedule of pairs")
         if method.combine == "edges" and links is not None:
-            self._gamma = metropolis(links, self.mixer.masses)
+            self._gamma = metropolis(links, self.mixer.masses) * (0.5 if method.is_lazy else 1.0)
+        if method.has_server:
+            masses = self.mixer.masses
+            self.server = Server(self.state, method, np.ones_like(masses) if method.is_uniform else masses)
         if method.theta and (method.leak or method.cap or (self.weather.faults.leave and links is not None)):
             self.mixer.keep_flows()
         if method.theta:
@@ -113,8 +122,9 @@ class Engine:
     def round(self) -> int:
         """Go on by one round. **Returns**: how many took part."""
         at, settings, weather = self.done, self.settings, self.weather
+        self.sent, self.stepped = (np.zeros(self.state.nodes, dtype=np.int64) for _ in range(2))
         self._come_and_go(at)
-        present = weather.present(at)
+        present = self._asked(weather.present(at), at)
         trains = at < settings.rounds - settings.release
         plan = self._plan(at)
         self.mixer.arrive(at)
@@ -130,6 +140,16 @@ class Engine:
             self._combine(present, plan, at, trains)
         self.done += 1
         return int(present.sum())
+
+    def _asked(self, present: Mask, at: int) -> Mask:
+        """Whom a server asks of those who are there: a share, at random. Everybody, where there is none."""
+        share, there = self.settings.method.participation, np.flatnonzero(present)
+        if self.server is None or share >= 1 or not len(there):
+            return present
+        keys = uniform(stream(self.settings.seed, "asked", at), there)
+        asked = np.zeros_like(present)
+        asked[there[np.argsort(keys)[: max(1, round(share * len(there)))]]] = True
+        return asked
 
     def _plan(self, at: int) -> Plan:
         settings = self.settings
@@ -159,6 +179,7 @@ class Engine:
     def _train(self, nodes: Integers, plan: Plan) -> None:
         """Local steps of these nodes, in blocks: of a size where rows are many, of falling steps within a block."""
         steps = self.weather.steps(plan.steps)
+        self.stepped[nodes] += steps[nodes]
         sizes = self.rows.sizes(plan.batch_size)
         is_even = bool((sizes == sizes[0]).all())
         draws, works = self.draws or Named(self.settings.seed), []
@@ -192,9 +213,10 @@ class Engine:
 
     def _combine(self, present: Mask, plan: Plan, at: int, trains: bool) -> None:
         settings, links, weather = self.settings, self.mixer.links, self.weather
-        if settings.method.combine == "mean":
-            self.mixer.average(present, self._terms(plan, trains))
-            self.exchanges += int(present.sum())
+        if settings.method.combine == "none":
+            return
+        if self.server is not None:
+            self._serve(np.flatnonzero(present), plan, at)
             return
         if self.meet is not None:
             edges, theta, is_directed = self.meet.round(at)
@@ -207,6 +229,14 @@ class Engine:
             met = matching(links, present, settings.seed, at)
         self._exchange(weather.strike(met, at), plan, trains)
 
+    def _serve(self, asked: Integers, plan: Plan, at: int) -> None:
+        """Up to the server and down again; what is lost on the way up, the server does without."""
+        assert self.server is not None
+        arrives = asked[~self.weather.loses(asked, at)]
+        self.server.take(arrives, self.stepped[arrives], plan, self.weather.distort(at))
+        self.sent[asked] += 1
+        self.exchanges += len(asked)
+
     def _exchange(self, met: Meetings, plan: Plan, trains: bool) -> None:
         terms = self._terms(plan, trains)
         distort = self.weather.distort(self.done)
@@ -216,6 +246,8 @@ class Engine:
         else:
             self.mixer.exchange(met, terms, distort=distort, due=self.done + self.weather.faults.delay_rounds)
         self.exchanges += len(met)
+        for ends in (met.lo, met.hi) if met.sender is None else (met.sender,):
+            np.add.at(self.sent, ends, 1)
 
     def _terms(self, plan: Plan, trains: bool) -> Terms:
         if self.conduct is not None:

@@ -129,6 +129,11 @@ class Weather:
         )
         return struck.only(lost >= faults.lost) if faults.lost else struck
 
+    def loses(self, nodes: Integers, round: int) -> Mask:
+        """Whose message to a server is lost. **Shapes**: (n,)."""
+        drawn = uniform(stream(self.seed, "upload", round), nodes)
+        return np.asarray(drawn < self.faults.lost)
+
     def distort(self, round: int) -> Any:
         """What hostile nodes do to the models that they send; None where all are honest.
 

@@ -40,6 +40,8 @@ class Meetings:
     """where a half is applied; None: everywhere"""
     late: Mask | None = None
     """which are applied only after a delay"""
+    sender: Integers | None = None
+    """the node that sends, where only one end does; None: both send"""
 
     def __len__(self) -> int:
         return len(self.lo)
@@ -47,7 +49,7 @@ class Meetings:
     def only(self, kept: Mask | Integers | slice) -> Meetings:
         """Some of them."""
         parts: dict[str, Any] = {"lo": self.lo[kept], "hi": self.hi[kept]}
-        for name in ("gamma", "edge", "at_lo", "at_hi", "late"):
+        for name in ("gamma", "edge", "at_lo", "at_hi", "late", "sender"):
             value = getattr(self, name)
             if isinstance(value, np.ndarray):
                 parts[name] = value[kept]
@@ -168,7 +170,7 @@ def drawn(
     gamma = np.asarray(theta / mu(masses[lo], masses[hi]))
     edge = None if links is None else links.numbers(lo, hi)
     met = Meetings(lo, hi, gamma, edge, int(ends.max()) <= 1)
-    return replace(met, at_lo=one == lo, at_hi=one == hi) if is_directed else met
+    return replace(met, at_lo=one == lo, at_hi=one == hi, sender=other) if is_directed else met
 
 
 def ticks(links: Links, present: Mask, seed: int, round: int) -> Iterator[tuple[Integers, Meetings]]:

@@ -1,12 +1,13 @@
 """What a round is made of, as data: the local phase, how models are combined, what the displacement is used for beside.
 
-A method is a Plan for the local update, a way to combine (pairs | edges | mean) and a post (nothing, or booking
-F <- F - kappa d). Gossip, the ledger, D-PSGD, FedAvg, FedProx and their corrected forms are rows of one table; what needs
-another post gets one more field here, and one more branch where the displacement is known (vectorized.mixing).
+A method is a way to combine (pairs, all edges, a server, or not at all), a post (what is done with what moved) and a few
+figures; local steps are everybody's Plan. One row of METHODS is one method. Not here: the arithmetic (vectorized.mixing,
+.server, learning.correction), and the references that no rounds lead to (simulator.baselines: centralized, local-only).
 """
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -19,7 +20,11 @@ from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized.meetings import Floats
 from gossipfl.simulator.vectorized.mixing import Terms
 
-Combine = Literal["pairs", "edges", "mean"]
+Combine = Literal["pairs", "edges", "server", "none"]
+"""disjoint pairs of a round; every edge at once; through a server that everybody talks to; each for itself"""
+
+REFERENCES: Final = ("centralized", "local-only")
+"""What methods are measured against, trained to convergence without rounds: see simulator.baselines"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,27 @@ class Method:
     cap: float = 0.0
     clip: float = 0.0
     proximal: float = 0.0
+    neighbours: int = 0
+    """the graph is drawn anew each round, so many neighbours each, whatever the topology; 0: the topology"""
+    is_local: bool = False
+    """re-drawn neighbours: each sends to so many at random, and who receives averages (a directed graph)"""
+    is_asynchronous: bool = False
+    """ticks instead of rounds: one node wakes, trains and asks a neighbour"""
+    is_lazy: bool = False
+    """(I + W) / 2 instead of W"""
+    least_eigenvalue: float = -1.0
+    """W must have no eigenvalue at or below this"""
+    is_uniform: bool = False
+    """a server weighs all nodes alike, instead of by mass"""
+    participation: float = 1.0
+    """a server asks this share of the nodes that are there, at random"""
+    is_experimental: bool = False
+    source: str = ""
+    """who published it, where it differs"""
+
+    @property
+    def has_server(self) -> bool:
+        return self.combine == "server"
 
     def terms(self, plan: Plan, gamma: float, h_ref: float, gradient: Floats, *, trains: bool) -> Terms:
         """Of a round. `gradient` (N,): G of each node; `trains` False in the release, which books and clips nothing."""
@@ -55,24 +81,46 @@ class Method:
         return bool(self.clip or (self.theta and self.cap))
 
 
+LEAST_FOR_D2: Final = -1 / 3
+"""D2 diverges where W has an eigenvalue at or below it: Tang, Lian, Yan, Zhang, Liu (2018), assumption 1."""
+
 METHODS: Final = {
     method.name: method
     for method in (
-        Method("gossip"),
-        Method("ledger", theta=0.25),
-        Method("d-psgd", combine="edges"),
-        Method("ledger-edges", combine="edges", theta=0.25),
-        Method("fedavg", combine="mean"),
-        Method("fedprox", combine="mean", proximal=0.1),
-        Method("ledger-mean", combine="mean", theta=0.25),
+        Method("local", combine="none", source="the same local steps, and nobody exchanges anything"),
+        Method("fedavg", combine="server", source="McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "
+               '"Communication-efficient learning of deep networks from decentralized data", 2017'),
+        Method("fedavg-uniform", combine="server", is_uniform=True, source="as fedavg, every node weighed alike"),
+        Method("fedprox", combine="server", proximal=0.1, source="Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "
+               '"Federated optimization in heterogeneous networks", 2020'),
+        Method("gossip", source='Boyd, Ghosh, Prabhakar, Shah, "Randomized gossip algorithms", 2006, with local steps'),
+        Method("d-psgd", combine="edges", source="Lian, Zhang, Zhang, Hsieh, Zhang, Liu, "
+               '"Can decentralized algorithms outperform centralized algorithms?", 2017; adapt, then combine'),
+        Method("epidemic", combine="edges", neighbours=6, source="de Vos, Farhadkhani, Guerraoui, Kermarrec, Pires, "
+               'Sharma, "Epidemic learning", 2023 (EL-Oracle)'),
+        Method("epidemic-local", combine="edges", neighbours=6, is_local=True, source="as epidemic (EL-Local)"),
+        Method("ledger", theta=0.25, source="gossip whose flows over links serve again as correction of drift"),
+        Method("ledger-edges", combine="edges", theta=0.25, source="the ledger over all edges at once"),
+        Method("d2", combine="edges", theta=1.0, least_eigenvalue=LEAST_FOR_D2, source="Tang, Lian, Yan, Zhang, Liu, "
+               '"D2: decentralized training over decentralized data", 2018; with several local steps the correction is '
+               "spread over them"),
+        Method("d2-lazy", combine="edges", theta=1.0, is_lazy=True, least_eigenvalue=LEAST_FOR_D2,
+               source="d2 with (I + W) / 2, which every graph allows"),
+        Method("ad-psgd", is_asynchronous=True, source="Lian, Zhang, Zhang, Liu, "
+               '"Asynchronous decentralized parallel stochastic gradient descent", 2018; a tick trains, then averages'),
     )
-}
+}  # fmt: skip
 
 
 def method_of(given: str | Method) -> Method:
-    """**Raises**: Misuse for a name that is not in the table."""
+    """**Raises**: Misuse for a name that is not in the table, with the nearest that is."""
     if isinstance(given, Method):
         return given
+    if given in REFERENCES:
+        raise Misuse(f"{given!r} is no method of rounds but a reference, trained to convergence: "
+                     "gossipfl.simulator.baselines has it; 'local' takes local steps alone, for as many rounds")  # fmt: skip
     if given not in METHODS:
-        raise Misuse(f"unknown method {given!r}; use one of {', '.join(METHODS)}, or a Method of your own")
+        near = difflib.get_close_matches(given, METHODS, 1, 0.5)
+        meant = f"did you mean {near[0]!r}? There are" if near else "use one of"
+        raise Misuse(f"unknown method {given!r}; {meant} {', '.join(METHODS)}, or a Method of your own")
     return METHODS[given]

@@ -1,4 +1,4 @@
-"""Combining models of a round: disjoint pairs in place, any edges through one displacement, sparse products, the mean.
+"""Combining models of a round: disjoint pairs in place, any edges through one displacement, sparse products.
 
 The arithmetic is that of gossipfl.learning.mixing and .correction, on many exchanges at once, a chunk at a time so that
 temporaries stay in cache. Every combination is a displacement d_i = sum_j (theta_ij / m_i) (y_j - y_i): the mass-weighted
@@ -247,23 +247,6 @@ class Mixer:
         each(one, ranges)
         for name in state.shared:
             state.shared[name], self._spare[name] = self._spare[name], state.shared[name]
-
-    def average(self, present: Mask, terms: Terms) -> None:
-        """Everybody who is present goes to their mass-weighted mean: FedAvg, theta_ij = m_i m_j / M."""
-        nodes = np.flatnonzero(present)
-        if not len(nodes):
-            return
-        weights = self.masses[nodes] / self.masses[nodes].sum()
-        if terms.kappa:
-            self.state.need_correction()
-        for name in self.state.shared:
-            rows = self.state.flat(self.state.shared, name)
-            mean = (weights @ rows[nodes]).astype(rows.dtype)
-            if terms.kappa and name in self.state.correction:
-                self.state.flat(self.state.correction, name)[nodes] -= rows.dtype.type(terms.kappa) * (
-                    mean - rows[nodes]
-                )
-            rows[nodes] = mean
 
     # ---- who comes and goes ------------------------------------------------------------------------------------------
 

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gossipfl.errors import Misuse
 from gossipfl.simulator.vectorized.state import State
+
+Counts = NDArray[np.int64]
+
+MOST: Final = 2_000_000
+"""Rounds times nodes up to which a run keeps counts of each: 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,11 @@ class Record:
     exchanges: int
     """in this round"""
     bytes: int
-    """sent by all nodes in this round: a model each way an exchange, uncompressed"""
+    """sent by all nodes in this round; what a server sends is not among them"""
+    server_bytes: int = 0
+    """through a server's line in this round, up and down; 0 where there is none"""
+    steps: int = 0
+    """local steps of all nodes in this round"""
     consensus: float = math.nan
     """distance of the models from their weighted mean, relative to it; see simulator.results.consensus"""
     worst: float = math.nan
@@ -56,12 +68,21 @@ class Run:
     evaluated: int
     """nodes, in an evaluation on the way"""
     records: list[Record] = field(default_factory=list)
+    sent: Counts | None = None
+    """(rounds, N) bytes that each node sent in each round; None where that would be more than MOST numbers"""
+    stepped: Counts | None = None
+    """(rounds, N) local steps of each node in each round; 0: it was not there, or nobody trained"""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
     @property
     def done(self) -> int:
         return len(self.records)
+
+    def keep_counts(self) -> None:
+        """Count bytes and steps for each node from now on, where that is not too much to keep."""
+        if self.rounds * self.nodes <= MOST:
+            self.sent, self.stepped = (np.zeros((self.rounds, self.nodes), dtype=np.int64) for _ in range(2))
 
     @property
     def is_whole(self) -> bool:
@@ -82,6 +103,14 @@ class Run:
     @property
     def bytes(self) -> int:
         return sum(record.bytes for record in self.records)
+
+    @property
+    def server_bytes(self) -> int:
+        return sum(record.server_bytes for record in self.records)
+
+    @property
+    def steps(self) -> int:
+        return sum(record.steps for record in self.records)
 
     def rows(self) -> list[dict[str, Any]]:
         """The records as plain rows."""

@@ -37,6 +37,11 @@ from gossipfl.tasks import Site, Task, load
 from gossipfl.tasks.fitting import layout_of, prepare, start
 from gossipfl.tasks.normalisation import Normaliser, own_normaliser
 from gossipfl.tasks.task import Data, pooled
+from gossipfl.topology import schedules, spectrum
+from gossipfl.topology.graphs import Graph
+
+EDGE: Final = 1e-9
+"""An eigenvalue this near a bound is at it: a ring of even length has one of exactly -1/3."""
 
 HEAVIEST: Final = 3.0
 """A mass is at most this many times the median's: as in a deployed membership."""
@@ -45,6 +50,8 @@ SHARE: Final = 0.9
 """Of the memory that is free now: an estimate above it is refused."""
 
 EVALUATIONS: Final = 10
+
+COMPRESSIONS: Final = ("none",)
 
 Progress = Callable[[Record], None]
 
@@ -61,6 +68,7 @@ def simulate(
     plan: Plan | None = None,
     eta_schedule: str = "cosine",
     release: int = 0,
+    compression: str = "none",
     mode: Literal["rounds", "ticks"] = "rounds",
     sites: Sequence[Site] | None = None,
     test: Data | None = None,
@@ -97,6 +105,8 @@ def simulate(
             f"nodes = {nodes}, rounds = {rounds}, release = {release}: nodes and rounds 1 or more, release among them"
         )
     given = dict(locals())
+    if compression not in COMPRESSIONS:
+        raise Misuse(f"compression = {compression!r}; use one of {', '.join(COMPRESSIONS)}")
     chosen, struck = method_of(method), Faults.of(dict(faults) if isinstance(faults, Mapping) else faults)
     layout = layout_of(torch_task)
     if dtype and dtype != layout.dtype:
@@ -108,7 +118,9 @@ def simulate(
     nodes = rows.nodes
     plan = plan or _plan(torch_task, rows)
     weights = _masses(masses, rows)
-    links, meet = _links(topology, nodes, seed, chosen)
+    links, meet = _links(topology, nodes, seed, chosen, weights)
+    mode = "ticks" if chosen.is_asynchronous else mode
+    _require_spectrum(chosen, links, 0.5 if chosen.is_lazy else 1.0, weights)
     if mode == "ticks" and (links is None or chosen.combine != "pairs"):
         raise Misuse(f"mode 'ticks' takes a static graph and a method of pairs, not {topology!r} and {chosen.name}")
     _require_memory(nodes, estimate(layout, nodes, rows, plan, chosen, struck, links))
@@ -137,6 +149,7 @@ def simulate(
         torch_task.name, chosen.name, nodes, rounds, seed, torch_task.metric, judge.is_lower_better, choosing.way.name,
         list(choosing.lines), block, threads, state, min(nodes, evaluate_nodes),
     )  # fmt: skip
+    run.keep_counts()
     identity = _identity(given, plan, chosen, struck, layout)
     if path is not None and path.exists():
         disk.load(path, engine, run, identity)
@@ -150,7 +163,7 @@ def _go(engine: Engine, run: Run, judge: Judge, every: int, evaluated: int, path
     """The rounds, until they are done or somebody presses Ctrl-C."""
     wall, cpu = time.monotonic(), time.process_time()
     before = run.seconds, run.cpu_seconds
-    message = 2 * engine.state.layout.size * np.dtype(engine.state.layout.dtype).itemsize
+    message = engine.state.layout.size * np.dtype(engine.state.layout.dtype).itemsize
 
     def clock() -> None:
         run.seconds, run.cpu_seconds = before[0] + time.monotonic() - wall, before[1] + time.process_time() - cpu
@@ -172,7 +185,11 @@ def _go(engine: Engine, run: Run, judge: Judge, every: int, evaluated: int, path
                         found["consensus"] = judge.consensus(engine.state, members)
                 plan, train = engine.settings.plan, max(1, run.rounds - engine.settings.release)
                 eta = schedule(engine.settings.decay, plan.eta, at, train) if at < train else 0.0
-                run.records.append(Record(at, eta, present, made, made * message, **found))
+                sent, steps = message * int(engine.sent.sum()), int(engine.stepped.sum())
+                served = 2 * sent if engine.server is not None else 0
+                run.records.append(Record(at, eta, present, made, sent, served, steps, **found))
+                if run.sent is not None and run.stepped is not None:
+                    run.sent[at], run.stepped[at] = message * engine.sent, engine.stepped
                 if path is not None and (engine.done % kept_every == 0 or is_last):
                     clock()
                     disk.save(path, engine, run, identity)
@@ -233,9 +250,9 @@ def _plan(task: Task, rows: Rows) -> Plan:
 
 
 def _masses(masses: Sequence[float] | str, rows: Rows) -> Floats:
-    if masses == "equal":
+    if isinstance(masses, str) and masses == "equal":
         return np.ones(rows.nodes)
-    if masses == "rows":
+    if isinstance(masses, str) and masses == "rows":
         held = np.minimum(rows.counts, HEAVIEST * np.median(rows.counts)).astype(np.float64)
         return np.asarray(held / held.mean())
     given = np.asarray(masses, dtype=np.float64)
@@ -244,12 +261,16 @@ def _masses(masses: Sequence[float] | str, rows: Rows) -> Floats:
     return given
 
 
-def _links(topology: Any, nodes: int, seed: int, method: Method) -> tuple[Links | None, Any]:
-    """(static graph, schedule): one of them, or none for a method that takes everybody's mean."""
-    if method.combine == "mean":
+def _links(topology: Any, nodes: int, seed: int, method: Method, masses: Floats) -> tuple[Links | None, Any]:
+    """(static graph, schedule): one of them, or none for a method that needs nobody but a server."""
+    if method.combine in ("server", "none"):
         return None, None
+    if method.neighbours:
+        return None, _redrawn(method, nodes, seed, masses)
     if hasattr(topology, "round"):
         return None, topology
+    if isinstance(topology, str) and topology != "auto" and topologies.parse(topology).changes:
+        return None, topologies.schedule(topology, nodes, seed, masses=masses)
     if topology == "auto":
         topology = "complete" if nodes <= topologies.COMPLETE_UP_TO else f"random-regular:{topologies.DEGREE}"
     if isinstance(topology, str):
@@ -258,6 +279,29 @@ def _links(topology: Any, nodes: int, seed: int, method: Method) -> tuple[Links 
     if hasattr(topology, "edges") and callable(topology.edges):  # networkx
         edges = list(topology.edges)
     return Links.of(np.asarray(edges), nodes), None
+
+
+def _redrawn(method: Method, nodes: int, seed: int, masses: Floats) -> topologies.Schedule:
+    """So many new neighbours a round, as many as there are nodes to be had."""
+    some = min(method.neighbours, nodes - 1)
+    if method.is_local:
+        return schedules.epidemic_local(nodes, some, seed, masses)
+    return schedules.epidemic_oracle(nodes, some - (some % 2 and nodes % 2), seed, masses)
+
+
+def _require_spectrum(method: Method, links: Links | None, gamma: float, masses: Floats) -> None:
+    """**Raises**: Misuse where W has an eigenvalue that the method cannot take."""
+    if method.least_eigenvalue <= -1:
+        return
+    if links is None:
+        raise Misuse(f"{method.name} needs one static graph: what it remembers of a round belongs to that round's W")
+    graph = Graph.of(links.nodes, np.stack([links.lo, links.hi], axis=1))
+    lowest = spectrum.of(graph, gamma * topologies.conductances(graph, masses=masses), masses).lowest
+    if lowest <= method.least_eigenvalue + EDGE:
+        raise Misuse(
+            f"{method.name} diverges where an eigenvalue of W is at or below {method.least_eigenvalue:.3f}, and this graph's "
+            f"least is {lowest:.3f}; take d2-lazy, which mixes by (I + W) / 2, k-gt, the ledger, or another topology"
+        )
 
 
 def estimate(
@@ -299,7 +343,7 @@ def free_bytes() -> int:
 
 def _identity(given: dict[str, Any], plan: Plan, method: Method, faults: Faults, layout: Layout) -> str:
     """The settings that decide the result, as one line: threads, blocks and evaluation do not."""
-    names = ("nodes", "rounds", "seed", "eta_schedule", "release", "mode", "bootstrap", "h_ref", "training")
+    names = ("nodes", "rounds", "seed", "eta_schedule", "release", "mode", "bootstrap", "h_ref", "training", "compression")
     parts = {name: given[name] for name in names}
     parts |= {
         "topology": str(given["topology"]),

@@ -1,0 +1,172 @@
+"""Methods on quadratics: where each comes to rest is known in closed form, and that is where it comes to rest.
+
+Node i holds f_i(x) = a_i (x - b_i)^2 / 2, coordinate by coordinate; K_i local steps of rate eta leave r_i = (1 - eta a_i)^K_i
+of its distance from b_i.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gossipfl import simulate
+from gossipfl.errors import Misuse
+from gossipfl.learning.training import Plan
+from gossipfl.simulator.vectorized.faults import Faults, Weather
+from gossipfl.simulator.vectorized.meetings import Links, metropolis
+from gossipfl.simulator.vectorized.methods import METHODS, Method, method_of
+from gossipfl.tasks.toy import Toy
+from gossipfl.topology import graph
+
+NODES, ETA, SEED = 8, 0.1, 2
+SPREAD = "random-regular:5"
+"""Sparse, and D2 can take it."""
+SLOW = {"stragglers": 0.5, "slowness": 0.3}
+"""Half of the nodes take a third of the steps."""
+
+
+def quadratics(nodes: int = NODES) -> tuple[np.ndarray, np.ndarray]:
+    """(a, b), each (N, d)."""
+    sites, _ = Toy().demo_sites(nodes, SEED)
+    halves = [np.split(site.train.x, 2, axis=1) for site in sites]
+    a = np.stack([one.mean(axis=0) for one, _ in halves])
+    return a, np.stack([(one * two).mean(axis=0) for one, two in halves]) / a
+
+
+def steps_of(faults: dict, steps: int, rounds: int) -> np.ndarray:
+    return Weather(Faults.of(faults), NODES, rounds, SEED).steps(steps)
+
+
+def ran(method, rounds: int, steps: int = 5, faults=None, **more):
+    settings = {"topology": "complete", "eta_schedule": "constant", "masses": "equal", "evaluate_every": 0, "seed": SEED}
+    settings |= {"nodes": NODES, "rounds": rounds, "method": method, "plan": Plan(steps, ETA), "faults": faults, **more}
+    return simulate("toy", **settings)
+
+
+def weighted(share: np.ndarray) -> np.ndarray:
+    """The minimum of the objective in which node i and coordinate k count share[i, k] beside a."""
+    _, b = quadratics()
+    return (share * b).sum(axis=0) / share.sum(axis=0)
+
+
+def apart(run, target: np.ndarray) -> float:
+    return float(np.abs(run.state.vectors() - target).max())
+
+
+# ---- with a server -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("faults", [{}, SLOW])
+def test_fedavg_rests_where_its_local_steps_say_not_at_the_optimum(faults):
+    a, _ = quadratics()
+    moved = 1 - (1 - ETA * a) ** steps_of(faults, 5, 200)[:, None]
+    run = ran("fedavg", 200, faults=faults)
+    assert apart(run, weighted(moved)) < 1e-12
+    assert apart(run, weighted(a)) > 0.05
+
+
+def test_fedavg_with_one_step_each_is_gradient_descent():
+    a, _ = quadratics()
+    masses = np.arange(1.0, 9.0)
+    assert apart(ran("fedavg", 800, steps=1, masses=list(masses)), weighted(masses[:, None] * a)) < 1e-9
+    assert apart(ran("fedavg-uniform", 800, steps=1, masses=list(masses)), weighted(a)) < 1e-9
+
+
+def test_who_is_away_takes_the_servers_model_before_it_trains_again():
+    run = ran("fedavg", 3, faults={"dropout": 0.6})
+    a, b = quadratics()
+    weather, model = Weather(Faults(dropout=0.6), NODES, 3, SEED), np.zeros(8)
+    for at in range(3):
+        there = weather.present(at)
+        model = (b + (1 - ETA * a) ** 5 * (model - b))[there].mean(axis=0)
+    assert apart(run, model) < 1e-12
+
+
+def test_a_server_asks_its_share_of_those_who_are_there_and_counts_its_line_both_ways():
+    run = ran(Method("fedavg", combine="server", participation=0.25), 6, faults=SLOW)
+    assert [record.present for record in run.records] == [2] * 6
+    size = 8 * 8
+    assert {record.bytes for record in run.records} == {2 * size} and run.server_bytes == 2 * run.bytes
+    assert run.sent is not None and run.stepped is not None
+    assert ((run.sent > 0) == (run.stepped > 0)).all() and run.sent.sum() == run.bytes
+    held = run.stepped > 0
+    assert (run.stepped[held] == np.broadcast_to(steps_of(SLOW, 5, 6), held.shape)[held]).all()
+    assert run.steps == run.stepped.sum()
+
+
+# ---- without -------------------------------------------------------------------------------------------------------------
+
+
+def test_d_psgd_rests_where_mixing_and_gradients_balance():
+    """x = W (x - eta a (x - b)), so (I - W + eta W A) x = eta W A b, a linear system a coordinate."""
+    a, b = quadratics()
+    links = Links.of(graph("ring", NODES).edges, NODES)
+    mixing = np.eye(NODES) - laplacian(links, metropolis(links, np.ones(NODES)) / 2)
+    run = ran("d-psgd", 800, steps=1, topology="ring")
+    for k in range(8):
+        pull = ETA * mixing @ np.diag(a[:, k])
+        rest = np.linalg.solve(np.eye(NODES) - mixing + pull, pull @ b[:, k])
+        np.testing.assert_allclose(run.state.vectors()[:, k], rest, atol=1e-10)
+
+
+def laplacian(links: Links, theta: np.ndarray) -> np.ndarray:
+    matrix = np.zeros((links.nodes, links.nodes))
+    for lo, hi, weight in zip(links.lo, links.hi, theta, strict=True):
+        matrix[[lo, hi], [hi, lo]] -= weight
+        matrix[[lo, hi], [lo, hi]] += weight
+    return matrix
+
+
+@pytest.mark.parametrize(("method", "lazy"), [("d2", 1.0), ("d2-lazy", 0.5)])
+def test_d2_is_the_published_recursion_and_reaches_the_optimum(method, lazy):
+    """x' = W (2 x - x_before - eta (grad - grad_before))."""
+    a, b = quadratics()
+    links = Links.of(graph(SPREAD, NODES, SEED).edges, NODES)
+    mixing = np.eye(NODES) - lazy * laplacian(links, metropolis(links, np.ones(NODES)) / 2)
+    before = np.zeros((NODES, 8))
+    now = mixing @ (before - ETA * a * (before - b))
+    for _ in range(19):
+        now, before = mixing @ (2 * now - before - ETA * a * (now - before)), now
+    np.testing.assert_allclose(ran(method, 20, steps=1, topology=SPREAD).state.vectors(), now, atol=1e-12)
+    assert apart(ran(method, 600, steps=1, topology=SPREAD, faults={"dropout": 0.3}), weighted(a)) < 1e-9
+
+
+def test_d2_refuses_a_graph_whose_eigenvalue_it_cannot_take_and_says_the_way_out():
+    with pytest.raises(Misuse, match=r"least is -0\.333; take d2-lazy"):
+        ran("d2", 1, steps=1, topology="ring")
+    assert apart(ran("d2-lazy", 1500, steps=1, topology="ring"), weighted(quadratics()[0])) < 1e-9
+
+
+@pytest.mark.parametrize("method", ["epidemic", "epidemic-local"])
+def test_epidemic_learning_draws_its_neighbours_anew_and_needs_no_graph(method):
+    run = ran(Method("own", combine="edges", neighbours=2, is_local=METHODS[method].is_local), 40, topology="ring")
+    assert run.sent is not None and (run.sent == 2 * 64).all()
+    b = quadratics()[1]
+    assert b.min() < run.state.vectors().min() and run.state.vectors().max() < b.max()
+
+
+def test_local_steps_alone_end_at_ones_own_optimum_and_cost_no_byte():
+    run = ran("local", 60)
+    assert apart(run, quadratics()[1]) < 1e-4 and run.bytes == 0 and run.steps == 60 * 5 * NODES
+
+
+def test_ad_psgd_wakes_one_node_after_the_other():
+    run = ran("ad-psgd", 5, topology="ring")
+    assert run.sent is not None and run.sent.sum() == run.exchanges * 2 * 64
+    assert run.stepped is not None and run.stepped.sum() == run.exchanges * 5
+
+
+@pytest.mark.parametrize(("given", "says"), [("fedawg", "did you mean 'fedavg'"), ("centralized", "simulator.baselines")])
+def test_an_unknown_method_is_refused_with_the_nearest_and_a_reference_with_where_it_is(given, says):
+    with pytest.raises(Misuse, match=says):
+        method_of(given)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_where_it_comes_from_and_learns_something(name):
+    method = METHODS[name]
+    topology = SPREAD
+    run = ran(method, 30, steps=1 if method.theta == 1 else 5, topology=topology, faults={"dropout": 0.2, "lost": 0.1})
+    a, b = quadratics()
+    loss = lambda x: float((a * (x - b) ** 2).mean())
+    assert method.source and loss(run.state.vectors().mean(axis=0)) < loss(np.zeros(8))
