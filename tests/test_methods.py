@@ -15,6 +15,7 @@ from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.meetings import Links, metropolis
 from gossipfl.simulator.vectorized.methods import METHODS, Method, method_of
+from gossipfl.simulator.vectorized.posts import contraction
 from gossipfl.tasks.toy import Toy
 from gossipfl.topology import graph
 
@@ -70,6 +71,46 @@ def test_fedavg_with_one_step_each_is_gradient_descent():
     masses = np.arange(1.0, 9.0)
     assert apart(ran("fedavg", 800, steps=1, masses=list(masses)), weighted(masses[:, None] * a)) < 1e-9
     assert apart(ran("fedavg-uniform", 800, steps=1, masses=list(masses)), weighted(a)) < 1e-9
+
+
+def test_fednova_takes_the_bias_of_unequal_steps_away_to_first_order_only():
+    """At rest sum_i r_i' (b_i - z) = 0 with r_i' = moved_i / K_i: the optimum as eta -> 0, and only then."""
+    a, _ = quadratics()
+    steps = steps_of(SLOW, 5, 300)[:, None]
+    run = ran("fednova", 300, faults=SLOW)
+    assert apart(run, weighted((1 - (1 - ETA * a) ** steps) / steps)) < 1e-11
+    nova, plain = apart(run, weighted(a)), apart(ran("fedavg", 300, faults=SLOW), weighted(a))
+    assert 0.01 < nova < plain / 3
+    finer = ran("fednova", 3000, faults=SLOW, plan=Plan(5, ETA / 10))
+    assert apart(finer, weighted(a)) < nova / 8
+
+
+def test_fednova_knows_how_far_proximal_steps_go():
+    a, _ = quadratics()
+    steps, shrunk, mu = steps_of(SLOW, 5, 400)[:, None], 1 - ETA * (quadratics()[0] + 0.5), 0.5
+    moved = ETA * a * (1 - shrunk**steps) / (1 - shrunk)
+    run = ran(Method("own", combine="server", post="fednova", proximal=mu), 400, faults=SLOW)
+    assert apart(run, weighted(moved / ((1 - (1 - ETA * mu) ** steps) / (ETA * mu)))) < 1e-10
+    with pytest.raises(Misuse, match="momentum"):
+        simulate("breast-cancer", nodes=4, rounds=1, method="fednova", plan=Plan(2, 0.1, momentum=0.9))
+
+
+def test_scaffold_is_exact_with_unequal_steps_masses_and_who_is_away():
+    a, _ = quadratics()
+    masses = np.arange(1.0, 9.0)
+    run = ran("scaffold", 500, faults={**SLOW, "dropout": 0.3, "lost": 0.1}, masses=list(masses))
+    assert apart(run, weighted(masses[:, None] * a)) < 1e-10
+    assert run.bytes == 2 * run.exchanges * 64
+
+
+def test_fedadam_is_the_published_recursion_on_the_mean_displacement():
+    a, b = quadratics()
+    z, u, v = np.zeros(8), np.zeros(8), np.full(8, 1e-6)
+    for _ in range(30):
+        moved = ((1 - ETA * a) ** 5 * (z - b) + b - z).mean(axis=0)
+        u, v = 0.9 * u + 0.1 * moved, 0.99 * v + 0.01 * moved**2
+        z = z + 0.03 * u / (np.sqrt(v) + 1e-3)
+    assert apart(ran("fedadam", 30), z) < 1e-12
 
 
 def test_who_is_away_takes_the_servers_model_before_it_trains_again():
@@ -137,6 +178,72 @@ def test_d2_refuses_a_graph_whose_eigenvalue_it_cannot_take_and_says_the_way_out
     assert apart(ran("d2-lazy", 1500, steps=1, topology="ring"), weighted(quadratics()[0])) < 1e-9
 
 
+def test_k_gt_is_the_published_recursion_and_exact_with_unequal_steps_and_who_is_away():
+    a, b = quadratics()
+    links = Links.of(graph("ring", NODES).edges, NODES)
+    mixing = np.eye(NODES) - laplacian(links, metropolis(links, np.ones(NODES)) / 2)
+    x, c = np.zeros((NODES, 8)), np.zeros((NODES, 8))
+    for _ in range(10):
+        y = x
+        for _ in range(5):
+            y = y - ETA * (a * (y - b) + c)
+        z = (x - y) / (5 * ETA)
+        c, x = c - z + mixing @ z, mixing @ (x - 5 * ETA * z)
+    np.testing.assert_allclose(ran("k-gt", 10, topology="ring").state.vectors(), x, atol=1e-12)
+    masses = np.arange(1.0, 9.0)
+    run = ran("k-gt", 2000, faults={**SLOW, "dropout": 0.3, "lost": 0.1}, topology="ring", masses=list(masses),
+              plan=Plan(4, 0.05))  # fmt: skip
+    assert apart(run, weighted(masses[:, None] * a)) < 1e-8
+    assert np.abs(masses @ run.state.correction["x"].numpy()).max() < 1e-10
+
+
+def test_quasi_global_momentum_is_the_published_recursion_and_faster_than_none():
+    a, b = quadratics()
+    links = Links.of(graph("ring", NODES).edges, NODES)
+    mixing = np.eye(NODES) - laplacian(links, metropolis(links, np.ones(NODES)) / 2)
+    x, m = np.zeros((NODES, 8)), np.zeros((NODES, 8))
+    for _ in range(12):
+        after = mixing @ (x - ETA * (a * (x - b) + 0.9 * m))
+        m, x = 0.9 * m + 0.1 * (x - after) / ETA, after
+    np.testing.assert_allclose(ran("qgm", 12, steps=1, topology="ring").state.vectors(), x, atol=1e-12)
+    rest = weighted(a)
+    slow, fast = (ran(name, 25, steps=1, topology="complete", plan=Plan(1, 0.02)) for name in ("d-psgd", "qgm"))
+    assert apart(fast, rest) < apart(slow, rest) / 1.5
+
+
+def test_noloco_without_momentum_and_full_pull_is_gossip_and_its_default_settles():
+    same = Method("own", post="noloco", momentum=0.0, outer_step=1.0, pull=1.0)
+    one, other = ran(same, 8, topology="ring"), ran("gossip", 8, topology="ring")
+    np.testing.assert_allclose(one.state.vectors(), other.state.vectors(), atol=1e-12)
+    assert one.bytes == 2 * other.bytes
+    settled = ran("noloco", 300, plan=Plan(1, 0.02))
+    assert apart(settled, weighted(quadratics()[0])) < 0.5 and METHODS["noloco"].is_experimental
+
+
+def test_an_unstable_outer_momentum_is_refused_with_how_fast_it_would_diverge_and_does_diverge():
+    with pytest.raises(Misuse, match=r"momentum 0\.9 and pull 1\.0 each outer step multiplies .* by 1\.21"):
+        ran(Method("own", post="noloco", momentum=0.9, pull=1.0), 3)
+    rng = np.random.default_rng(0)
+    for alpha, pull in ((0.5, 0.5), (0.9, 1.0)):
+        x, v = rng.standard_normal((2000, 4)), np.zeros((2000, 4))
+        spreads = []
+        for _ in range(40):
+            pairs = rng.permutation(2000).reshape(2, 1000)
+            v = alpha * v
+            for one, other in (pairs, pairs[::-1]):
+                v[one] -= pull * (x[one] - x[other]) / 2
+            x = x + v
+            spreads.append(np.square(x - x.mean(axis=0)).sum())
+        left = (spreads[39] / spreads[19]) ** (1 / 20)
+        assert left == pytest.approx(contraction(alpha, pull), rel=0.05)
+
+
+def test_a_correction_on_a_directed_schedule_is_refused_for_what_it_would_break():
+    for method in ("ledger", "k-gt"):
+        with pytest.raises(Misuse, match="directed; take push-sum"):
+            ran(method, 1, topology="one-peer-exponential")
+
+
 @pytest.mark.parametrize("method", ["epidemic", "epidemic-local"])
 def test_epidemic_learning_draws_its_neighbours_anew_and_needs_no_graph(method):
     run = ran(Method("own", combine="edges", neighbours=2, is_local=METHODS[method].is_local), 40, topology="ring")
@@ -170,3 +277,17 @@ def test_every_method_says_where_it_comes_from_and_learns_something(name):
     a, b = quadratics()
     loss = lambda x: float((a * (x - b) ** 2).mean())
     assert method.source and loss(run.state.vectors().mean(axis=0)) < loss(np.zeros(8))
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.post != "plain"])
+def test_what_a_method_remembers_is_in_its_checkpoint(name, tmp_path):
+    def stop(record):
+        if record.round == 4:
+            raise KeyboardInterrupt
+
+    settings = {"faults": {"dropout": 0.3}, "topology": SPREAD}
+    whole, file = ran(name, 9, **settings), tmp_path / "run.safetensors"
+    ran(name, 9, checkpoint=file, progress=stop, **settings)
+    resumed = ran(name, 9, checkpoint=file, **settings)
+    assert resumed.state.vectors().tobytes() == whole.state.vectors().tobytes()
+    assert (resumed.sent == whole.sent).all() and (resumed.stepped == whole.stepped).all()

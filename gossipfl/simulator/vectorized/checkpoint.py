@@ -29,8 +29,9 @@ def save(path: Path, engine: Engine, run: Run, identity: str) -> None:
         engine.choosing.way.collect(engine.state)
     tensors = {f"state/{name}": tensor for name, tensor in engine.state.arrays()}
     tensors |= {f"flow/{name}": torch.from_numpy(flow) for name, flow in engine.mixer.flows.items()}
-    if engine.server is not None:
-        tensors |= {f"server/{name}": torch.from_numpy(held) for name, held in engine.server.arrays()}
+    for kept in (engine.server, engine.memory):
+        if kept is not None:
+            tensors |= {f"method/{name}": torch.from_numpy(held) for name, held in kept.arrays()}
     if run.sent is not None and run.stepped is not None:
         tensors |= {"sent": torch.from_numpy(run.sent), "stepped": torch.from_numpy(run.stepped)}
     tensors["up"] = torch.from_numpy(engine.weather.up)
@@ -80,9 +81,10 @@ def load(path: Path, engine: Engine, run: Run, identity: str) -> None:
         tensor.copy_(tensors[f"state/{name}"])
     for name, flow in engine.mixer.flows.items():
         flow[:] = tensors[f"flow/{name}"].numpy()
-    if engine.server is not None:
-        for name, held in engine.server.arrays():
-            held[:] = tensors[f"server/{name}"].numpy()
+    for kept in (engine.server, engine.memory):
+        if kept is not None:
+            for name, held in kept.arrays():
+                held[:] = tensors[f"method/{name}"].numpy()
     if run.sent is not None and run.stepped is not None:
         run.sent[:], run.stepped[:] = tensors["sent"].numpy(), tensors["stepped"].numpy()
     engine.weather.up = tensors["up"].numpy().copy()

@@ -31,6 +31,7 @@ from gossipfl.simulator.vectorized.meetings import (
 )
 from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.simulator.vectorized.mixing import Mixer, Terms
+from gossipfl.simulator.vectorized.posts import Memory
 from gossipfl.simulator.vectorized.rows import Rows
 from gossipfl.simulator.vectorized.server import Server
 from gossipfl.simulator.vectorized.state import State
@@ -97,6 +98,7 @@ class Engine:
     stepped: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """(N,) local steps of each in the last round"""
     server: Server | None = None
+    memory: Memory | None = None
     _gamma: Floats = field(default_factory=lambda: np.zeros(0))
     _pool: ThreadPoolExecutor | None = None
 
@@ -108,6 +110,8 @@ class Engine:
             raise Misuse(f"{method.name} needs a graph, or a schedule of pairs")
         if method.combine == "edges" and links is not None:
             self._gamma = metropolis(links, self.mixer.masses) * (0.5 if method.is_lazy else 1.0)
+        if method.has_memory:
+            self.memory = Memory(self.state, method, self.mixer.masses)
         if method.has_server:
             masses = self.mixer.masses
             self.server = Server(self.state, method, np.ones_like(masses) if method.is_uniform else masses)
@@ -135,9 +139,15 @@ class Engine:
                     self._train(awake, plan)
                 self._exchange(weather.strike(met, at, number), plan, trains)
         else:
+            nodes = np.flatnonzero(present)
             if trains:
-                self._train(np.flatnonzero(present), plan)
+                for kept in (self.server, self.memory):
+                    if kept is not None:
+                        kept.before(nodes)
+                self._train(nodes, plan)
             self._combine(present, plan, at, trains)
+            if trains and self.memory is not None and settings.method.post == "qgm":
+                self.memory.follow(nodes, self.stepped[nodes], plan.eta)
         self.done += 1
         return int(present.sum())
 
@@ -216,7 +226,8 @@ class Engine:
         if settings.method.combine == "none":
             return
         if self.server is not None:
-            self._serve(np.flatnonzero(present), plan, at)
+            if trains:  # else everybody holds its model already
+                self._serve(np.flatnonzero(present), plan, at)
             return
         if self.meet is not None:
             edges, theta, is_directed = self.meet.round(at)
@@ -234,20 +245,29 @@ class Engine:
         assert self.server is not None
         arrives = asked[~self.weather.loses(asked, at)]
         self.server.take(arrives, self.stepped[arrives], plan, self.weather.distort(at))
-        self.sent[asked] += 1
+        self.sent[asked] += self.settings.method.vectors
         self.exchanges += len(asked)
 
     def _exchange(self, met: Meetings, plan: Plan, trains: bool) -> None:
         terms = self._terms(plan, trains)
         distort = self.weather.distort(self.done)
+        self._count(met)
+        if trains and self.memory is not None and self.settings.method.post != "qgm":
+            nodes = np.flatnonzero(self.stepped)
+            if self.settings.method.post == "noloco":
+                self.memory.leap(met, nodes)
+                return
+            self.memory.track(met, nodes, self.stepped[nodes], plan.eta)
         is_product = not (met.is_disjoint or self.mixer.flows or terms.tau is not None or distort)
         if is_product and met.at_lo is None and met.late is None:
             self.mixer.product(met, terms, self._each, self.block)
         else:
             self.mixer.exchange(met, terms, distort=distort, due=self.done + self.weather.faults.delay_rounds)
+
+    def _count(self, met: Meetings) -> None:
         self.exchanges += len(met)
         for ends in (met.lo, met.hi) if met.sender is None else (met.sender,):
-            np.add.at(self.sent, ends, 1)
+            np.add.at(self.sent, ends, self.settings.method.vectors)
 
     def _terms(self, plan: Plan, trains: bool) -> Terms:
         if self.conduct is not None:

@@ -23,6 +23,9 @@ from gossipfl.simulator.vectorized.mixing import Terms
 Combine = Literal["pairs", "edges", "server", "none"]
 """disjoint pairs of a round; every edge at once; through a server that everybody talks to; each for itself"""
 
+Post = Literal["plain", "fednova", "scaffold", "fedadam", "k-gt", "qgm", "noloco"]
+"""what is done with the displacement beside adding it and booking F <- F - kappa d; see vectorized.server and .posts"""
+
 REFERENCES: Final = ("centralized", "local-only")
 """What methods are measured against, trained to convergence without rounds: see simulator.baselines"""
 
@@ -36,6 +39,7 @@ class Method:
 
     name: str
     combine: Combine = "pairs"
+    post: Post = "plain"
     theta: float = 0.0
     """share of what an exchange moved that comes back as correction; 0: no correction"""
     leak: float = 0.0
@@ -56,6 +60,16 @@ class Method:
     """a server weighs all nodes alike, instead of by mass"""
     participation: float = 1.0
     """a server asks this share of the nodes that are there, at random"""
+    server_eta: float = 0.03
+    """FedAdam's step at the server"""
+    momentum: float = 0.0
+    """beta of quasi-global momentum, alpha of NoLoCo"""
+    momentum_kept: float = 0.9
+    """mu of quasi-global momentum: what its moving average keeps"""
+    outer_step: float = 0.7
+    """beta of NoLoCo"""
+    pull: float = 0.5
+    """gamma of NoLoCo"""
     is_experimental: bool = False
     source: str = ""
     """who published it, where it differs"""
@@ -63,6 +77,22 @@ class Method:
     @property
     def has_server(self) -> bool:
         return self.combine == "server"
+
+    @property
+    def vectors(self) -> int:
+        """Of a model's size in one message."""
+        return 2 if self.post in ("scaffold", "k-gt", "noloco") else 1
+
+    @property
+    def has_memory(self) -> bool:
+        """Is there something of vectorized.posts."""
+        return self.post in ("k-gt", "qgm", "noloco")
+
+    def require(self, plan: Plan) -> None:
+        """**Raises**: Misuse for local steps that the method's formula does not know."""
+        if self.post == "fednova" and (plan.optimizer != "sgd" or plan.momentum):
+            raise Misuse(f"{self.name} weighs plain SGD steps; momentum that outlives a round and Adam have no such weight: "
+                         "use sgd without momentum, or fedavg")  # fmt: skip
 
     def terms(self, plan: Plan, gamma: float, h_ref: float, gradient: Floats, *, trains: bool) -> Terms:
         """Of a round. `gradient` (N,): G of each node; `trains` False in the release, which books and clips nothing."""
@@ -93,6 +123,12 @@ METHODS: Final = {
         Method("fedavg-uniform", combine="server", is_uniform=True, source="as fedavg, every node weighed alike"),
         Method("fedprox", combine="server", proximal=0.1, source="Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "
                '"Federated optimization in heterogeneous networks", 2020'),
+        Method("fednova", combine="server", post="fednova", source="Wang, Liu, Liang, Joshi, Poor, "
+               '"Tackling the objective inconsistency problem in heterogeneous federated optimization", 2020'),
+        Method("scaffold", combine="server", post="scaffold", source="Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "
+               '"SCAFFOLD", 2020, option II'),
+        Method("fedadam", combine="server", post="fedadam", source="Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, "
+               'McMahan, "Adaptive federated optimization", 2021'),
         Method("gossip", source='Boyd, Ghosh, Prabhakar, Shah, "Randomized gossip algorithms", 2006, with local steps'),
         Method("d-psgd", combine="edges", source="Lian, Zhang, Zhang, Hsieh, Zhang, Liu, "
                '"Can decentralized algorithms outperform centralized algorithms?", 2017; adapt, then combine'),
@@ -106,6 +142,12 @@ METHODS: Final = {
                "spread over them"),
         Method("d2-lazy", combine="edges", theta=1.0, is_lazy=True, least_eigenvalue=LEAST_FOR_D2,
                source="d2 with (I + W) / 2, which every graph allows"),
+        Method("qgm", combine="edges", post="qgm", momentum=0.9, source="Lin, Karimireddy, Stich, Jaggi, "
+               '"Quasi-global momentum", 2021'),
+        Method("k-gt", combine="edges", post="k-gt", source="Liu, Lin, Koloskova, Stich, "
+               '"Decentralized gradient tracking with local steps", 2023'),
+        Method("noloco", post="noloco", momentum=0.5, is_experimental=True, source="Kolehmainen, Blagoev, Donaghy, Ersoy, "
+               'Nies, "NoLoCo", 2025; outer momentum between random pairs'),
         Method("ad-psgd", is_asynchronous=True, source="Lian, Zhang, Zhang, Liu, "
                '"Asynchronous decentralized parallel stochastic gradient descent", 2018; a tick trains, then averages'),
     )

@@ -30,6 +30,7 @@ from gossipfl.simulator.vectorized.judging import ALL, SAMPLE, Judge, sample
 from gossipfl.simulator.vectorized.meetings import Floats, Links
 from gossipfl.simulator.vectorized.methods import Method, method_of
 from gossipfl.simulator.vectorized.mixing import Mixer
+from gossipfl.simulator.vectorized.posts import contraction
 from gossipfl.simulator.vectorized.rows import Rows
 from gossipfl.simulator.vectorized.run import Record, Run
 from gossipfl.simulator.vectorized.ways import CHOICES, Choice, Model, choose
@@ -117,12 +118,14 @@ def simulate(
     rows, judge_data, normaliser = _rows(torch_task, nodes, seed, sites, test, bootstrap, dtype)
     nodes = rows.nodes
     plan = plan or _plan(torch_task, rows)
+    chosen.require(plan)
     weights = _masses(masses, rows)
     links, meet = _links(topology, nodes, seed, chosen, weights)
     mode = "ticks" if chosen.is_asynchronous else mode
+    _require_sound(chosen, struck, meet)
     _require_spectrum(chosen, links, 0.5 if chosen.is_lazy else 1.0, weights)
-    if mode == "ticks" and (links is None or chosen.combine != "pairs"):
-        raise Misuse(f"mode 'ticks' takes a static graph and a method of pairs, not {topology!r} and {chosen.name}")
+    if mode == "ticks" and (links is None or chosen.combine != "pairs" or chosen.post != "plain"):
+        raise Misuse(f"mode 'ticks' takes a static graph and a plain method of pairs, not {topology!r} and {chosen.name}")
     _require_memory(nodes, estimate(layout, nodes, rows, plan, chosen, struck, links))
     model = Model.of(torch_task, layout, x0)
     block = block or block_of(model, rows, plan)
@@ -289,6 +292,20 @@ def _redrawn(method: Method, nodes: int, seed: int, masses: Floats) -> topologie
     return schedules.epidemic_oracle(nodes, some - (some % 2 and nodes % 2), seed, masses)
 
 
+def _require_sound(method: Method, faults: Faults, meet: Any) -> None:
+    """**Raises**: Misuse for what would diverge, or cannot be."""
+    if method.post == "noloco" and (left := contraction(method.momentum, method.pull)) >= 1:
+        raise Misuse(
+            f"{method.name}: with momentum {method.momentum} and pull {method.pull} each outer step multiplies the squared "
+            f"disagreement of the models by {left:.2f}; take smaller ones, such as .5 and .5"
+        )
+    if faults.delayed and method.post in ("k-gt", "noloco"):
+        raise Misuse(f"{method.name} needs both vectors of an exchange in its round; leave the fault 'delayed' out")
+    if meet is not None and (method.theta or method.post == "k-gt") and meet.round(0)[2]:
+        raise Misuse(f"{method.name} books what flows both ways of an edge, and this schedule is directed; take push-sum, or "
+                     "an undirected one")  # fmt: skip
+
+
 def _require_spectrum(method: Method, links: Links | None, gamma: float, masses: Floats) -> None:
     """**Raises**: Misuse where W has an eigenvalue that the method cannot take."""
     if method.least_eigenvalue <= -1:
@@ -309,9 +326,9 @@ def estimate(
 ) -> int:
     """Bytes that a run holds at its peak, torch itself left out."""
     itemsize = np.dtype(layout.dtype).itemsize
-    copies = (
-        1 + (method.combine == "edges") + bool(method.theta) + (2 if plan.optimizer == "adam" else bool(plan.momentum))
-    )
+    momenta = 2 if plan.optimizer == "adam" else int(plan.momentum > 0)
+    own = 2 * (method.post == "scaffold") + 2 * method.has_memory
+    copies = 1 + (method.combine == "edges") + bool(method.theta) + own + momenta
     size = copies * nodes * layout.size * itemsize
     if method.theta and links is not None and (method.leak or method.cap or faults.leave):
         size += len(links) * layout.n_parameters * itemsize

@@ -1,0 +1,134 @@
+"""What some methods remember of a node beside its model, and do with what a round moved: K-GT, quasi-global momentum, NoLoCo.
+
+Each looks at the models before the local steps (x), after them (y) and after the exchange (x'), and leaves a correction F for
+the next local steps, or another model. What is booked on the way, F <- F - kappa d, is vectorized.mixing's: the ledger, D2.
+
+    K-GT     z_i = (x_i - y_i) / (eta K_i);  F_i <- F_i + sum_j (theta_ij / m_i) (z_j - z_i);  x' mixed from y
+    QGM      d_i = (x_i - x'_i) / (eta K_i);  M_i <- mu M_i + (1 - mu) d_i;  F_i = beta M_i
+    NoLoCo   D_i = y_i - x_i;  V_i <- alpha V_i + beta mean D - gamma (x_i - mean x);  x'_i = x_i + V_i
+
+Means are those of the pair (NoLoCo), weighted by mass. Who is away keeps what it has.
+
+**Laws**: K-GT's mass-weighted sum of F stays zero, so that it rests at the weighted optimum, with any K_i.
+**Source**: Liu, Lin, Koloskova, Stich, "Decentralized gradient tracking with local steps", 2023 (K-GT; global step 1). Lin,
+Karimireddy, Stich, Jaggi, "Quasi-global momentum: accelerating decentralized deep learning on heterogeneous data", 2021.
+Kolehmainen, Blagoev, Donaghy, Ersoy, Nies, "NoLoCo: no-all-reduce low communication training method for large models", 2025.
+**Differs**: K-GT begins with F = 0, not with the gradients at x^0. QGM holds M through the local steps of a round: with one
+step that is the paper's. NoLoCo's gamma is chosen by `contraction`, our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gossipfl.learning.blocks import Vector
+from gossipfl.learning.mixing import mu
+from gossipfl.simulator.vectorized.draws import Integers
+from gossipfl.simulator.vectorized.meetings import Floats, Meetings
+from gossipfl.simulator.vectorized.methods import Method
+from gossipfl.simulator.vectorized.state import State
+
+
+@dataclass
+class Memory:
+    """**Shapes**: masses (N,); start and moment (N, size) of each tensor."""
+
+    state: State
+    method: Method
+    masses: Floats
+    start: dict[str, Vector] = field(default_factory=dict)
+    """x of this round"""
+    moment: dict[str, Vector] = field(default_factory=dict)
+    """V of NoLoCo; QGM's lies in F"""
+
+    def __post_init__(self) -> None:
+        names = list(self.state.shared) if self.method.post == "noloco" else self.state.parameters
+        self.start = {name: np.zeros_like(self.state.flat(self.state.shared, name)) for name in names}
+        if self.method.post == "noloco":
+            self.moment = {name: np.zeros_like(self.state.flat(self.state.shared, name)) for name in names}
+        else:
+            self.state.need_correction()
+
+    def before(self, nodes: Integers) -> None:
+        """These nodes are about to train."""
+        for name, held in self.start.items():
+            held[nodes] = self.state.flat(self.state.shared, name)[nodes]
+
+    def track(self, met: Meetings, nodes: Integers, steps: Integers, eta: float) -> None:
+        """K-GT, after the local steps and before the exchange. **Shapes**: steps (n,)."""
+        moves = self._moves(met)
+        for name, held in self.start.items():
+            travelled = np.zeros_like(held)
+            travelled[nodes] = self._slope(name, nodes, steps, eta)
+            correction = self.state.flat(self.state.correction, name)
+            np.add(correction, moves @ travelled, out=correction)
+
+    def follow(self, nodes: Integers, steps: Integers, eta: float) -> None:
+        """Quasi-global momentum, after the exchange. **Shapes**: steps (n,)."""
+        keep, gain = self.method.momentum_kept, (1 - self.method.momentum_kept) * self.method.momentum
+        for name, held in self.start.items():
+            correction, dtype = self.state.flat(self.state.correction, name), held.dtype.type
+            correction[nodes] = dtype(keep) * correction[nodes] + dtype(gain) * self._slope(name, nodes, steps, eta)
+
+    def leap(self, met: Meetings, nodes: Integers) -> None:
+        """NoLoCo's exchange and outer step."""
+        moves, method = self._moves(met), self.method
+        for name, held in self.start.items():
+            rows, moment, dtype = self.state.flat(self.state.shared, name), self.moment[name], held.dtype.type
+            gained = rows - held
+            gained += moves @ gained
+            pulled = moves @ held
+            moment[nodes] = (
+                dtype(method.momentum) * moment[nodes]
+                + dtype(method.outer_step) * gained[nodes]
+                + dtype(method.pull) * pulled[nodes]
+            )
+            rows[nodes] = held[nodes] + moment[nodes]
+
+    def _slope(self, name: str, nodes: Integers, steps: Integers, eta: float) -> Vector:
+        """(x - now) / (eta K) of these nodes: what their local steps descended in the mean."""
+        rows = self.state.flat(self.state.shared, name)
+        apart = self.start[name][nodes] - rows[nodes]
+        return np.asarray(apart / (eta * steps).astype(apart.dtype)[:, None])
+
+    def _moves(self, met: Meetings) -> Any:
+        """W - I of these meetings, (N, N): only the ends that apply their half."""
+        from scipy import sparse
+
+        nodes = self.state.nodes
+        theta = met.gamma * mu(self.masses[met.lo], self.masses[met.hi])
+        parts = []
+        for own, other, there in ((met.lo, met.hi, met.at_lo), (met.hi, met.lo, met.at_hi)):
+            kept = slice(None) if there is None else there
+            parts.append((own[kept], other[kept], (theta / self.masses[own])[kept]))
+        rows, columns, shares = (np.concatenate(part) for part in zip(*parts, strict=True))
+        everybody = np.arange(nodes)
+        values = np.concatenate([shares, -np.bincount(rows, shares, nodes)]).astype(self.state.layout.dtype)
+        places = np.concatenate([rows, everybody]), np.concatenate([columns, everybody])
+        return sparse.csr_array((values, places), shape=(nodes, nodes))
+
+    def arrays(self) -> Iterator[tuple[str, Vector]]:
+        """What a checkpoint holds of it: F is in the state."""
+        yield from self.moment.items()
+
+
+def contraction(alpha: float, gamma: float) -> float:
+    """The share of the squared disagreement that NoLoCo's outer step leaves in the long run, without gradients, where many
+    nodes meet in random pairs; 1 or more: they run apart.
+
+    With e = x_i - mean x of one node and v = V_i, and a partner that is independent of it: v' = alpha v - gamma (e - e_j) / 2,
+    e' = e + v'. That maps (E e^2, E e v, E v^2) linearly; this is the map's spectral radius.
+
+    >>> round(contraction(0.5, 0.5), 2), contraction(0.9, 1.0) > 1
+    (0.65, True)
+    """
+    columns = []
+    for spread, cross, speed in np.eye(3):
+        after = alpha**2 * speed + gamma**2 * spread / 2 - alpha * gamma * cross
+        mixed = alpha * cross - gamma * spread / 2
+        columns.append([spread + 2 * mixed + after, mixed + after, after])
+    return float(np.abs(np.linalg.eigvals(np.array(columns).T)).max())
