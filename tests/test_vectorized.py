@@ -18,7 +18,7 @@ from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized import meetings, ways
 from gossipfl.simulator.vectorized.batched import Batched
 from gossipfl.simulator.vectorized.dense import Dense, layers_of
-from gossipfl.simulator.vectorized.draws import Named, NodeDraws, orders, stream
+from gossipfl.simulator.vectorized.draws import Named, orders, stream
 from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.looped import Looped
 from gossipfl.simulator.vectorized.meetings import Links, Meetings
@@ -207,7 +207,7 @@ def test_one_draw_of_a_node_is_the_same_alone_and_among_all():
     together = orders(start, np.arange(4), counts)
     for node, count in enumerate(counts):
         assert sorted(together[node, :count]) == list(range(count))
-        assert NodeDraws(5, node, 2).permutation(int(count)).tolist() == together[node, :count].tolist()
+        assert Named(5).of(node, 2).permutation(int(count)).tolist() == together[node, :count].tolist()
     places = orders(start, np.arange(4000), np.full(4000, 5))
     assert np.abs(np.bincount(places[:, 0], minlength=5) / 4000 - 0.2).max() < 0.03
 

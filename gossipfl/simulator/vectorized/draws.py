@@ -82,28 +82,35 @@ class Draws(Protocol):
 
 @dataclass(frozen=True)
 class Named:
-    """The engine's own: named by seed, round, pass and node."""
+    """The engine's own: named by seed, round, pass and node; and by the tick, where a node may wake twice in a round."""
 
     seed: int
+    tick: int | None = None
 
     def orders(self, round: int, turn: int, nodes: Integers, counts: Integers) -> Integers:
-        return orders(stream(self.seed, "batches", round, turn), nodes, counts)
+        return orders(self._stream("batches", round, turn), nodes, counts)
 
     def of(self, node: int, round: int) -> NodeDraws:
-        return NodeDraws(self.seed, node, round)
+        return NodeDraws(self, node, round)
+
+    def phase(self, node: int, round: int) -> int:
+        """What seeds torch's generator for a node's local steps."""
+        return int(self._stream("phase", round, node))
+
+    def _stream(self, purpose: str, *places: int) -> np.uint64:
+        return stream(self.seed, purpose, *places, *(() if self.tick is None else (self.tick,)))
 
 
 class NodeDraws:
     """What learning.training.Trainer asks its generator for, of one node in one round: the numbers that `orders` gives."""
 
-    def __init__(self, seed: int, node: int, round: int) -> None:
-        self.seed, self.node, self.round, self.passes = seed, np.array([node]), round, 0
+    def __init__(self, draws: Named, node: int, round: int) -> None:
+        self.draws, self.node, self.round, self.passes = draws, node, round, 0
 
     def integers(self, high: int) -> int:
-        return int(stream(self.seed, "phase", self.round, int(self.node[0]))) % high
+        return self.draws.phase(self.node, self.round) % high
 
     def permutation(self, rows: int) -> Integers:
-        start = stream(self.seed, "batches", self.round, self.passes)
         self.passes += 1
-        order: Integers = orders(start, self.node, np.array([rows]))[0]
+        order: Integers = self.draws.orders(self.round, self.passes - 1, np.array([self.node]), np.array([rows]))[0]
         return order

@@ -136,7 +136,7 @@ class Engine:
             assert self.mixer.links is not None
             for number, (awake, met) in enumerate(ticks(self.mixer.links, present, settings.seed, at)):
                 if trains:
-                    self._train(awake, plan)
+                    self._train(awake, plan, number)
                 self._exchange(weather.strike(met, at, number), plan, trains)
         else:
             nodes = np.flatnonzero(present)
@@ -186,13 +186,16 @@ class Engine:
 
     # ---- local steps --------------------------------------------------------------------------------------------------
 
-    def _train(self, nodes: Integers, plan: Plan) -> None:
+    def _draws(self, tick: int | None = None) -> Draws:
+        return self.draws or Named(self.settings.seed, tick)
+
+    def _train(self, nodes: Integers, plan: Plan, tick: int | None = None) -> None:
         """Local steps of these nodes, in blocks: of a size where rows are many, of falling steps within a block."""
         steps = self.weather.steps(plan.steps)
         self.stepped[nodes] += steps[nodes]
         sizes = self.rows.sizes(plan.batch_size)
         is_even = bool((sizes == sizes[0]).all())
-        draws, works = self.draws or Named(self.settings.seed), []
+        draws, works = self._draws(tick), []
         for part in self._parts(nodes if is_even else nodes[np.argsort(sizes[nodes], kind="stable")], is_even):
             mine = steps[part]
             if (mine == mine[0]).all() and len(part) == part[-1] - part[0] + 1 and (np.diff(part) == 1).all():
