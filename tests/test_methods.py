@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from gossipfl import simulate
 from gossipfl.errors import Misuse
+from gossipfl.learning.parameters import Layout
 from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.meetings import Links, metropolis
 from gossipfl.simulator.vectorized.methods import METHODS, Method, method_of
 from gossipfl.simulator.vectorized.posts import contraction
+from gossipfl.simulator.vectorized.push import Push, edges_of
+from gossipfl.simulator.vectorized.state import State
 from gossipfl.tasks.toy import Toy
-from gossipfl.topology import graph
+from gossipfl.topology import graph, schedule
 
 NODES, ETA, SEED = 8, 0.1, 2
 SPREAD = "random-regular:5"
@@ -220,6 +224,36 @@ def test_noloco_without_momentum_and_full_pull_is_gossip_and_its_default_settles
     assert apart(settled, weighted(quadratics()[0])) < 0.5 and METHODS["noloco"].is_experimental
 
 
+def mass_of(push: Push) -> tuple[np.ndarray, float]:
+    return push.sums["x"].sum(axis=0) + push.owed["x"].sum(axis=0), push.weight.sum() + push.weight_owed.sum()
+
+
+@pytest.mark.parametrize("topology", ["ring", "one-peer-exponential", "base:2"])
+def test_push_sum_reaches_the_exact_weighted_mean_though_half_of_all_is_lost_and_a_third_away(topology):
+    masses, rng = np.arange(1.0, 9.0), np.random.default_rng(0)
+    state = State.start(Layout.flat(3, "float64"), np.zeros(3), NODES, None, ())
+    state.shared["x"].copy_(torch.tensor(rng.standard_normal((NODES, 3))))
+    target = masses @ state.vectors() / masses.sum()
+    links = Links.of(graph(topology, NODES).edges, NODES) if topology == "ring" else None
+    push = Push(state, masses, edges_of(links, schedule(topology, NODES), NODES))
+    whole = mass_of(push)
+    for at in range(1500):
+        push.round(at, rng.random(NODES) < 0.7, 0.5, SEED)
+    np.testing.assert_allclose(state.vectors(), np.broadcast_to(target, (NODES, 3)), atol=1e-10)
+    for one, other in zip(mass_of(push), whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    assert push.weight.min() > 1e-6  # naive weights lose a share of themselves each round: 10^-100 by now
+
+
+def test_push_sum_trains_towards_the_weighted_optimum_and_needs_links_that_stay():
+    masses, a = np.arange(1.0, 9.0), quadratics()[0]
+    run = ran("push-sum", 4000, steps=1, topology="ring", masses=list(masses), faults={"lost": 0.2}, plan=Plan(1, 0.05),
+              eta_schedule="cosine")  # fmt: skip
+    assert apart(run, weighted(masses[:, None] * a)) < 0.05
+    with pytest.raises(Misuse, match="links that stay"):
+        ran("push-sum", 1, topology="epidemic-oracle:2")
+
+
 def test_an_unstable_outer_momentum_is_refused_with_how_fast_it_would_diverge_and_does_diverge():
     with pytest.raises(Misuse, match=r"momentum 0\.9 and pull 1\.0 each outer step multiplies .* by 1\.21"):
         ran(Method("own", post="noloco", momentum=0.9, pull=1.0), 3)
@@ -279,7 +313,7 @@ def test_every_method_says_where_it_comes_from_and_learns_something(name):
     assert method.source and loss(run.state.vectors().mean(axis=0)) < loss(np.zeros(8))
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.post != "plain"])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.post != "plain" or name == "push-sum"])
 def test_what_a_method_remembers_is_in_its_checkpoint(name, tmp_path):
     def stop(record):
         if record.round == 4:

@@ -32,6 +32,7 @@ from gossipfl.simulator.vectorized.meetings import (
 from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.simulator.vectorized.mixing import Mixer, Terms
 from gossipfl.simulator.vectorized.posts import Memory
+from gossipfl.simulator.vectorized.push import Push, edges_of
 from gossipfl.simulator.vectorized.rows import Rows
 from gossipfl.simulator.vectorized.server import Server
 from gossipfl.simulator.vectorized.state import State
@@ -99,6 +100,7 @@ class Engine:
     """(N,) local steps of each in the last round"""
     server: Server | None = None
     memory: Memory | None = None
+    push: Push | None = None
     _gamma: Floats = field(default_factory=lambda: np.zeros(0))
     _pool: ThreadPoolExecutor | None = None
 
@@ -106,10 +108,12 @@ class Engine:
         method = self.settings.method
         prepare(self.state, self.model, self.settings.plan)
         links = self.mixer.links
-        if self.meet is None and method.combine in ("pairs", "edges") and links is None:
+        if self.meet is None and method.combine in ("pairs", "edges", "push") and links is None:
             raise Misuse(f"{method.name} needs a graph, or a schedule of pairs")
         if method.combine == "edges" and links is not None:
             self._gamma = metropolis(links, self.mixer.masses) * (0.5 if method.is_lazy else 1.0)
+        if method.combine == "push":
+            self.push = Push(self.state, self.mixer.masses, edges_of(links, self.meet, self.state.nodes))
         if method.has_memory:
             self.memory = Memory(self.state, method, self.mixer.masses)
         if method.has_server:
@@ -227,6 +231,11 @@ class Engine:
     def _combine(self, present: Mask, plan: Plan, at: int, trains: bool) -> None:
         settings, links, weather = self.settings, self.mixer.links, self.weather
         if settings.method.combine == "none":
+            return
+        if self.push is not None:
+            faults = weather.faults
+            self.sent += self.push.round(at, present, faults.lost + (1 - faults.lost) * faults.delayed, settings.seed)
+            self.exchanges += int(self.sent.sum())
             return
         if self.server is not None:
             if trains:  # else everybody holds its model already

@@ -2,7 +2,7 @@
 
 A method is a way to combine (pairs, all edges, a server, or not at all), a post (what is done with what moved) and a few
 figures; local steps are everybody's Plan. One row of METHODS is one method. Not here: the arithmetic (vectorized.mixing,
-.server, learning.correction), and the references that no rounds lead to (simulator.baselines: centralized, local-only).
+.server, .posts, .push), and the references that no rounds lead to (simulator.baselines: centralized, local-only).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized.meetings import Floats
 from gossipfl.simulator.vectorized.mixing import Terms
 
-Combine = Literal["pairs", "edges", "server", "none"]
-"""disjoint pairs of a round; every edge at once; through a server that everybody talks to; each for itself"""
+Combine = Literal["pairs", "edges", "push", "server", "none"]
+"""disjoint pairs of a round; every edge at once; directed edges with weights of their own; through a server that everybody
+talks to; each for itself"""
 
 Post = Literal["plain", "fednova", "scaffold", "fedadam", "k-gt", "qgm", "noloco"]
 """what is done with the displacement beside adding it and booking F <- F - kappa d; see vectorized.server and .posts"""
@@ -132,6 +133,8 @@ METHODS: Final = {
         Method("gossip", source='Boyd, Ghosh, Prabhakar, Shah, "Randomized gossip algorithms", 2006, with local steps'),
         Method("d-psgd", combine="edges", source="Lian, Zhang, Zhang, Hsieh, Zhang, Liu, "
                '"Can decentralized algorithms outperform centralized algorithms?", 2017; adapt, then combine'),
+        Method("push-sum", combine="push", source="Assran, Loizou, Ballas, Rabbat, "
+               '"Stochastic gradient push", 2019, with the running sums of Hadjicostis, Vaidya, Dominguez-Garcia, 2016'),
         Method("epidemic", combine="edges", neighbours=6, source="de Vos, Farhadkhani, Guerraoui, Kermarrec, Pires, "
                'Sharma, "Epidemic learning", 2023 (EL-Oracle)'),
         Method("epidemic-local", combine="edges", neighbours=6, is_local=True, source="as epidemic (EL-Local)"),

@@ -299,6 +299,9 @@ def _require_sound(method: Method, faults: Faults, meet: Any) -> None:
             f"{method.name}: with momentum {method.momentum} and pull {method.pull} each outer step multiplies the squared "
             f"disagreement of the models by {left:.2f}; take smaller ones, such as .5 and .5"
         )
+    if (faults.sign_flip or faults.noise) and (method.combine == "push" or method.post in ("k-gt", "noloco")):
+        raise Misuse(f"what hostile nodes send is not modelled for {method.name}, which sends more than a model; leave sign_flip "
+                     "and noise out")  # fmt: skip
     if faults.delayed and method.post in ("k-gt", "noloco"):
         raise Misuse(f"{method.name} needs both vectors of an exchange in its round; leave the fault 'delayed' out")
     if meet is not None and (method.theta or method.post == "k-gt") and meet.round(0)[2]:
@@ -330,6 +333,8 @@ def estimate(
     own = 2 * (method.post == "scaffold") + 2 * method.has_memory
     copies = 1 + (method.combine == "edges") + bool(method.theta) + own + momenta
     size = copies * nodes * layout.size * itemsize
+    if method.combine == "push":
+        size += (nodes + 2 * (0 if links is None else len(links))) * layout.size * itemsize
     if method.theta and links is not None and (method.leak or method.cap or faults.leave):
         size += len(links) * layout.n_parameters * itemsize
     a_node = int(rows.counts[0]) * (rows.x[0].nbytes + 8)
