@@ -23,6 +23,7 @@ def application() -> typer.Typer:
     """All commands, assembled."""
     from gossipfl.cli import (
         baseline,
+        bench,
         demo,
         doctor,
         federation,
@@ -57,6 +58,7 @@ def application() -> typer.Typer:
     app.command("replay", epilog=replay.EPILOG)(replay.replay)
     app.command("demo", epilog=demo.EPILOG)(demo.demo)
     app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
+    app.command("bench", epilog=bench.EPILOG)(bench.bench)
     app.command("swarm", epilog=swarm.EPILOG)(swarm.swarm)
     app.add_typer(topology.app(), name="topology")
     return app

@@ -1,0 +1,208 @@
+"""One run: a method on one seed's rows in, one line of plain numbers out. Nothing is averaged over seeds here.
+
+A line is JSON: what a metric does not define, or a model that has diverged does not have, is null, and the number of
+diverged nodes stands beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipfl.learning import comparing, evaluation
+from gossipfl.learning.evaluation import Floats
+from gossipfl.simulator import baselines
+from gossipfl.simulator.baselines import Fitted
+from gossipfl.simulator.bench.question import Dealt, Question
+from gossipfl.simulator.results import LOWER_IS_BETTER, finite
+from gossipfl.simulator.vectorized.judging import ALL, sample
+from gossipfl.simulator.vectorized.methods import Method, method_of
+from gossipfl.simulator.vectorized.run import Run
+from gossipfl.simulator.vectorized.simulate import simulate
+from gossipfl.tasks import Site, Task
+from gossipfl.tasks.fitting import layout_of, predict, start
+from gossipfl.tasks.normalisation import Normaliser, own_normaliser
+from gossipfl.tasks.task import Data, pooled
+
+Line = dict[str, Any]
+
+POINTS: Final = 50
+"""Evaluations on the way: the budget is cut into so many parts, and rounds to a goal are known to one of them."""
+
+DRAWS: Final = 500
+"""Of patients with replacement: the ends of a 95 % interval are then known to about a tenth of its width."""
+
+WILD: Final = 10.0
+"""A model whose log loss is more than so many times that of the untrained model x^0 counts as diverged, finite or not. A model
+of one skewed site early in a run has two to four times as much."""
+
+PAIRED: Final[Mapping[str, Callable[[NDArray[Any], Floats], float]]] = {
+    "auc": evaluation.auc,
+    "accuracy": evaluation.accuracy,
+}
+"""Metrics of labels and scores, for which patients can be drawn anew."""
+
+
+def run(question: Question, method: str, seed: int, data_dir: str | None = None) -> Line:
+    """The line of one run. **Raises**: ConfigError for data files that are absent or altered."""
+    cpu = time.process_time()
+    task = question.rows.loaded()
+    sites, test = question.rows.federation(seed, data_dir)
+    whole = _centralized(question.rows, seed, data_dir)
+    head = {
+        "key": question.key(method, seed),
+        "task": question.task,
+        "method": method,
+        "seed": seed,
+        "metric": task.metric,
+        "nodes": len(sites),
+        "train_rows": sum(len(site.train) for site in sites),
+        "test_rows": len(test),
+        "centralized": whole.metrics(test)[task.metric],
+    }
+    jury = Jury(task, sites, test, whole)
+    if method == "centralized":
+        found = jury.verdict([whole])
+    elif method == "local":
+        found = jury.verdict(baselines.local_only(task, sites))
+    else:
+        cpu = time.process_time()
+        made = _simulated(question, method, seed, task, sites, test)
+        spent = time.process_time() - cpu
+        found = jury.verdict(_models(task, made, sites), is_judged_by_loss=True) | _course(made, method_of(method))
+        return _line(head | found | {"cpu_s": spent})
+    return _line(head | found | {"cpu_s": time.process_time() - cpu})
+
+
+def _line(found: Mapping[str, Any]) -> Line:
+    made: Line = finite(found)
+    return made
+
+
+@lru_cache(4)
+def _centralized(rows: Dealt, seed: int, data_dir: str | None) -> baselines.Fitted:
+    """The pooled model of this seed; every run of the seed is compared with it, so it is kept."""
+    return baselines.centralized(rows.loaded(), rows.federation(seed, data_dir)[0])
+
+
+def _simulated(question: Question, method: str, seed: int, task: Task, sites: Sequence[Site], test: Data) -> Run:
+    with np.errstate(over="ignore", invalid="ignore"):  # what runs away is found by its judge
+        return simulate(
+            task,
+            nodes=len(sites),
+            sites=sites,
+            test=test,
+            topology=question.meeting(seed),
+            rounds=question.rounds,
+            faults={"dropout": question.dropout},
+            seed=seed,
+            threads=1,
+            evaluate_every=max(1, question.rounds // POINTS),
+            **question.recipe(method, seed).keywords(),
+        )
+
+
+def _models(task: Task, made: Run, sites: Sequence[Site]) -> list[Fitted]:
+    """Every node's model, up to a thousand of them."""
+    normaliser = own_normaliser(pooled([site.train for site in sites])) if task.standardise else Normaliser.none()
+    nodes = sample(made.nodes, ALL).tolist()
+    return [Fitted(task, made.state.layout, made.state.vector(node), normaliser) for node in nodes]
+
+
+def _course(made: Run, method: Method) -> Line:
+    """What the rounds cost, and the metric on the way. Of a record's bytes a node sends all where nodes exchange, half where
+    there is a server, which sends the other half."""
+    curve, exchanges, sent, share = [], 0, 0.0, 0.5 if method.combine == "mean" else 1.0
+    for record in made.records:
+        exchanges, sent = exchanges + record.exchanges, sent + record.bytes * share
+        if not math.isnan(record.mean):
+            values = {name: getattr(record, name) for name in ("worst", "p5", "median", "mean", "consensus")}
+            curve.append({"round": record.round + 1, "bytes_per_node": sent / made.nodes, **values})
+    return {
+        "rounds": made.done,
+        "way": made.way,
+        "exchanges": exchanges,
+        "bytes_per_node": sent / made.nodes,
+        "consensus": made.records[-1].consensus,
+        "curve": curve,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Jury:
+    """Judges nodes' models on the pooled test rows, and each on its own site's; compares the worst with the pooled model."""
+
+    task: Task
+    sites: Sequence[Site]
+    test: Data
+    whole: Fitted
+
+    def verdict(self, models: Sequence[Fitted], *, is_judged_by_loss: bool = False) -> Line:
+        """Spread over nodes, losses, own rows, the worst node beside centralized. `is_judged_by_loss`: a model far worse than
+        the untrained one counts as diverged; a site's own may be so by nature, with one class."""
+        scores = [self._scores(model) for model in models]
+        metrics = [self._metrics(*pair) for pair in zip(models, scores, strict=True)]
+        limit = WILD * self._untrained() if is_judged_by_loss else math.inf
+        values = [
+            one.get(self.task.metric, math.nan) if one.get("log_loss", 0.0) <= limit else math.nan for one in metrics
+        ]
+        found = comparing.spread(values, self.task.metric)
+        losses = {name: [one.get(name, math.nan) for one in metrics] for name in ("brier", "calibration", "log_loss")}
+        return {
+            "diverged": int(np.isnan(values).sum()),
+            "score": {name: getattr(found, name) for name in ("worst", "low", "median", "mean", "best")},
+            **{name: float(np.mean(held)) for name, held in losses.items()},
+            "against_centralized": self._paired(values, scores),
+            "sites": {
+                "name": [site.name for site in self.sites] if len(models) == len(self.sites) else [],
+                "rows": [len(site.train) for site in self.sites],
+                "score": values,
+                "own_log_loss": self._own(scores) if len(models) == len(self.sites) else [],
+            },
+        }
+
+    def _scores(self, model: Fitted) -> Floats | None:
+        """None of a model that is not finite, or of a task that has no scores."""
+        if not hasattr(self.task, "metrics") or not np.isfinite(model.vector).all():
+            return None
+        return predict(self.task, model.layout, model.vector, model.normaliser, self.test.x)
+
+    def _metrics(self, model: Fitted, scores: Floats | None) -> dict[str, float]:
+        own: Any = self.task
+        if scores is not None:
+            return dict(own.metrics(self.test.y, scores))
+        return {} if hasattr(own, "metrics") or not np.isfinite(model.vector).all() else model.metrics(self.test)
+
+    def _untrained(self) -> float:
+        layout = layout_of(self.task)
+        vector = start(self.task, layout, 0)
+        return Fitted(self.task, layout, vector, self.whole.normaliser).metrics(self.test).get("log_loss", math.inf)
+
+    def _paired(self, values: Sequence[float], scores: Sequence[Floats | None]) -> Line | None:
+        """The worst node's metric less the pooled model's, over patients drawn anew; None where there is nothing to compare."""
+        metric, best = PAIRED.get(self.task.metric), self._scores(self.whole)
+        if metric is None or best is None or np.isnan(values).any():
+            return None
+        sign = -1 if self.task.metric in LOWER_IS_BETTER else 1
+        worst = scores[int(np.argmin(sign * np.asarray(values)))]
+        assert worst is not None
+        found = comparing.bootstrap(self.test.y, worst, best, metric, patients=self.test.ids, draws=DRAWS)
+        return {"difference": found.middle, "low": found.low, "high": found.high}
+
+    def _own(self, scores: Sequence[Floats | None]) -> list[float]:
+        """The log loss of each site's model on its own held-out rows; NaN where it has none."""
+        sizes = [len(site.holdout) for site in self.sites]
+        is_parted = sum(sizes) == len(self.test)
+        ends = np.cumsum(sizes)
+        losses = []
+        for size, end, one in zip(sizes, ends, scores, strict=True):
+            rows = slice(end - size, end) if is_parted else slice(None)
+            losses.append(math.nan if one is None else evaluation.log_loss(self.test.y[rows], one[rows]))
+        return losses

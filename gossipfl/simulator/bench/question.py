@@ -1,0 +1,197 @@
+"""What a benchmark asks: task, methods, graph, budget, absence, seeds. Every fault in it is found here, before a run.
+
+Not here: how a method trains (recipe.py), what comes out (one.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from gossipfl import topology as topologies
+from gossipfl.errors import ConfigError, Fault, Misuse
+from gossipfl.simulator.bench.recipe import Recipe, changed, recipe
+from gossipfl.simulator.vectorized.methods import METHODS, method_of
+from gossipfl.tasks import Site, Task, load
+from gossipfl.tasks.task import BUILT_IN, Data
+from gossipfl.topology.graphs import Graph
+from gossipfl.topology.schedules import Schedule
+
+REFERENCES: Final = {
+    "centralized": "one model on all rows pooled, trained to convergence: what no hospital can have",
+    "local": "each hospital's own model on its own rows: what it has without a federation",
+}
+
+VERSION: Final = 1
+"""Of a line of results; another is not gone on from."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a task is benchmarked where nobody says otherwise."""
+
+    nodes: int
+    topology: str
+    rounds: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+SETTINGS: Final = {
+    "stroke": Setting(415, "random-regular:6", 400),
+    "stroke-259": Setting(259, "random-regular:6", 400),
+    "icu": Setting(186, "random-regular:4", 400),
+    "heart": Setting(4, "complete", 50, {"split": "seeded"}),
+    "heart-920": Setting(4, "complete", 50),
+    "breast-cancer": Setting(16, "random-regular:4", 100),
+    "digits": Setting(100, "random-regular:6", 300, {"alpha": 0.1}),
+    "toy": Setting(16, "random-regular:4", 100),
+}
+"""Those of the bar: sparse graphs, no server. heart is parted anew by each seed, for its one published split says nothing
+over splits."""
+
+OTHER: Final = Setting(16, "auto", 100)
+"""Of a task that is not in the table."""
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """A task's rows, dealt to so many sites."""
+
+    task: str
+    nodes: int
+    options: tuple[tuple[str, Any], ...] = ()
+    """of the task"""
+
+    def loaded(self) -> Task:
+        return load(self.task, dict(self.options))
+
+    def federation(self, seed: int, data_dir: str | None) -> tuple[list[Site], Data]:
+        """Sites and the pooled test rows of this seed. **Raises**: ConfigError for data files that are absent or altered."""
+        deal: Any = getattr(self.loaded(), "demo_sites", None)
+        if deal is None:
+            raise Misuse(f"{self.task} has no rows of its own to deal; a benchmark takes a task with demo_sites")
+        sites, test = deal(self.nodes, seed, data_dir) if data_dir else deal(self.nodes, seed)
+        return list(sites), test
+
+
+@dataclass(frozen=True)
+class Question:
+    """Methods on one task, alike in rows, graph, rounds, absence and seeds. Made by `Question.of`, which fills in and checks."""
+
+    rows: Dealt
+    methods: tuple[str, ...]
+    topology: str
+    rounds: int
+    dropout: float
+    seeds: tuple[int, ...]
+    changes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """of a method's recipe: what `--tune` has chosen"""
+
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        methods: Sequence[str],
+        *,
+        nodes: int | None = None,
+        topology: str | None = None,
+        rounds: int | None = None,
+        dropout: float = 0.3,
+        seeds: int | Sequence[int] = 5,
+        options: Mapping[str, Any] | None = None,
+    ) -> Question:
+        """**Raises**: ConfigError for a name that nobody has, the nearest and all; Misuse for numbers that do not fit."""
+        if ":" not in task:
+            known("dataset", task, BUILT_IN)
+        for method in methods:
+            known("method", method, (*METHODS, *REFERENCES))
+        usual = SETTINGS.get(task, OTHER)
+        graph = topology or usual.topology
+        if graph != "auto" and not Path(graph).exists():
+            known("topology", graph.partition(":")[0].split(" ")[0], [kind.name for kind in topologies.kinds()])
+        chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+        said = {**usual.options, **(options or {})}
+        dealt = Dealt(task, nodes or usual.nodes, tuple(sorted(said.items())))
+        asked = cls(dealt, tuple(dict.fromkeys(methods)), graph, rounds or usual.rounds, dropout, chosen)
+        if not chosen or asked.rounds < 1 or asked.nodes < 2 or not 0 <= dropout < 1:
+            raise Misuse(
+                f"{asked.nodes} nodes, {asked.rounds} rounds, dropout {dropout}, {len(chosen)} seeds: a benchmark takes 2 nodes, "
+                "1 round and 1 seed or more, and a dropout in [0, 1)"
+            )
+        asked.meeting(chosen[0])
+        return asked
+
+    # ---- what it stands for ------------------------------------------------------------------------------------------
+
+    @property
+    def task(self) -> str:
+        return self.rows.task
+
+    @property
+    def nodes(self) -> int:
+        return self.rows.nodes
+
+    def meeting(self, seed: int) -> Graph | Schedule:
+        """The graph of this seed, or the schedule that has other edges in other rounds."""
+        spec = self.topology
+        if spec == "auto":
+            spec = "complete" if self.nodes <= topologies.COMPLETE_UP_TO else f"random-regular:{topologies.DEGREE}"
+        if topologies.parse(spec).changes:
+            return topologies.schedule(spec, self.nodes, seed)
+        return topologies.graph(spec, self.nodes, seed)
+
+    def recipe(self, method: str, seed: int) -> Recipe:
+        """The settings of one method, with what was chosen for it."""
+        meeting = None if method_of(method).combine == "mean" else self.meeting(seed)
+        given = recipe(self.rows.loaded(), method, self.rounds, meeting if isinstance(meeting, Graph) else None)
+        return changed(given, **self.changes.get(method, {}))
+
+    def key(self, method: str, seed: int) -> str:
+        """What decides a run's result, as a short name: equal keys are one run, whatever else was asked."""
+        settings: dict[str, Any] = {
+            "version": VERSION,
+            "task": self.task,
+            "options": dict(self.rows.options),
+            "nodes": self.nodes,
+            "method": method,
+            "seed": seed,
+        }
+        if method not in REFERENCES:
+            settings |= {
+                "topology": self.topology,
+                "rounds": self.rounds,
+                "dropout": self.dropout,
+                "recipe": asdict(self.recipe(method, seed)),
+            }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+    def runs(self) -> list[tuple[str, int]]:
+        """(method, seed) of every run, seed by seed, so that what is done early can be compared early."""
+        return [(method, seed) for seed in self.seeds for method in self.methods]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task}, {self.nodes} nodes, {self.topology}, {self.rounds} rounds, {self.dropout:.0%} absent each round, "
+            f"seeds {_span(self.seeds)}"
+        )
+
+
+def known(what: str, name: str, names: Iterable[str]) -> None:
+    """**Raises**: ConfigError for a name that is not among these: the nearest, and the list."""
+    there = sorted(names)
+    if name in there:
+        return
+    near = difflib.get_close_matches(name, there, 1)
+    remedy = (f"did you mean {near[0]!r}? " if near else "") + f"there are {', '.join(there)}"
+    raise ConfigError(Fault(what, None, f"unknown {what} {name!r}", remedy))
+
+
+def _span(seeds: Sequence[int]) -> str:
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))

@@ -1,0 +1,183 @@
+"""Lines of runs in, one row a method out: means over splits, paired intervals, what reaching 99 % of centralized took.
+
+A method with a diverged run has no mean and no share: the row says how many diverged, and nothing is averaged away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from gossipfl.learning.comparing import LOWER_IS_BETTER, Interval, corrected_t
+from gossipfl.simulator.bench.one import Line
+from gossipfl.simulator.results import share_of
+
+GOAL: Final = 0.99
+"""Of centralized: the share that "rounds to" and "bytes to" are about."""
+
+NODES: Final = ("worst", "low", "median", "mean")
+"""Which node a figure is of: the worst, the 5th percentile, the median; the mean over nodes."""
+
+NOTHING: Final = Interval(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What the worst node (or the mean over nodes) needed to come to GOAL and stay above it: the median over splits; None
+    where a split did not come there."""
+
+    rounds: float | None
+    bytes_per_node: float | None
+    seconds: Mapping[str, float | None]
+    """modelled, by network"""
+    splits: int
+    """of all, that came there"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method over all seeds."""
+
+    method: str
+    metric: str
+    runs: int
+    diverged: int
+    """runs with a node that diverged"""
+    score: Mapping[str, float]
+    """of NODES, means over splits"""
+    splits: Sequence[float]
+    """worst node over centralized, one a split"""
+    share: Interval
+    """of `splits`: mean, and interval of the corrected resampled t"""
+    difference: Interval
+    """worst node less centralized, likewise"""
+    patients: Sequence[Mapping[str, float] | None]
+    """worst node less centralized over patients drawn anew, one a split"""
+    against_fedavg: Interval
+    """worst node less FedAvg's worst node, over splits"""
+    worst_reached: Reached
+    mean_reached: Reached
+    brier: float
+    calibration: float
+    log_loss: float
+    consensus: float
+    bytes_per_node: float
+    exchanges: float
+    cpu_s: float
+
+    @property
+    def is_reference(self) -> bool:
+        return self.method in ("centralized", "local")
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All methods of one question."""
+
+    metric: str
+    rows: Sequence[Row]
+    seeds: Sequence[int]
+    train_rows: int
+    test_rows: int
+    missing: Sequence[str] = field(default=())
+    """methods without a line for every seed"""
+
+    def row(self, method: str) -> Row | None:
+        return next((row for row in self.rows if row.method == method), None)
+
+
+def summarise(lines: Sequence[Line], methods: Sequence[str]) -> Summary:
+    """Rows in the order of `methods`, of those that have lines."""
+    by: dict[str, dict[int, Line]] = {}
+    for line in lines:
+        by.setdefault(line["method"], {})[line["seed"]] = line
+    there = [method for method in methods if method in by]
+    seeds = sorted({line["seed"] for line in lines})
+    rows = [_row(method, by[method], by.get("fedavg", {})) for method in there]
+    missing = [method for method in methods if set(by.get(method, ())) != set(seeds)]
+    first = lines[0]
+    return Summary(first["metric"], rows, seeds, first["train_rows"], first["test_rows"], missing)
+
+
+def _row(method: str, lines: Mapping[int, Line], fedavg: Mapping[int, Line]) -> Row:
+    held = [lines[seed] for seed in sorted(lines)]
+    metric = held[0]["metric"]
+    ratio = (
+        float(np.mean([line["train_rows"] for line in held])),
+        float(np.mean([line["test_rows"] for line in held])),
+    )
+    worst = [_number(line["score"]["worst"]) for line in held]
+    whole = [_number(line["centralized"]) for line in held]
+    shares = [share_of(one, all_, metric) for one, all_ in zip(worst, whole, strict=True)]
+    both = [seed for seed in sorted(lines) if seed in fedavg and method not in ("fedavg", "centralized", "local")]
+    gains = [_number(lines[seed]["score"]["worst"]) - _number(fedavg[seed]["score"]["worst"]) for seed in both]
+    differences = [one - all_ for one, all_ in zip(worst, whole, strict=True)]
+    return Row(
+        method,
+        metric,
+        len(held),
+        sum(line["diverged"] > 0 for line in held),
+        {name: _mean(line["score"][name] for line in held) for name in NODES},
+        shares,
+        _interval(shares, *ratio),
+        _interval(differences, *ratio),
+        [line["against_centralized"] for line in held],
+        _interval(gains, *ratio) if both else NOTHING,
+        reached(held, "worst"),
+        reached(held, "mean"),
+        *(_mean(line[name] for line in held) for name in ("brier", "calibration", "log_loss")),
+        *(_mean(line.get(name) for line in held) for name in ("consensus", "bytes_per_node", "exchanges", "cpu_s")),
+    )
+
+
+def _interval(values: Sequence[float], train: float, test: float) -> Interval:
+    """The corrected resampled t's; of a single split its value, without an interval."""
+    if len(values) == 1:
+        return Interval(values[0], math.nan, math.nan)
+    return corrected_t(values, train, test)
+
+
+def reached(lines: Sequence[Line], node: str) -> Reached:
+    """When this node of each split came to GOAL of centralized for good."""
+    points = [_first(line, node) for line in lines]
+    came = [point for point in points if point is not None]
+    if not came or len(came) < len(points):
+        return Reached(None, None, {}, len(came))
+    networks = came[0].get("seconds", {})
+    middle = {name: float(np.median([point["seconds"][name] for point in came])) for name in networks}
+    return Reached(
+        float(np.median([point["round"] for point in came])),
+        float(np.median([point["bytes_per_node"] for point in came])),
+        middle,
+        len(came),
+    )
+
+
+def _first(line: Line, node: str) -> Line | None:
+    """The first point of the curve from which on the goal is held."""
+    metric, found = line["metric"], None
+    for point in reversed(line.get("curve", ())):
+        value = point[node]
+        if value is None or not share_of(value, line["centralized"], metric) >= GOAL:
+            break
+        found = point
+    return found
+
+
+def is_better(metric: str, one: float, other: float) -> bool:
+    return one < other if metric in LOWER_IS_BETTER else one > other
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean([_number(value) for value in values]))
