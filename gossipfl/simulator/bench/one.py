@@ -23,7 +23,6 @@ from gossipfl.simulator.baselines import Fitted
 from gossipfl.simulator.bench.question import Dealt, Question
 from gossipfl.simulator.results import LOWER_IS_BETTER, finite
 from gossipfl.simulator.vectorized.judging import ALL, sample
-from gossipfl.simulator.vectorized.methods import Method, method_of
 from gossipfl.simulator.vectorized.run import Run
 from gossipfl.simulator.vectorized.simulate import simulate
 from gossipfl.tasks import Site, Task
@@ -76,7 +75,7 @@ def run(question: Question, method: str, seed: int, data_dir: str | None = None)
         cpu = time.process_time()
         made = _simulated(question, method, seed, task, sites, test)
         spent = time.process_time() - cpu
-        found = jury.verdict(_models(task, made, sites), is_judged_by_loss=True) | _course(made, method_of(method))
+        found = jury.verdict(_models(task, made, sites), is_judged_by_loss=True) | _course(made)
         return _line(head | found | {"cpu_s": spent})
     return _line(head | found | {"cpu_s": time.process_time() - cpu})
 
@@ -116,12 +115,11 @@ def _models(task: Task, made: Run, sites: Sequence[Site]) -> list[Fitted]:
     return [Fitted(task, made.state.layout, made.state.vector(node), normaliser) for node in nodes]
 
 
-def _course(made: Run, method: Method) -> Line:
-    """What the rounds cost, and the metric on the way. Of a record's bytes a node sends all where nodes exchange, half where
-    there is a server, which sends the other half."""
-    curve, exchanges, sent, share = [], 0, 0.0, 0.5 if method.combine == "mean" else 1.0
+def _course(made: Run) -> Line:
+    """What the rounds cost, and the metric on the way."""
+    curve, exchanges, sent = [], 0, 0
     for record in made.records:
-        exchanges, sent = exchanges + record.exchanges, sent + record.bytes * share
+        exchanges, sent = exchanges + record.exchanges, sent + record.bytes
         if not math.isnan(record.mean):
             values = {name: getattr(record, name) for name in ("worst", "p5", "median", "mean", "consensus")}
             curve.append({"round": record.round + 1, "bytes_per_node": sent / made.nodes, **values})

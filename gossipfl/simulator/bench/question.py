@@ -24,7 +24,7 @@ from gossipfl.topology.schedules import Schedule
 
 REFERENCES: Final = {
     "centralized": "one model on all rows pooled, trained to convergence: what no hospital can have",
-    "local": "each hospital's own model on its own rows: what it has without a federation",
+    "local": "each hospital's own model on its own rows, trained to convergence: what it has without a federation",
 }
 
 VERSION: Final = 1
@@ -147,7 +147,7 @@ class Question:
 
     def recipe(self, method: str, seed: int) -> Recipe:
         """The settings of one method, with what was chosen for it."""
-        meeting = None if method_of(method).combine == "mean" else self.meeting(seed)
+        meeting = None if method_of(method).has_server else self.meeting(seed)
         given = recipe(self.rows.loaded(), method, self.rounds, meeting if isinstance(meeting, Graph) else None)
         return changed(given, **self.changes.get(method, {}))
 
