@@ -16,6 +16,7 @@ from gossipfl.learning import correction, mixing
 from gossipfl.learning.training import Plan, Trainer
 from gossipfl.simulator.vectorized.engine import Engine
 from gossipfl.simulator.vectorized.meetings import Meetings
+from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.simulator.vectorized.mixing import Terms
 
 
@@ -41,6 +42,11 @@ class Taped(Engine):
         self.tape.append(("serve", (asked[~self.weather.loses(asked, at)],)))
         super()._serve(asked, plan, at)
 
+    def round(self) -> int:
+        present = super().round()
+        self.tape.append(("end", ()))
+        return present
+
 
 class Plain:
     """Models, corrections and flows in dicts; `play` does a tape again."""
@@ -59,13 +65,25 @@ class Plain:
         """+ at the lower node"""
         self.late: list[tuple[int, int, Any, Any]] = []
         """due, node, displacement of the model, of F"""
+        self.begun: dict[int, tuple[Any, int, Plan]] = {}
+        """model before this round's local steps, their number and plan, of each who took some"""
+        zeros = np.zeros_like(model.x0)
+        self.memory: dict[int, Any] = dict.fromkeys(range(rows.nodes), zeros)
+        """c_i of SCAFFOLD, V_i of NoLoCo"""
+        self.control, self.first, self.second = zeros, zeros, np.full_like(zeros, 1e-6)
+        """c of SCAFFOLD; FedAdam's two"""
 
     def play(self, tape: list[tuple[str, tuple[Any, ...]]]) -> np.ndarray:
         for kind, said in tape:
             getattr(self, kind)(*said)
         return np.stack(self.models)
 
+    @property
+    def method(self) -> Method:
+        return self.engine.settings.method
+
     def begin(self, at: int, gone: Any) -> None:
+        self.begun = {}
         links = self.engine.mixer.links
         for edge, flow in self.flows.items():
             assert links is not None
@@ -82,11 +100,19 @@ class Plain:
 
     def train(self, nodes: Any, steps: Any, plan: Plan, draws: Any, round: int) -> None:
         for node, mine in zip(nodes.tolist(), steps.tolist(), strict=True):
+            if self.method.post == "scaffold":
+                self.drift[node] = self.control - self.memory[node]
+            self.begun[node] = self.models[node], mine, plan
             own = Plan(mine, plan.eta, plan.batch_size, plan.optimizer, plan.momentum, plan.proximal, plan.l2)
             outcome = self.trainers[node].train(self.models[node], self.drift[node], own, draws.of(node, round))
             self.models[node] = outcome.vector
 
     def exchange(self, met: Meetings, terms: Terms, due: int) -> None:
+        if self.begun and self.method.post == "noloco":
+            self.leap(met)
+            return
+        if self.method.post == "k-gt":
+            self.track(met)
         before = [model.copy() for model in self.models]
         gammas = np.broadcast_to(met.gamma, len(met)).tolist()
         for at, (lo, hi) in enumerate(zip(met.lo.tolist(), met.hi.tolist(), strict=True)):
@@ -118,11 +144,73 @@ class Plain:
         if booked is not None:
             self.drift[node] = booked if self.drift[node] is None else self.drift[node] + booked
 
+    # ---- what a method does beside -------------------------------------------------------------------------------------
+
+    def slope(self, node: int) -> Any:
+        """(x - now) / (eta K): what the local steps descended in the mean; 0 for who took none."""
+        if node not in self.begun:
+            return np.zeros_like(self.models[node])
+        start, steps, plan = self.begun[node]
+        return (start - self.models[node]) / start.dtype.type(plan.eta * steps)
+
+    def pulls(self, met: Meetings, values: list[Any]) -> list[Any]:
+        """sum_j (theta_ij / m_i) (v_j - v_i) of each node, theta the share of the reduced mass; ends that apply only."""
+        pulled = [np.zeros_like(value) for value in values]
+        gammas = np.broadcast_to(met.gamma, len(met)).tolist()
+        for at, (lo, hi) in enumerate(zip(met.lo.tolist(), met.hi.tolist(), strict=True)):
+            theta = gammas[at] * mixing.mu(self.mass[lo], self.mass[hi])
+            for me, other, there in ((lo, hi, met.at_lo), (hi, lo, met.at_hi)):
+                if there is None or there[at]:
+                    pulled[me] = pulled[me] + values[me].dtype.type(theta / self.mass[me]) * (values[other] - values[me])
+        return pulled
+
+    def track(self, met: Meetings) -> None:
+        """K-GT: F_i follows the others' mean descent."""
+        moved = self.pulls(met, [self.slope(node) for node in range(len(self.models))])
+        self.drift = [gain if held is None else held + gain for held, gain in zip(self.drift, moved, strict=True)]
+
+    def leap(self, met: Meetings) -> None:
+        """NoLoCo: V <- alpha V + beta mean D - gamma (x - mean x), x' = x + V."""
+        start = [self.begun[node][0] if node in self.begun else held for node, held in enumerate(self.models)]
+        gained = [now - held for now, held in zip(self.models, start, strict=True)]
+        mean, pull = self.pulls(met, gained), self.pulls(met, start)
+        for node in self.begun:
+            method = self.method
+            outer = method.outer_step * (gained[node] + mean[node]) + method.pull * pull[node]
+            self.memory[node] = method.momentum * self.memory[node] + outer
+            self.models[node] = start[node] + self.memory[node]
+
+    def end(self) -> None:
+        """Quasi-global momentum: M <- mu M + (1 - mu) d, F = beta M."""
+        if self.method.post == "qgm":
+            keep, beta = self.method.momentum_kept, self.method.momentum
+            for node in self.begun:
+                held = np.zeros_like(self.server) if self.drift[node] is None else self.drift[node]
+                self.drift[node] = keep * held + (1 - keep) * beta * self.slope(node)
+
     def serve(self, arrived: Any) -> None:
-        """FedAvg: the mean of what arrived; everybody takes it."""
-        if len(arrived):
-            alike = self.engine.settings.method.is_uniform
-            weight = {node: 1.0 if alike else self.mass[node] for node in arrived.tolist()}
-            total = sum(share * self.models[node].astype(np.float64) for node, share in weight.items())
-            self.server = (total / sum(weight.values())).astype(self.server.dtype)
+        """z <- z + s(weighted mean of y_i - z) by the method's rule; everybody takes it."""
+        mass = {node: 1.0 if self.method.is_uniform else self.mass[node] for node in arrived.tolist()}
+        share = {node: held / sum(mass.values()) for node, held in mass.items()}
+        moved = {node: self.models[node] - self.server for node in share}
+        if share:
+            step = sum(share[node] * moved[node] for node in share)
+            if self.method.post == "fednova":
+                length = {node: self.length(node) for node in share}
+                step = sum(share[node] / length[node] * moved[node] for node in share)
+                step = step * sum(share[node] * length[node] for node in share)
+            elif self.method.post == "scaffold":
+                found = {node: self.memory[node] - self.control + self.slope(node) for node in share}
+                gained = sum(mass[node] / sum(self.mass) * (found[node] - self.memory[node]) for node in share)
+                self.control, self.memory = self.control + gained, self.memory | found
+            elif self.method.post == "fedadam":
+                self.first = 0.9 * self.first + 0.1 * step
+                self.second = 0.99 * self.second + 0.01 * step * step
+                step = self.method.server_eta * self.first / (np.sqrt(self.second) + 1e-3)
+            self.server = (self.server + step).astype(self.server.dtype)
         self.models = [self.server.copy() for _ in self.models]
+
+    def length(self, node: int) -> float:
+        """FedNova's measure of local steps: each of them shrunk by the proximal ones after it."""
+        _, steps, plan = self.begun[node]
+        return sum((1 - plan.eta * plan.proximal) ** later for later in range(steps))

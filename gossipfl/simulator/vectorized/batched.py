@@ -6,6 +6,8 @@ loss that is a mean over rows; a module whose rows see each other (batch norm) g
 
 from __future__ import annotations
 
+import copy
+import threading
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,8 @@ class Batched:
     def __init__(self, module: nn.Module, loss: Loss, rows: Rows, state: State, is_random: bool) -> None:
         self.rows, self.is_threaded = rows, not is_random
         self.is_random = is_random
-        self.judged = Judged(module, loss)
+        self._pristine = Judged(module, loss).train()
+        self._own = threading.local()
         parameters = dict(module.named_parameters())
         self.trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
         held = {*state.shared, *state.personal}
@@ -53,6 +56,14 @@ class Batched:
         )
         self.whole: Any = vmap(grad(self._loss), in_dims=(0, 0, 0, 0), randomness="different")
         self.by_row: Any = vmap(grad(self._weighted), in_dims=(0, 0, 0, 0, 0), randomness="different")
+
+    @property
+    def judged(self) -> Judged:
+        """This thread's module: functional_call puts tensors into it for the time of the call."""
+        judged: Judged | None = getattr(self._own, "judged", None)
+        if judged is None:
+            judged = self._own.judged = copy.deepcopy(self._pristine)
+        return judged
 
     def _loss(self, weights: Blocks, buffers: Blocks, x: Tensor, y: Tensor) -> Tensor:
         held = {f"module.{name}": value for name, value in (*weights.items(), *buffers.items())}
@@ -78,7 +89,6 @@ class Batched:
     def _train(self, state: State, work: Work) -> None:
         batches = self.rows.batches(work.nodes, work.plan.batch_size, work.draws, work.round)
         chunk = Chunk(state, work, batches, self.trained, self.buffers)
-        self.judged.train()
         spreads = [name for name in self.buffers if name.endswith(SPREAD) and name in state.shared]
         pairs = [(chunk.buffers[name], chunk.buffers[name.removesuffix(SPREAD) + MEAN]) for name in spreads]
         for spread, mean in pairs:  # E[x^2] of the state -> variance of the module
