@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from gossipfl.errors import ConfigError, Exit, Misuse
 from gossipfl.learning.comparing import corrected_t
 from gossipfl.simulator.bench import folder as folders
 from gossipfl.simulator.bench import one
-from gossipfl.simulator.bench.question import Question
+from gossipfl.simulator.bench.network import NETWORKS, Network, Work, seconds
+from gossipfl.simulator.bench.question import Ask, Question
 from gossipfl.simulator.bench.recipe import changed, recipe
 from gossipfl.simulator.bench.summary import summarise
+from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.tasks import load
 
 
@@ -32,9 +35,9 @@ def made_line(method: str, seed: int, worst: float | None, whole: float = 0.9, *
     """A line as `one.run` makes it, of given figures."""
     score = dict.fromkeys(("worst", "low", "median", "mean", "best"), worst)
     return {
-        "key": f"{method} {seed}", "task": "t", "method": method, "seed": seed, "metric": "auc", "nodes": 2, "train_rows": 70,
-        "test_rows": 30, "centralized": whole, "diverged": 0 if worst is not None else 1, "score": score, "brier": 0.1,
-        "calibration": 0.0, "log_loss": 0.3, "against_centralized": None, "cpu_s": 1.0, "curve": [], **more,
+        "key": f"{method} {seed}", "task": "t", "method": method, "seed": seed, "is_slow": False, "metric": "auc", "nodes": 2,
+        "train_rows": 70, "test_rows": 30, "centralized": whole, "diverged": 0 if worst is not None else 1, "score": score,
+        "brier": 0.1, "calibration": 0.0, "log_loss": 0.3, "against_centralized": None, "cpu_s": 1.0, "curve": [], **more,
     }  # fmt: skip
 
 
@@ -66,11 +69,14 @@ def test_numbers_that_do_not_fit_are_refused_before_a_run() -> None:
 
 
 def test_a_run_has_another_key_where_its_result_may_differ_and_only_there() -> None:
-    base = asked("gossip").key("gossip", 0)
-    assert base == asked("ledger", "gossip", seeds=4).key("gossip", 0)
+    one_run = Ask("gossip", 0)
+    base = asked("gossip").key(one_run)
+    assert base == asked("ledger", "gossip", seeds=4).key(one_run)
     others = [asked("gossip", rounds=11), asked("gossip", dropout=0.2), asked("gossip", topology="complete")]
-    assert len({base, *(other.key("gossip", 0) for other in others), asked("gossip").key("gossip", 1)}) == 5
-    assert asked("local").key("local", 0) == asked("local", rounds=11).key("local", 0)
+    keys = {base, *(other.key(one_run) for other in others), asked("gossip").key(Ask("gossip", 1))}
+    assert len(keys | {asked("gossip").key(Ask("gossip", 0, is_slow=True))}) == 6
+    alone = Ask("local", 0)
+    assert asked("local").key(alone) == asked("local", rounds=11).key(alone)
 
 
 def test_every_method_gets_the_same_plan_and_a_change_is_of_plan_or_method() -> None:
@@ -85,7 +91,7 @@ def test_every_method_gets_the_same_plan_and_a_change_is_of_plan_or_method() -> 
 
 def test_centralized_is_itself_and_a_site_alone_has_no_rounds() -> None:
     question = asked("centralized", "local")
-    whole, alone = (one.run(question, method, 0) for method in question.methods)
+    whole, alone = (one.run(question, Ask(method, 0)) for method in question.methods)
     assert whole["score"]["worst"] == whole["centralized"] == whole["score"]["mean"]
     assert whole["against_centralized"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
     assert len(alone["sites"]["score"]) == 6 and "rounds" not in alone
@@ -94,7 +100,7 @@ def test_centralized_is_itself_and_a_site_alone_has_no_rounds() -> None:
 
 def test_a_run_is_the_same_again_and_its_curve_ends_where_it_is_judged() -> None:
     question = asked("gossip")
-    first, second = (one.run(question, "gossip", 0) for _ in range(2))
+    first, second = (one.run(question, Ask("gossip", 0)) for _ in range(2))
     assert first | {"cpu_s": 0} == second | {"cpu_s": 0}
     last = first["curve"][-1]
     assert last["round"] == 10 and math.isclose(last["worst"], first["score"]["worst"])
@@ -102,13 +108,60 @@ def test_a_run_is_the_same_again_and_its_curve_ends_where_it_is_judged() -> None
 
 
 def test_a_model_that_runs_away_is_counted_as_diverged_and_has_no_figure() -> None:
-    from dataclasses import replace
-
     wild = replace(asked("gossip"), changes={"gossip": {"eta": 1e4}})
-    line = one.run(wild, "gossip", 0)
+    line = one.run(wild, Ask("gossip", 0))
     assert line["diverged"] > 0 and line["score"]["mean"] is None
     row = summarise([line, made_line("gossip", 1, 0.9)], ["gossip"]).rows[0]
     assert row.diverged == 1 and math.isnan(row.score["mean"]) and math.isnan(row.share.middle)
+
+
+# ---- time ------------------------------------------------------------------------------------------------------------
+
+
+def work(combine: str, steps: list[list[int]], sent: list[list[int]], message: int = 1000) -> Work:
+    counts = [np.array(given, dtype=np.int64) for given in (steps, sent)]
+    return Work(combine, *counts, message, message // 4, np.array([10, 20], dtype=np.int64))
+
+
+LINE = Network("test", "for a sum by hand", 0.01, 8, 8, 1e6)
+"""A millisecond a thousand bytes."""
+
+
+def test_a_round_of_pairs_lasts_three_crossings_a_message_and_the_slower_machine() -> None:
+    lasted = seconds(LINE, work("pairs", [[2, 2], [0, 0]], [[1000, 1000], [0, 0]]))
+    assert lasted[0] == pytest.approx(3 * 0.01 + 0.002 + 6 * 250 * 20 * 2 / 1e6)
+    assert lasted[1] == 0.0
+
+
+def test_a_round_through_a_server_waits_for_its_line_where_that_is_the_narrowest() -> None:
+    lasted = seconds(LINE, work("server", [[2, 2]], [[1000, 1000]]))
+    assert lasted[0] == pytest.approx(2 * 0.01 + 2 * 2 * 0.002 + 6 * 250 * 20 * 2 / 1e6)
+    wide = seconds(replace(LINE, server_mbit_s=1000), work("server", [[2, 2]], [[1000, 1000]]))
+    assert wide[0] == pytest.approx(2 * 0.01 + 2 * 0.002 + 6 * 250 * 20 * 2 / 1e6)
+
+
+def test_a_slow_site_is_waited_for_by_a_server_and_by_nobody_else() -> None:
+    slow = replace(LINE, slow_times=20, server_mbit_s=1000)
+    once = seconds(replace(slow, slow_times=1), work("server", [[2, 2]], [[1000, 1000]]))[0]
+    assert seconds(slow, work("server", [[2, 2]], [[1000, 1000]]))[0] == pytest.approx(20 * once)
+    assert seconds(slow, work("server", [[2, 0]], [[1000, 0]]))[0] < 2 * once
+    alone = seconds(slow, work("pairs", [[2, 0]], [[1000, 1000]]))[0]
+    assert seconds(slow, work("pairs", [[2, 2]], [[1000, 1000]]))[0] == alone
+
+
+def test_a_slow_site_takes_part_in_every_twentieth_round() -> None:
+    weather = Weather(Faults(slow_sites=(1,), slow_times=20), 3, 40, 0)
+    there = np.array([weather.present(at) for at in range(40)])
+    assert np.flatnonzero(there[:, 1]).tolist() == [19, 39] and there[:, [0, 2]].all()
+
+
+def test_without_waiting_a_run_has_seconds_of_a_slow_site_in_a_run_of_its_own() -> None:
+    question = asked("fedavg", "gossip")
+    assert [ask.method for ask in question.runs() if ask.is_slow] == ["gossip", "gossip"]
+    named = {ask: set(one.run(question, ask)["curve"][-1]["seconds"]) for ask in question.runs() if not ask.seed}
+    everywhere = {network.name for network in NETWORKS}
+    assert named[Ask("fedavg", 0)] == everywhere
+    assert named[Ask("gossip", 0, True)] == {"slow site"} == everywhere - named[Ask("gossip", 0)]
 
 
 # ---- over splits -----------------------------------------------------------------------------------------------------
@@ -183,8 +236,8 @@ def test_the_command_prints_an_object_a_method_and_goes_on_where_it_stopped(
     assert [one["method"] for one in found["methods"]] == ["centralized", "gossip"]
     assert typed(*command, "--methods", "centralized,fedavg,gossip") == 0
     said = capsys.readouterr()
-    assert "4 of 6 runs" in said.err and "fedavg" in said.out
-    assert len((out / folders.RUNS).read_text().splitlines()) == 6
+    assert "6 of 8 runs" in said.err and "fedavg" in said.out
+    assert len((out / folders.RUNS).read_text().splitlines()) == 8
     with (out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["method"] for row in rows} == {"centralized", "fedavg", "gossip"}

@@ -62,16 +62,16 @@ def bench(
     output.say(str(asked))
     folder = folders.made(out or Path("runs") / f"bench-{dataset.replace(':', '-')}")
     there = folders.lines(folder)
-    wanted = {asked.key(method, seed): (method, seed) for method, seed in asked.runs()}
-    left = {key: run for key, run in wanted.items() if key not in there}
+    wanted = {asked.key(ask): ask for ask in asked.runs()}
+    left = {key: ask for key, ask in wanted.items() if key not in there}
     if len(left) < len(wanted):
         output.say(f"{len(wanted) - len(left)} of {len(wanted)} runs are in {folder / folders.RUNS} already")
     with _progress(len(wanted), len(wanted) - len(left), json_) as step:
-        for key, (method, seed) in left.items():
-            step(0, f"{method}, seed {seed}")
-            there[key] = one.run(asked, method, seed, None if data_dir is None else str(data_dir))
+        for key, ask in left.items():
+            step(0, str(ask))
+            there[key] = one.run(asked, ask, None if data_dir is None else str(data_dir))
             folders.append(folder, there[key])
-            step(1, f"{method}, seed {seed}")
+            step(1, str(ask))
     lines = [there[key] for key in wanted]
     found = summarise(lines, asked.methods)
     result = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -20,8 +20,11 @@ from gossipfl.learning import comparing, evaluation
 from gossipfl.learning.evaluation import Floats
 from gossipfl.simulator import baselines
 from gossipfl.simulator.baselines import Fitted
-from gossipfl.simulator.bench.question import Dealt, Question
+from gossipfl.simulator.bench.network import NETWORKS, Work, seconds
+from gossipfl.simulator.bench.question import Ask, Dealt, Question
+from gossipfl.simulator.bench.recipe import Recipe
 from gossipfl.simulator.results import LOWER_IS_BETTER, finite
+from gossipfl.simulator.vectorized.draws import Integers
 from gossipfl.simulator.vectorized.judging import ALL, sample
 from gossipfl.simulator.vectorized.run import Run
 from gossipfl.simulator.vectorized.simulate import simulate
@@ -49,17 +52,19 @@ PAIRED: Final[Mapping[str, Callable[[NDArray[Any], Floats], float]]] = {
 """Metrics of labels and scores, for which patients can be drawn anew."""
 
 
-def run(question: Question, method: str, seed: int, data_dir: str | None = None) -> Line:
-    """The line of one run. **Raises**: ConfigError for data files that are absent or altered."""
+def run(question: Question, ask: Ask, data_dir: str | None = None) -> Line:
+    """The line of one run.
+
+    **Raises**: ConfigError for data files that are absent or altered; Misuse for a method that this graph would make diverge.
+    """
     cpu = time.process_time()
     task = question.rows.loaded()
-    sites, test = question.rows.federation(seed, data_dir)
-    whole = _centralized(question.rows, seed, data_dir)
+    sites, test = question.rows.federation(ask.seed, data_dir)
+    whole = _centralized(question.rows, ask.seed, data_dir)
     head = {
-        "key": question.key(method, seed),
+        "key": question.key(ask),
         "task": question.task,
-        "method": method,
-        "seed": seed,
+        **asdict(ask),
         "metric": task.metric,
         "nodes": len(sites),
         "train_rows": sum(len(site.train) for site in sites),
@@ -67,15 +72,18 @@ def run(question: Question, method: str, seed: int, data_dir: str | None = None)
         "centralized": whole.metrics(test)[task.metric],
     }
     jury = Jury(task, sites, test, whole)
-    if method == "centralized":
+    if ask.method == "centralized":
         found = jury.verdict([whole])
-    elif method == "local":
+    elif ask.method == "local":
         found = jury.verdict(baselines.local_only(task, sites))
     else:
         cpu = time.process_time()
-        made = _simulated(question, method, seed, task, sites, test)
+        recipe = question.recipe(ask.method, ask.seed)
+        made = _simulated(question, ask, recipe, task, sites, test)
         spent = time.process_time() - cpu
-        found = jury.verdict(_models(task, made, sites), is_judged_by_loss=True) | _course(made)
+        counted = np.array([len(site.train) for site in sites])
+        found = jury.verdict(_models(task, made, sites), is_judged_by_loss=True)
+        found |= _course(made, _durations(made, recipe, counted, ask.is_slow))
         return _line(head | found | {"cpu_s": spent})
     return _line(head | found | {"cpu_s": time.process_time() - cpu})
 
@@ -91,21 +99,39 @@ def _centralized(rows: Dealt, seed: int, data_dir: str | None) -> baselines.Fitt
     return baselines.centralized(rows.loaded(), rows.federation(seed, data_dir)[0])
 
 
-def _simulated(question: Question, method: str, seed: int, task: Task, sites: Sequence[Site], test: Data) -> Run:
+def _simulated(question: Question, ask: Ask, recipe: Recipe, task: Task, sites: Sequence[Site], test: Data) -> Run:
+    struck: dict[str, Any] = {"dropout": question.dropout}
+    if ask.is_slow:
+        largest = int(np.argmax([len(site.train) for site in sites]))
+        struck |= {"slow_sites": (largest,), "slow_times": max(network.slow_times for network in NETWORKS)}
     with np.errstate(over="ignore", invalid="ignore"):  # what runs away is found by its judge
         return simulate(
             task,
             nodes=len(sites),
             sites=sites,
             test=test,
-            topology=question.meeting(seed),
+            topology=question.meeting(ask.seed),
             rounds=question.rounds,
-            faults={"dropout": question.dropout},
-            seed=seed,
+            faults=struck,
+            seed=ask.seed,
             threads=1,
             evaluate_every=max(1, question.rounds // POINTS),
-            **question.recipe(method, seed).keywords(),
+            **recipe.keywords(),
         )
+
+
+def _durations(made: Run, recipe: Recipe, rows: Integers, is_slow: bool) -> dict[str, Floats]:
+    """By network, the modelled seconds from the start to the end of each round. A slow site is met by who waits for it in the
+    plain run, by the others in the run that has one."""
+    if made.sent is None or made.stepped is None:
+        return {}
+    layout, method = made.state.layout, recipe.method
+    message = method.vectors * layout.size * np.dtype(layout.dtype).itemsize
+    batch = np.minimum(rows, recipe.plan.batch_size or int(rows.max()))
+    work = Work(method.combine, made.stepped, made.sent, message, layout.n_parameters, batch)
+    waits = method.has_server
+    shown = [one for one in NETWORKS if waits or (one.slow_times > 1) == is_slow]
+    return {network.name: np.cumsum(seconds(network, work)) for network in shown}
 
 
 def _models(task: Task, made: Run, sites: Sequence[Site]) -> list[Fitted]:
@@ -115,19 +141,21 @@ def _models(task: Task, made: Run, sites: Sequence[Site]) -> list[Fitted]:
     return [Fitted(task, made.state.layout, made.state.vector(node), normaliser) for node in nodes]
 
 
-def _course(made: Run) -> Line:
+def _course(made: Run, durations: Mapping[str, Floats]) -> Line:
     """What the rounds cost, and the metric on the way."""
     curve, exchanges, sent = [], 0, 0
     for record in made.records:
         exchanges, sent = exchanges + record.exchanges, sent + record.bytes
         if not math.isnan(record.mean):
             values = {name: getattr(record, name) for name in ("worst", "p5", "median", "mean", "consensus")}
-            curve.append({"round": record.round + 1, "bytes_per_node": sent / made.nodes, **values})
+            took = {name: float(passed[record.round]) for name, passed in durations.items()}
+            curve.append({"round": record.round + 1, "bytes_per_node": sent / made.nodes, **values, "seconds": took})
     return {
         "rounds": made.done,
         "way": made.way,
         "exchanges": exchanges,
         "bytes_per_node": sent / made.nodes,
+        "server_bytes": made.server_bytes,
         "consensus": made.records[-1].consensus,
         "curve": curve,
     }

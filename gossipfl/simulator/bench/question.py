@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from gossipfl import topology as topologies
 from gossipfl.errors import ConfigError, Fault, Misuse
+from gossipfl.simulator.bench.network import NETWORKS
 from gossipfl.simulator.bench.recipe import Recipe, changed, recipe
 from gossipfl.simulator.vectorized.methods import METHODS, method_of
 from gossipfl.tasks import Site, Task, load
@@ -29,6 +30,19 @@ REFERENCES: Final = {
 
 VERSION: Final = 1
 """Of a line of results; another is not gone on from."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One run of a question."""
+
+    method: str
+    seed: int
+    is_slow: bool = False
+    """the largest site needs many rounds of the others for one of theirs, and nobody waits for it"""
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.seed}" + (", one slow site" if self.is_slow else "")
 
 
 @dataclass(frozen=True)
@@ -151,28 +165,31 @@ class Question:
         given = recipe(self.rows.loaded(), method, self.rounds, meeting if isinstance(meeting, Graph) else None)
         return changed(given, **self.changes.get(method, {}))
 
-    def key(self, method: str, seed: int) -> str:
+    def key(self, ask: Ask) -> str:
         """What decides a run's result, as a short name: equal keys are one run, whatever else was asked."""
         settings: dict[str, Any] = {
             "version": VERSION,
             "task": self.task,
             "options": dict(self.rows.options),
             "nodes": self.nodes,
-            "method": method,
-            "seed": seed,
+            "ask": asdict(ask),
         }
-        if method not in REFERENCES:
+        if ask.method not in REFERENCES:
             settings |= {
                 "topology": self.topology,
                 "rounds": self.rounds,
                 "dropout": self.dropout,
-                "recipe": asdict(self.recipe(method, seed)),
+                "recipe": asdict(self.recipe(ask.method, ask.seed)),
+                "networks": [asdict(network) for network in NETWORKS],
             }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
-    def runs(self) -> list[tuple[str, int]]:
-        """(method, seed) of every run, seed by seed, so that what is done early can be compared early."""
-        return [(method, seed) for seed in self.seeds for method in self.methods]
+    def runs(self) -> list[Ask]:
+        """Every run, seed by seed, so that what is done early can be compared early. Who waits for nobody is run once more with
+        a slow site; what waits for it has the same models then, later."""
+        asks = [Ask(method, seed) for seed in self.seeds for method in self.methods]
+        rounds = [method for method in self.methods if method not in REFERENCES and not method_of(method).has_server]
+        return asks + [Ask(method, seed, True) for seed in self.seeds for method in rounds]
 
     def __str__(self) -> str:
         return (

@@ -95,18 +95,20 @@ class Summary:
 
 def summarise(lines: Sequence[Line], methods: Sequence[str]) -> Summary:
     """Rows in the order of `methods`, of those that have lines."""
-    by: dict[str, dict[int, Line]] = {}
+    plain: dict[str, dict[int, Line]] = {}
+    slow: dict[str, dict[int, Line]] = {}
     for line in lines:
-        by.setdefault(line["method"], {})[line["seed"]] = line
+        (slow if line["is_slow"] else plain).setdefault(line["method"], {})[line["seed"]] = line
+    by = plain
     there = [method for method in methods if method in by]
     seeds = sorted({line["seed"] for line in lines})
-    rows = [_row(method, by[method], by.get("fedavg", {})) for method in there]
+    rows = [_row(method, by[method], list(slow.get(method, {}).values()), by.get("fedavg", {})) for method in there]
     missing = [method for method in methods if set(by.get(method, ())) != set(seeds)]
     first = lines[0]
     return Summary(first["metric"], rows, seeds, first["train_rows"], first["test_rows"], missing)
 
 
-def _row(method: str, lines: Mapping[int, Line], fedavg: Mapping[int, Line]) -> Row:
+def _row(method: str, lines: Mapping[int, Line], slow: Sequence[Line], fedavg: Mapping[int, Line]) -> Row:
     held = [lines[seed] for seed in sorted(lines)]
     metric = held[0]["metric"]
     ratio = (
@@ -130,8 +132,8 @@ def _row(method: str, lines: Mapping[int, Line], fedavg: Mapping[int, Line]) -> 
         _interval(differences, *ratio),
         [line["against_centralized"] for line in held],
         _interval(gains, *ratio) if both else NOTHING,
-        reached(held, "worst"),
-        reached(held, "mean"),
+        reached(held, slow, "worst"),
+        reached(held, slow, "mean"),
         *(_mean(line[name] for line in held) for name in ("brier", "calibration", "log_loss")),
         *(_mean(line.get(name) for line in held) for name in ("consensus", "bytes_per_node", "exchanges", "cpu_s")),
     )
@@ -144,20 +146,23 @@ def _interval(values: Sequence[float], train: float, test: float) -> Interval:
     return corrected_t(values, train, test)
 
 
-def reached(lines: Sequence[Line], node: str) -> Reached:
-    """When this node of each split came to GOAL of centralized for good."""
-    points = [_first(line, node) for line in lines]
-    came = [point for point in points if point is not None]
-    if not came or len(came) < len(points):
-        return Reached(None, None, {}, len(came))
-    networks = came[0].get("seconds", {})
-    middle = {name: float(np.median([point["seconds"][name] for point in came])) for name in networks}
-    return Reached(
-        float(np.median([point["round"] for point in came])),
-        float(np.median([point["bytes_per_node"] for point in came])),
-        middle,
-        len(came),
-    )
+def reached(lines: Sequence[Line], slow: Sequence[Line], node: str) -> Reached:
+    """When this node of each split came to GOAL of centralized for good; `slow`: lines of runs with a slow site."""
+    points, others = [_first(line, node) for line in lines], [_first(line, node) for line in slow]
+    seconds = _seconds(points) | _seconds(others)
+    came = sum(point is not None for point in points)
+    return Reached(_middle(points, "round"), _middle(points, "bytes_per_node"), seconds, came)
+
+
+def _middle(points: Sequence[Line | None], name: str) -> float | None:
+    """The median over splits; None where one has none."""
+    values = [point[name] for point in points if point is not None]
+    return float(np.median(values)) if values and len(values) == len(points) else None
+
+
+def _seconds(points: Sequence[Line | None]) -> dict[str, float | None]:
+    names = dict.fromkeys(name for point in points if point is not None for name in point.get("seconds", {}))
+    return {name: _middle([None if point is None else point["seconds"] for point in points], name) for name in names}
 
 
 def _first(line: Line, node: str) -> Line | None:

@@ -7,7 +7,7 @@ no other. Not here: faults of a network in time (the event simulator has those).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from gossipfl.errors import Misuse
 from gossipfl.learning.blocks import Vector
 from gossipfl.simulator.vectorized.draws import Integers, bits, stream, uniform
 from gossipfl.simulator.vectorized.meetings import Mask, Meetings
+
+COUNTS: Final = ("up_rounds", "down_rounds", "slow_sites", "slow_times", "delay_rounds", "noise_scale")
+"""Faults that are no share of anything."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class Faults:
     """share of nodes that are slow, the same all along"""
     slowness: float = 0.5
     """share of the local steps that a slow node manages, at least one"""
+    slow_sites: tuple[int, ...] = ()
+    """nodes that need many rounds of the others for one of theirs: they take part in every `slow_times`-th round only"""
+    slow_times: int = 20
+    """how many rounds of the others that is"""
     delayed: float = 0.0
     """share of exchanges whose halves are applied later"""
     delay_rounds: int = 1
@@ -51,13 +58,13 @@ class Faults:
     """standard deviation of that noise"""
 
     def __post_init__(self) -> None:
-        shares = {field.name for field in fields(self)} - {"up_rounds", "down_rounds", "delay_rounds", "noise_scale"}
+        shares = {field.name for field in fields(self)} - set(COUNTS)
         wrong = [f"{name} = {getattr(self, name)} must lie in [0, 1]" for name in sorted(shares)
                  if not 0 <= getattr(self, name) <= 1]  # fmt: skip
         if (self.up_rounds or self.down_rounds) and not (self.up_rounds >= 1 and self.down_rounds >= 1):
             wrong.append("up_rounds and down_rounds are both 1 or more, or both 0")
-        if self.delay_rounds < 1 or not self.noise_scale >= 0:
-            wrong.append("delay_rounds must be 1 or more, noise_scale at least 0")
+        if self.delay_rounds < 1 or self.slow_times < 1 or not self.noise_scale >= 0:
+            wrong.append("delay_rounds and slow_times must be 1 or more, noise_scale at least 0")
         if self.leave + self.join > 1 or self.sign_flip + self.noise > 1:
             wrong.append("leave + join, and sign_flip + noise, must not exceed 1: no node is both")
         if wrong:
@@ -103,6 +110,8 @@ class Weather:
     def present(self, round: int) -> Mask:
         """(N,) who takes part in this round. Sessions go on by one round with each call."""
         faults, here = self.faults, self.members(round)
+        if faults.slow_sites and (round + 1) % faults.slow_times:
+            here = here & ~np.isin(self.nodes, faults.slow_sites)
         if faults.up_rounds:
             flips = self._drawn("session", round) < np.where(self.up, 1 / faults.up_rounds, 1 / faults.down_rounds)
             self.up = self.up ^ flips
