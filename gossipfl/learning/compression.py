@@ -6,6 +6,12 @@ Payload (all little endian), its length fixed by codec, P, M and the vector's it
     scales    int8 only: ceil(P / 1024) x float32, one per 1024 parameters
     codes     P x 8 (f64), 4 (f32), 2 (bf16) or 1 (int8): the deltas y - reference
 
+or, for `topk:D`, D a share such as 0.1: of every span of 122,880 parameters (the last shorter) the ceil(n D) largest deltas:
+
+    moments   M x itemsize
+    values    2 bytes each, as bf16, span after span
+    places    of each span: learning.sparse
+
 Both sides hold replica = reference + decoded as the next reference, so what a codec loses stays in the next difference
 and is sent then: there is no second error-feedback buffer, and no codec needs to be unbiased. That is why all round
 to the nearest: half the worst error of stochastic rounding, nothing to seed, and a retry encodes the same bytes. In a
@@ -14,7 +20,8 @@ row of int8 no error exceeds 1/254 of the largest delta, so the residual of a re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,12 +29,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipfl.errors import Misuse, Refused
+from gossipfl.learning import sparse
 from gossipfl.learning.blocks import Vector, require_alike, room_for, slices
 
 Payload = bytes | bytearray | memoryview | NDArray[np.uint8]
 
 ROW: Final = 1024
 """int8: parameters under one scale. 4 bytes in 1024 cost .4 %; BLOCK is a multiple of it."""
+
+WALK: Final = 2 * sparse.SPAN
+"""Elements of a vector that `encode` and `decode` take at a time."""
 
 TOP: Final = np.float32(127)
 
@@ -108,8 +119,27 @@ CODECS: Final = {
 
 def _codec(name: str) -> Codec:
     if name not in CODECS:
-        raise Refused("codec", f"unknown codec {name!r}; both sides need one of {', '.join(CODECS)}")
+        raise Refused("codec", f"unknown codec {name!r}; both sides need one of {', '.join(CODECS)}, or topk:0.1")
     return CODECS[name]
+
+
+SPARSE: Final = re.compile(r"topk:0\.(\d{0,5}[1-9])", re.ASCII)
+"""One spelling for each share: no zero at the end, six decimals at most."""
+
+
+def millionths(codec: str) -> int:
+    """The share of the deltas that a sparse codec sends, in millionths; 0 for one that sends all.
+
+    >>> [millionths(codec) for codec in ("topk:0.1", "topk:0.025", "f32", "topk:0.10")]
+    [100000, 25000, 0, 0]
+    """
+    found = SPARSE.fullmatch(codec)
+    return int(found[1].ljust(6, "0")) if found else 0
+
+
+def is_codec(name: str) -> bool:
+    """Is this the name of a codec."""
+    return name in CODECS or millionths(name) > 0
 
 
 # ---- payloads ------------------------------------------------------------------------------------------------------
@@ -122,10 +152,90 @@ def payload_size(codec: str, n_parameters: int, n_moments: int, itemsize: int) -
 
     >>> [payload_size(codec, 2000, 3, 4) for codec in ("f64", "f32", "bf16", "int8")]
     [16012, 8012, 4012, 2020]
+    >>> [round(1 - payload_size(f"topk:{share}", 25_000_000, 0, 4) / 1e8, 4) for share in ("0.1", "0.01")]
+    [0.9336, 0.9923]
     """
+    if share := millionths(codec):
+        spans = ((n, sparse.kept(n, share)) for n in _spans(n_parameters))
+        return n_moments * itemsize + sum(2 * k + sparse.places_size(n, k) for n, k in spans)
     kind = _codec(codec)
     scales = 4 * -(-n_parameters // ROW) if kind.scaled else 0
     return n_moments * itemsize + scales + n_parameters * np.dtype(kind.dtype).itemsize
+
+
+def _spans(n_parameters: int) -> Iterator[int]:
+    """The lengths of the spans of a sparse payload."""
+    for piece in slices(n_parameters, sparse.SPAN):
+        yield piece.stop - piece.start
+
+
+def codes_of(codec: str, payload: Payload, *, like: Vector, n_parameters: int) -> Codes | SparseCodes:
+    """A payload of the right length, ready for `encode` and `decode` of a piece of a vector at a time. `like`: any vector of
+    this layout. **Raises**: `Refused("codec")`, `Refused("size")`."""
+    kind = SparseCodes if millionths(codec) else Codes
+    return kind(codec, payload, like=like, n_parameters=n_parameters)
+
+
+class SparseCodes:
+    """`Codes` of the largest deltas only. Pieces, but for the last, begin and end at a multiple of learning.sparse.SPAN."""
+
+    plain: Final = False
+
+    def __init__(self, codec: str, payload: Payload, *, like: Vector, n_parameters: int) -> None:
+        _require_split(like, n_parameters)
+        n_moments, share = like.size - n_parameters, millionths(codec)
+        self.size = _require_size(codec, payload, n_parameters, n_moments, like.itemsize)
+        moments = np.dtype(like.dtype).newbyteorder("<")
+        spans = list(_spans(n_parameters))
+        counts = [sparse.kept(n, share) for n in spans]
+        first = n_moments * moments.itemsize
+        second = first + 2 * sum(counts)
+        self.n_parameters, self.share = n_parameters, share
+        self.moments: NDArray[Any] = _seen(payload, moments, n_moments, 0)
+        self.values: NDArray[Any] = _seen(payload, "<u2", sum(counts), first)
+        self.places: NDArray[Any] = _seen(payload, np.uint8, self.size - second, second)
+        sizes = [sparse.places_size(n, k) for n, k in zip(spans, counts, strict=True)]
+        self.value_at, self.place_at = ([0, *np.cumsum(one).tolist()] for one in (counts, sizes))
+
+    def encode(self, y: Vector, ref: Vector, piece: slice) -> None:
+        """Write the largest deltas of y - ref, and the moments of y. Raises: `Misuse` when they are not finite."""
+        for span, n, values, places in self._spans(piece):
+            with np.errstate(over="ignore", invalid="ignore"):
+                delta = np.subtract(y[span], ref[span]).astype(np.float32, copy=False)
+            chosen = sparse.largest(delta, values.size)
+            _to_bf16(delta[chosen], values, values)
+            sparse.write_places(chosen, n, places)
+        outer = _outer(piece, self.n_parameters)
+        self.moments[_shifted(outer, self.n_parameters)] = y[outer]
+        if not np.isfinite(y[outer]).all():
+            raise Misuse("a moment is not finite; check a trained model before encoding")
+
+    def decode(self, ref: Vector, piece: slice, out: Vector) -> None:
+        """Write ref + decoded, and the moments as sent, into this piece of `out`. Raises: `Refused("malformed")`,
+        `Refused("nonfinite")`."""
+        for span, n, values, places in self._spans(piece):
+            sent = _from_bf16(values, values)
+            if not np.isfinite(sent).all():
+                raise Refused("nonfinite", "a value in the payload is NaN or infinite; the peer's training diverged")
+            chosen = sparse.read_places(places, n, values.size)
+            part = out[span]
+            if out is not ref:
+                part[...] = ref[span]
+            with np.errstate(over="ignore", invalid="ignore"):
+                part[chosen] = np.add(part[chosen], sent, dtype=out.dtype)
+        outer = _outer(piece, self.n_parameters)
+        out[outer] = self.moments[_shifted(outer, self.n_parameters)]
+
+    def require_sound(self) -> None:
+        """Nothing: `decode` refuses what no encoder writes, span by span."""
+
+    def _spans(self, piece: slice) -> Iterator[tuple[slice, int, NDArray[Any], NDArray[Any]]]:
+        """(where, how many, values, coded places) of each span of a piece."""
+        stop = min(piece.stop, self.n_parameters)
+        for start in range(piece.start, stop, sparse.SPAN):
+            at, n = start // sparse.SPAN, min(sparse.SPAN, stop - start)
+            values = self.values[self.value_at[at] : self.value_at[at + 1]]
+            yield slice(start, start + n), n, values, self.places[self.place_at[at] : self.place_at[at + 1]]
 
 
 class Codes:
@@ -140,9 +250,7 @@ class Codes:
         self.kind = _codec(codec)
         _require_split(like, n_parameters)
         n_moments = like.size - n_parameters
-        size, received = payload_size(codec, n_parameters, n_moments, like.itemsize), _bytes(payload).nbytes
-        if received != size:
-            raise Refused("size", f"payload of {received} bytes; {codec} of this layout has {size}: the layouts differ")
+        size = _require_size(codec, payload, n_parameters, n_moments, like.itemsize)
         moments = np.dtype(like.dtype).newbyteorder("<")
         n_scales = -(-n_parameters // ROW) if self.kind.scaled else 0
         first = n_moments * moments.itemsize
@@ -162,7 +270,7 @@ class Codes:
             else:
                 delta = np.subtract(y[inner], ref[inner])
                 self.kind.pack(delta, self.codes[inner], self.scales[of])
-        self.moments[self._moments(outer)] = y[outer]
+        self.moments[_shifted(outer, self.n_parameters)] = y[outer]
         if not (np.isfinite(delta).all() and np.isfinite(y[outer]).all()):
             raise Misuse(
                 "the vector or its distance to the reference is not finite; check a trained model before encoding"
@@ -174,7 +282,7 @@ class Codes:
         with np.errstate(over="ignore", invalid="ignore"):
             delta = self.kind.unpack(self.codes[inner], self.scales[of])
             np.add(ref[inner], delta, out=out[inner], casting="same_kind")
-        out[outer] = self.moments[self._moments(outer)]
+        out[outer] = self.moments[_shifted(outer, self.n_parameters)]
 
     def require_sound(self) -> None:
         """Raises: `Refused("nonfinite")`, `Refused("malformed")` for scales or codes that no encoder writes."""
@@ -189,10 +297,23 @@ class Codes:
         """(parameters, their scales, moments) of a piece of the vector."""
         inner = slice(min(piece.start, self.n_parameters), min(piece.stop, self.n_parameters))
         of = slice(inner.start // ROW, -(-inner.stop // ROW))
-        return inner, of, slice(max(piece.start, self.n_parameters), max(piece.stop, self.n_parameters))
+        return inner, of, _outer(piece, self.n_parameters)
 
-    def _moments(self, outer: slice) -> slice:
-        return slice(outer.start - self.n_parameters, outer.stop - self.n_parameters)
+
+def _outer(piece: slice, n_parameters: int) -> slice:
+    """The moments of a piece of the vector."""
+    return slice(max(piece.start, n_parameters), max(piece.stop, n_parameters))
+
+
+def _shifted(outer: slice, n_parameters: int) -> slice:
+    return slice(outer.start - n_parameters, outer.stop - n_parameters)
+
+
+def _require_size(codec: str, payload: Payload, n_parameters: int, n_moments: int, itemsize: int) -> int:
+    size, received = payload_size(codec, n_parameters, n_moments, itemsize), _bytes(payload).nbytes
+    if received != size:
+        raise Refused("size", f"payload of {received} bytes; {codec} of this layout has {size}: the layouts differ")
+    return size
 
 
 def _seen(payload: Payload, dtype: Any, count: int, offset: int) -> NDArray[Any]:
@@ -230,16 +351,17 @@ def encode(
 
     Shapes: y, ref: (P + M,), P = n_parameters; result: (payload_size,) of uint8. Temporaries: a few blocks.
     Laws: the same inputs give the same bytes. |replica - y| is at most, beside the rounding of ref + delta: 0 (f64),
-    2^-24 |delta| (f32, of float64 vectors), 2^-8 |delta| (bf16), max |delta in the row| / 254 (int8).
+    2^-24 |delta| (f32, of float64 vectors), 2^-8 |delta| (bf16), max |delta in the row| / 254 (int8). Of a sparse codec, 2^-8
+    |delta| where it is among the largest, else |delta|, which no larger one of its span is left out for.
     Raises: `Misuse` when y - ref is not finite (check the own model first), vectors are not alike, or `out` has the
     wrong length; `Refused("codec")` on an unknown codec.
-    Randomness: none. `seed` names the exchange for codecs that draw; none of these four does.
+    Randomness: none. `seed` names the exchange for codecs that draw; none of these does.
     """
     require_alike(y, ref)
     _require_split(y, n_parameters)
     buffer = _room(payload_size(codec, n_parameters, y.size - n_parameters, y.itemsize), out)
-    codes = Codes(codec, buffer.data, like=y, n_parameters=n_parameters)
-    for piece in slices(y.size):
+    codes = codes_of(codec, buffer.data, like=y, n_parameters=n_parameters)
+    for piece in slices(y.size, WALK):
         codes.encode(y, ref, piece)
     return buffer
 
@@ -251,12 +373,13 @@ def decode(codec: str, payload: Payload, ref: Vector, *, n_parameters: int, out:
     Laws: total: every payload of the right length gives a vector or `Refused`. Elements may be infinite or NaN where
     the codec can say so (f64, f32, bf16): checks.check is the next door.
     Raises: `Refused("codec")`; `Refused("size")` unless the length is exactly payload_size, before anything is
-    allocated; `Refused("nonfinite")` for an int8 scale that is not finite, `Refused("malformed")` for a negative one or
+    allocated; `Refused("malformed")` for places that do not rise within their span, or bits where none belong (sparse);
+    `Refused("nonfinite")` for a sparse value or an int8 scale that is not finite, `Refused("malformed")` for a negative one or
     code -128, which no encoder writes: all a peer's fault.
     """
-    codes = Codes(codec, payload, like=ref, n_parameters=n_parameters)
+    codes = codes_of(codec, payload, like=ref, n_parameters=n_parameters)
     codes.require_sound()
     replica = room_for(ref, out)
-    for piece in slices(ref.size):
+    for piece in slices(ref.size, WALK):
         codes.decode(ref, piece, replica)
     return replica
