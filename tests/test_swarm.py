@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from test_imports import imports
 
 from gossipfl.simulator import shrink, swarm, trial
-from gossipfl.simulator.conservation import Account, ExactlyOnce
+from gossipfl.simulator.conservation import Account, ExactlyOnce, Half, Key
 from gossipfl.simulator.invariants import Checker, Watch
-from gossipfl.simulator.witness import Fellow, Truth
+from gossipfl.simulator.recovery import ComesTogether
+from gossipfl.simulator.witness import Fellow, Life, Truth
 
 SIMULATOR = Path(trial.__file__).parent
 CHECKERS = ("witness", "invariants", "laws", "conservation", "recovery")
@@ -28,10 +31,85 @@ def test_a_sum_is_judged_by_the_size_of_its_own_coordinate(off: tuple[float, flo
     fellows = {name: Fellow(1.0, b"", (), np.zeros(1), begin) for name in "ab"}
     law = ExactlyOnce(Truth(b"", b"", "f64", fellows, 0.5, 0.0, "float64", {"model": 1}, 60))
     for name in "ab":
-        stood = begin + (off if name == "a" else 0.0)
-        law.accounts[name] = Account({"statistics": stood}, {}, {"statistics": np.zeros(2)})
-    law.balance({}, "statistics")
+        stood, none = begin + (off if name == "a" else 0.0), {"statistics": np.zeros(2)}
+        law.accounts[name] = Account({}, {"statistics": stood}, none, none, none)
+    law.balance("statistics")
     assert (law.verdict == "held") == held
+
+
+KEY: Key = ("a", "b", 0, 1, b"proposal")
+
+
+def pair() -> ExactlyOnce:
+    """Two members of mass 1 with one coordinate each, at 0."""
+    fellows = {name: Fellow(1.0, b"", tuple({"a", "b"} - {name}), np.zeros(1), np.zeros(1)) for name in "ab"}
+    law = ExactlyOnce(Truth(b"", b"", "f64", fellows, 0.5, 0.0, "float64", {"model": 1}, 60))
+    for name in "ab":
+        none = {"model": np.zeros(1), "statistics": np.zeros(1)}
+        law.accounts[name] = Account({}, dict(none), dict(none), dict(none), dict(none))
+    return law
+
+
+def applies(law: ExactlyOnce, me: str, peer: str, amount: float) -> None:
+    """One side of the exchange, on disk."""
+    moved = np.array([amount if me < peer else -amount])
+    law.accounts[me].stood["model"] = law.accounts[me].stood["model"] + moved
+    law.enter(me, peer, KEY, Half(me, np.array([amount]), "model"), moved)
+
+
+@pytest.mark.parametrize("liar", [(), ("b",)])
+def test_what_a_peer_aborts_is_taken_back_whether_or_not_the_peer_lies(liar: tuple[str, ...]) -> None:
+    """gossipfl swarm --first-seed 10 --seeds 1 --hours 24 --nodes 12: what a liar had sent stayed booked after its abort."""
+    law = pair()
+    law.truth.caught.update(liar)
+    applies(law, "a", "b", 0.25)
+    law.weigh()
+    law.accounts["a"].stood["model"] = np.zeros(1)
+    law.take_back("a", KEY, np.array([0.25]), "model")
+    law.weigh()
+    assert law.verdict == "held"
+
+
+def test_a_half_whose_other_side_has_lost_its_disk_stays_booked_and_no_other_half_does() -> None:
+    law = pair()
+    applies(law, "a", "b", 0.25)
+    law.struck("state-lost", ("b",), "")
+    law.weigh()
+    assert law.verdict == "held"
+    law.accounts["a"].stood["model"] = law.accounts["a"].stood["model"] + 0.001
+    law.weigh()
+    assert law.verdict == "violated"
+
+
+@dataclass
+class Machine:
+    """What a checker asks of a node beside its rows."""
+
+    leaving: bool = False
+
+    @property
+    def peer(self) -> Machine:
+        return self
+
+
+def lives_of(epochs: dict[tuple[str, str], int], resets: int) -> dict[str, Life]:
+    lives = {name: Life(name, Machine()) for name in "abc"}
+    for (name, peer), epoch in epochs.items():
+        lives[name].links[peer] = msgspec.structs.replace(lives[name].link(peer), epoch=epoch, resets=(0,) * resets)
+    return lives
+
+
+@pytest.mark.parametrize("resets, epoch, together", [(3, 1, False), (3, 0, True), (2, 1, True)])
+def test_only_who_may_begin_no_link_anew_today_need_not_come_together(resets: int, epoch: int, together: bool) -> None:
+    """gossipfl swarm --first-seed 55 --seeds 1 --hours 24 --nodes 6: a node that had lost its disk four times in a day is
+    refused with `quota` for the rest of it, and mixes with nobody."""
+    fellows = {name: Fellow(1.0, b"", tuple(sorted(set("abc") - {name})), np.zeros(1), np.zeros(1)) for name in "abc"}
+    law = ComesTogether(Truth(b"", b"", "f64", fellows, 0.5, 0.0, "float64", {"model": 1}, 60))
+    lives = lives_of({("a", "c"): epoch, ("b", "c"): epoch}, resets)
+    assert law.groups(lives) == ([["a", "b", "c"]] if together else [["a", "b"], ["c"]])
+    law.truth.caught.add("b")
+    lives = lives_of({("b", "a"): 5, ("a", "b"): 1}, 3)
+    assert law.groups(lives) == [["a", "c"]]
 
 
 @pytest.mark.parametrize("name", CHECKERS)

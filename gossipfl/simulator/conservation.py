@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gossipfl.simulator.invariants import Checker
+from gossipfl.simulator.recovery import is_barred
 from gossipfl.simulator.witness import (
     Life,
     LinkRow,
@@ -41,14 +42,21 @@ class Half:
     q: Vector
     space: str
 
+    def signed(self, key: Key) -> Vector:
+        """What it moved at its side, times the mass there."""
+        return self.q if self.side == key[0] else -self.q
+
 
 @dataclass
 class Account:
-    """One node's model as its disk had it last, and what has been added since."""
+    """One node's model and statistics as its disk had them last, and what has been added since."""
 
+    names: dict[str, bytes]
     stood: dict[str, Vector]
     moved: dict[str, Vector]
-    """local updates since the last commit"""
+    """local updates since"""
+    mixed: dict[str, Vector]
+    """halves of exchanges since: on disk, but with a model that cannot be read"""
     learned: dict[str, Vector]
     """local updates that are on disk, since the beginning"""
     trained: Counter[bytes] = field(default_factory=Counter)
@@ -62,20 +70,27 @@ class ExactlyOnce(Checker):
     name = "exactly-once"
     law = "Each half of an exchange enters its model once; the mass-weighted sum moves only through local updates."
 
+    LOOK = 64
+    """Commits between two looks at the whole sum."""
+
     def __init__(self, truth: Truth) -> None:
         super().__init__(truth)
         self.accounts: dict[str, Account] = {}
         self.halves: dict[Key, Half] = {}
+        """of exchanges that one side has applied"""
+        self.orphans: dict[Key, Half] = {}
+        """of those that the other side can no longer know of: it has lost its disk, or the link's file on it"""
         self.outside: dict[str, Vector] = {}
-        """sum of what came from members that lie, and of halves that a broken disk lost, by space"""
+        """sum of what came from members that lie, and of what a broken disk lost or changed, by space"""
         self.replicas: dict[tuple[str, str], tuple[Vector, Vector]] = {}
         """of the last exchange of each end"""
+        self.count = 0
 
     def account(self, life: Life) -> Account:
         if life.name not in self.accounts:
             fellow = self.truth.fellows[life.name]
             first = {"model": fellow.begin.astype(self.truth.dtype), "statistics": fellow.statistics.astype("float64")}
-            self.accounts[life.name] = Account(first, zeros(first), zeros(first))
+            self.accounts[life.name] = Account(dict.fromkeys(first, b""), first, zeros(first), zeros(first), zeros(first))
         return self.accounts[life.name]
 
     def booted(self, life: Life) -> None:
@@ -86,12 +101,16 @@ class ExactlyOnce(Checker):
         account.arriving.clear()
 
     def struck(self, kind: str, names: Sequence[str], detail: str) -> None:
-        """Who has lost its disk begins again: what it held for others is gone."""
-        if kind == "state-lost" and (account := self.accounts.pop(names[0], None)) and not self.lies(names[0]):
+        """Who has lost its disk begins again: what it held for others is gone, and so is what it had begun with them."""
+        if kind != "state-lost" or self.lies(names[0]):
+            return
+        if account := self.accounts.pop(names[0], None):
             fellow = self.truth.fellows[names[0]]
             for space, first in (("model", fellow.begin), ("statistics", fellow.statistics)):
-                given = account.stood[space] - first - account.learned[space]
+                given = account.stood[space] + account.mixed[space] - first - account.learned[space]
                 self.adrift(space, -given * self.truth.mass(names[0], space))
+        for key in [key for key in self.halves if names[0] in key[:2]]:
+            self.orphans[key] = self.halves.pop(key)
 
     def commanded(self, life: Life, kind: str, command: Any) -> None:
         if kind == "Absorb":
@@ -121,37 +140,51 @@ class ExactlyOnce(Checker):
         if life.course is None or self.lies(life.name):
             return
         account = self.account(life)
-        expected = {space: account.stood[space] + account.moved[space] for space in account.stood}
         undoable: list[tuple[Key, Half, Vector]] = []
+        hurt: set[str] = set()
         for peer, old in before.items():
             new = life.links.get(peer)
             if new is None:
                 continue
             if new.epoch == old.epoch and new.done > old.done:
-                if not life.is_readable(*new.model, *new.statistics):
-                    continue
-                key, half, moved = self.half(life, peer, old, new)
-                expected[half.space] = expected[half.space] + moved
-                self.enter(life.name, peer, key, half, moved)
-            elif new.epoch > old.epoch and old.answered is not None and old.answered.open:
-                undoable.append(self.again(life, peer, old))
+                space = self.space(life, new)
+                if not life.rotten.isdisjoint(old.needs()):
+                    hurt.add(space)
+                if life.is_readable(*new.replicas(space)):
+                    key, half, moved = self.half(life, peer, old, new)
+                    account.mixed[half.space] = account.mixed[half.space] + moved
+                    self.enter(life.name, peer, key, half, moved)
+            elif new.epoch > old.epoch:
+                if old.answered is not None and old.answered.open and (life.name, peer) in self.replicas:
+                    undoable.append(self.again(life, peer, old))
+                if not life.rotten.isdisjoint(old.needs()):
+                    self.orphan(life.name, peer, old.epoch)
         for space, name in (("model", life.course.model), ("statistics", life.course.statistics)):
+            before_name, account.names[space] = account.names[space], name
             if not life.is_readable(name):
                 continue
             found = np.frombuffer(life.read(name), self.truth.kind(space))
+            expected = account.stood[space] + account.moved[space] + account.mixed[space]
             for key, half, moved in undoable:
-                if half.space == space and not is_near(found, expected[space], length(found)):
-                    expected[space] = expected[space] - moved
-                    if self.halves.pop(key, None) is None and not self.lies(*key[:2]):
-                        self.broken(life.name, f"takes back k {key[3]} of {key[0]} and {key[1]}, which both have applied")
-            if not is_near(found, expected[space], length(expected[space]) + length(account.stood[space])):
-                off = found - expected[space]
-                if life.scarred:
+                if half.space == space and not is_near(found, expected, length(found)):
+                    expected = expected - moved
+                    self.take_back(life.name, key, moved, space)
+            if not is_near(found, expected, length(expected) + length(account.stood[space])):
+                off = found - expected
+                if space in hurt or before_name in life.rotten:
                     self.adrift(space, off * self.truth.mass(life.name, space))
                 else:
                     self.broken(life.name, f"the {space} on disk is {length(off):.3g} off what updates and exchanges explain")
             account.learned[space] = account.learned[space] + account.moved[space]
-            account.stood[space], account.moved[space] = found, np.zeros_like(found)
+            account.stood[space], account.moved[space], account.mixed[space] = found, np.zeros_like(found), np.zeros_like(found)
+        self.count += 1
+        if self.count % self.LOOK == 0:
+            self.weigh()
+
+    def space(self, life: Life, new: LinkRow) -> str:
+        """Of the exchange that a link has done last."""
+        said = new.answered
+        return said.space if said is not None and said.k == new.done else paper(life.replies[new.last].manifest).space
 
     def half(self, life: Life, peer: str, old: LinkRow, new: LinkRow) -> tuple[Key, Half, Vector]:
         """What exchange `new.done` moves at this node, from the two replicas and the reply that is signed."""
@@ -205,7 +238,7 @@ class ExactlyOnce(Checker):
         if self.lies(peer):
             self.adrift(half.space, moved * self.truth.mass(me, half.space))
             return
-        other = self.halves.get(key)
+        other = self.halves.get(key) or self.orphans.get(key)
         if other is None:
             self.halves[key] = half
         elif other.side == me:
@@ -213,31 +246,46 @@ class ExactlyOnce(Checker):
         else:
             if not np.array_equal(other.q, half.q):
                 self.broken(me, f"the two sides of k {key[3]} with {peer} have moved different amounts")
-            del self.halves[key]
+            self.close(key)
+
+    def close(self, key: Key) -> Half | None:
+        """Nothing of this exchange is open any more; the half that was."""
+        return self.halves.pop(key, None) or self.orphans.pop(key, None)
+
+    def orphan(self, me: str, peer: str, epoch: int) -> None:
+        """This node's disk has lost a file of the link, and it begins anew: what one side had applied stays alone."""
+        for key in [key for key in self.halves if set(key[:2]) == {me, peer} and key[2] == epoch]:
+            self.orphans[key] = self.halves.pop(key)
+
+    def take_back(self, me: str, key: Key, moved: Vector, space: str) -> None:
+        """The peer has aborted: it has not applied its half."""
+        if self.lies(*key[:2]):
+            self.adrift(space, -moved * self.truth.mass(me, space))
+        elif self.close(key) is None:
+            self.broken(me, f"takes back k {key[3]} of {key[0]} and {key[1]}, which both have applied")
 
     def adrift(self, space: str, amount: Vector) -> None:
         self.outside[space] = self.outside.get(space, np.zeros_like(amount)) + amount
 
     def over(self, lives: dict[str, Life], quiet: bool) -> None:
+        self.weigh()
         for key, half in self.halves.items():
             low, high, epoch, k, proposal = key
             begun = lives[low if half.side == high else high]
             link = begun.link(half.side)
-            signed = half.q if half.side == low else -half.q
-            self.adrift(half.space, signed)
             waits = link.epoch == epoch and link.pending is not None and digest(link.pending.manifest) == proposal
-            excused = any(one.scarred or one.has_left for one in (begun, lives[half.side]))
-            if excused or (waits and not quiet):
-                continue
             if not waits:
                 self.broken(half.side, f"k {k} with {begun.name} was applied here and never there")
-            else:
+            elif quiet and not (begun.has_left or lives[half.side].has_left or is_barred(begun, lives[half.side])):
                 self.broken(begun.name, f"k {k} with {half.side} is still in doubt after all has healed")
-        for space in ("model", "statistics"):
-            self.balance(lives, space)
 
-    def balance(self, lives: dict[str, Life], space: str) -> None:
-        """The whole sum, in one number a coordinate."""
+    def weigh(self) -> None:
+        """The whole sum, of models and of statistics."""
+        for space in ("model", "statistics"):
+            self.balance(space)
+
+    def balance(self, space: str) -> None:
+        """In one number a coordinate; what one side has applied and the other has not yet is on its way."""
         names = [name for name in self.accounts if not self.lies(name)]
         if not names:
             return
@@ -245,10 +293,14 @@ class ExactlyOnce(Checker):
         for name in names:
             mass, account, fellow = self.truth.mass(name, space), self.accounts[name], self.truth.fellows[name]
             first = fellow.begin if space == "model" else fellow.statistics
-            stood = mass * account.stood[space].astype("float64") + (stood if stood.size else 0.0)
+            stands = account.stood[space].astype("float64") + account.mixed[space]
+            stood = mass * stands + (stood if stood.size else 0.0)
             due = mass * (first + account.learned[space]) + (due if due.size else 0.0)
             size = mass * (1 + np.abs(first) + length(account.learned[space])) + (size if size.size else 0.0)
         due = due + self.outside.get(space, 0.0)
+        for key, half in (*self.halves.items(), *self.orphans.items()):
+            if half.space == space:
+                due = due + half.signed(key)
         kind = self.truth.kind(space)
         if not is_near(stood.astype(kind), due.astype(kind), size * (100 if kind.itemsize == 8 else 1)):
             self.broken("", f"the mass-weighted sum of {space} is {length(stood - due):.3g} off its updates")
@@ -273,6 +325,9 @@ class OppositeFlows(Checker):
         for peer, old in before.items():
             new = life.links.get(peer)
             if new is not None and (new.epoch, new.done, new.flow) != (old.epoch, old.done, old.flow):
+                if new.epoch == old.epoch and new.flow and old.flow in life.rotten | life.spoiled:
+                    life.spoiled.discard(old.flow)
+                    life.spoiled.add(new.flow)
                 self.compare(life, peer)
 
     def compare(self, life: Life, peer: str) -> None:
@@ -290,7 +345,7 @@ class OppositeFlows(Checker):
         if not mine.flow or not theirs.flow:
             self.broken(life.name, f"only one of {life.name} and {peer} holds a flow after k {mine.done}")
             return
-        if life.scarred or other.scarred:
+        if mine.flow in life.rotten | life.spoiled or theirs.flow in other.rotten | other.spoiled:
             return
         flows = [np.frombuffer(one.read(name), self.truth.dtype) for one, name in ((life, mine.flow), (other, theirs.flow))]
         if not np.array_equal(flows[0], -flows[1]):

@@ -137,6 +137,7 @@ class Watch:
         life = self.life(node)
         life.node = node
         life.forget()
+        life.reopened()
         self.call("booted", "boot", life)
 
     def fed(self, world: Any, node: Any, event: Any, commands: Sequence[Any]) -> None:
@@ -202,14 +203,14 @@ class Watch:
 
     def struck(self, world: Any, kind: str, names: Sequence[str], detail: Any = "") -> None:
         self.world = world
-        if kind in SCARS:
-            for name in names:
-                if name in self.lives:
-                    self.lives[name].scarred = True
+        if kind == "bit-rot" and str(detail) != "row" and names[0] in self.lives:
+            self.lives[names[0]].flipped(str(detail))
         if kind == "hostile":
             self.truth.caught.add(names[0])
         elif kind == "state-lost":
             self.lives[names[0]].reread({})
+            self.lives[names[0]].rotten.clear()
+            self.lives[names[0]].spoiled.clear()
         self.call("struck", kind, kind, tuple(names), str(detail))
 
     def wire(self, world: Any, sender: str, receiver: str, size: int) -> None:
@@ -228,7 +229,3 @@ class Watch:
     def over(self, quiet: bool) -> None:
         """Ask every checker for the last time."""
         self.call("over", "end", self.lives, quiet)
-
-
-SCARS: Final = frozenset({"bit-rot", "state-lost"})
-"""Faults after which a disk need not hold what it had promised."""

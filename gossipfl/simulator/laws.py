@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gossipfl.simulator.invariants import SCARS, Checker
+from gossipfl.simulator.invariants import Checker
 from gossipfl.simulator.witness import Life, LinkRow, Truth, card, digest, is_signed, is_whole, paper, root, slip
 
 
@@ -80,7 +80,7 @@ class NoWayBack(Checker):
             self.rounds.pop(names[0], None)
 
     def crashed(self, life: Life, before: Any, after: Any) -> None:
-        if life.scarred:
+        if after.rows.damaged:
             return
         found = after.load()
         if found != life.rows:
@@ -128,7 +128,7 @@ class DiskFirst(Checker):
                 self.broken(life.name, f"greets {peer} with {said_now[:3]}; on disk is {link.view()[:3]}")
 
     def holds(self, life: Life, name: bytes, size: int, what: str) -> None:
-        if life.scarred:  # what rots after it was read is found by who receives it, or at the next start
+        if name in life.rotten:  # what rots after it was read is found by who receives it, or at the next start
             return
         files = life.node.store.files
         if not files.is_durable(name):
@@ -220,6 +220,8 @@ class AlwaysOpens(Checker):
             self.look(life, life.node.store.files.disk)
 
     def crashed(self, life: Life, before: Any, after: Any) -> None:
+        if after.rows.damaged:  # which rows there were nobody can read, and so not which files they name
+            return
         self.look(life, before.files.disk)
         self.sound(life, after.files.disk, "the disk that was found")
 
@@ -229,13 +231,11 @@ class AlwaysOpens(Checker):
             self.sound(life, disk.crash(self.draws, survival), f"the disk of which {survival:.0%} survives")
 
     def sound(self, life: Life, image: Any, which: str) -> None:
-        if life.scarred:
-            return
         needed = {name for link in life.links.values() for name in link.needs()}
         if life.course:
             needed |= {life.course.model, life.course.statistics}
         there = {file.partition("-")[0]: file for file in image.list()}
-        for name in sorted(one.hex() for one in needed):
+        for name in sorted(one.hex() for one in needed - life.rotten):
             if name not in there:
                 self.broken(life.name, f"{which} lacks {name[:12]}, which a row names")
             elif not is_whole(there[name], image.read(there[name])):
@@ -348,30 +348,44 @@ class NeverRaises(Checker):
 
 class HonestAgree(Checker):
     name = "honest-agree"
-    law = "Honest nodes on sound disks never accuse each other, nor begin a link anew."
+    law = "Honest nodes never accuse each other, nor begin a link anew, but once for each time that a disk has lost something."
 
     HARMLESS: Final = frozenset({"paused", "slow", "quota", "disk", "stats", "membership-old"})
+    OF_A_SPOILED_MODEL: Final = frozenset({"implausible", "nonfinite"})
 
     def __init__(self, truth: Truth) -> None:
         super().__init__(truth)
-        self.scarred: set[str] = set()
+        self.wounds: set[tuple[str, str]] = set()
+        """(node, peer): a disk at one end has lost something since this node began the link anew"""
+        self.spoiled: set[str] = set()
+        """nodes that went on with a model computed from a file that had rotted"""
+        self.models: dict[str, bytes] = {}
 
     def struck(self, kind: str, names: Sequence[str], detail: str) -> None:
-        if kind in SCARS:
-            self.scarred.update(names)
+        if kind in ("bit-rot", "state-lost"):
+            for peer in self.truth.fellows[names[0]].neighbours:
+                self.wounds |= {(names[0], peer), (peer, names[0])}
 
-    def excused(self, *names: str) -> bool:
-        return self.lies(*names) or bool(self.scarred.intersection(names))
+    def excused(self, name: str, peer: str) -> bool:
+        return self.lies(name, peer) or (name, peer) in self.wounds or (peer, name) in self.wounds
 
     def sent(self, life: Life, peer: str, kind: str, message: Any) -> None:
-        if kind == "Refusal" and message.reason not in self.HARMLESS and not self.excused(life.name, peer):
+        if kind != "Refusal" or message.reason in self.HARMLESS or self.excused(life.name, peer):
+            return
+        if message.reason not in self.OF_A_SPOILED_MODEL or self.spoiled.isdisjoint((life.name, peer)):
             self.broken(life.name, f"refuses {peer}: {message.reason}: {message.detail}")
 
     def committed(self, life: Life, before: dict[str, LinkRow], command: Any) -> None:
         for peer, old in before.items():
             new = life.links.get(peer)
-            if new is not None and new.epoch > old.epoch and not self.excused(life.name, peer):
-                self.broken(life.name, f"the link with {peer} goes to epoch {new.epoch}")
+            if new is not None and new.epoch > old.epoch:
+                if not self.excused(life.name, peer):
+                    self.broken(life.name, f"the link with {peer} goes to epoch {new.epoch}")
+                self.wounds.discard((life.name, peer))
+        if life.course is not None:
+            if self.models.get(life.name) in life.rotten and life.course.model not in life.rotten:
+                self.spoiled.add(life.name)
+            self.models[life.name] = life.course.model
 
 
 NODE_LAWS: Final = (

@@ -6,7 +6,6 @@ so that only mixing is left (`mixing`). Not here: what may never happen (invaria
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import numpy as np
@@ -17,6 +16,10 @@ from gossipfl.simulator.witness import Life, Truth, length
 AGAIN_S: Final = 420.0
 """Seconds within which a node exchanges again after the last fault: a dead session is noticed after 60 s, a neighbour that
 was away is tried again after 60 s, and both may have to happen on both sides, in turn."""
+
+
+RESETS: Final = 3
+"""Times a day that a link may be begun anew."""
 
 
 class ExchangesAgain(Checker):
@@ -44,8 +47,8 @@ class ExchangesAgain(Checker):
         return [
             peer
             for peer in self.truth.fellows[name].neighbours
-            if peer in lives and not self.lies(peer) and not lives[peer].has_left and len(lives[peer].link(name).resets) < 3
-            and stage(lives[peer]) == stage(lives[name]) and len(lives[name].link(peer).resets) < 3
+            if peer in lives and not self.lies(peer) and not lives[peer].has_left
+            and stage(lives[peer]) == stage(lives[name]) and not is_barred(lives[name], lives[peer])
         ]  # fmt: skip
 
 
@@ -58,8 +61,9 @@ class DoubtsEnd(Checker):
             return
         for name, life in lives.items():
             for peer, link in life.links.items():
-                gone = peer not in lives or lives[peer].has_left or life.has_left
-                if gone or self.lies(name, peer) or life.scarred or lives[peer].scarred:
+                if peer not in lives or lives[peer].has_left or life.has_left or self.lies(name, peer):
+                    continue
+                if is_barred(life, lives[peer]):
                     continue
                 if link.pending is not None:
                     self.broken(name, f"k {link.pending.k} that it proposed to {peer} is in doubt")
@@ -69,39 +73,65 @@ class DoubtsEnd(Checker):
 
 class ComesTogether(Checker):
     name = "consensus"
-    law = "Once nobody trains, exchanges bring the models to a quarter of their distance, or within 0.01."
+    law = "Once nobody trains, models of those that reach each other come to a quarter of their distance, or within 0.01."
 
     SHARE = 0.25
     CLOSE = 0.01
 
     def __init__(self, truth: Truth) -> None:
         super().__init__(truth)
-        self.most = math.inf
+        self.most: list[tuple[list[str], float]] = []
+        """(nodes that reach each other, how far apart they may be in the end)"""
         self.reached = False
 
     def mixing(self, lives: dict[str, Life]) -> None:
         """Where some have finished already, the others cannot move them: then nothing is judged."""
         if not any(is_over(life) for life in lives.values()):
-            self.most = self.SHARE * self.spread(lives) + self.CLOSE
+            self.most = [(group, self.SHARE * self.spread(lives, group) + self.CLOSE) for group in self.groups(lives)]
+
+    def groups(self, lives: dict[str, Life]) -> list[list[str]]:
+        """Honest nodes that reach each other over honest ones: what is cut off, or joined by a liar only, is on its own."""
+        left = {name for name, life in lives.items() if not self.lies(name) and not life.has_left}
+        found = []
+        while left:
+            group = [min(left)]
+            left.discard(group[0])
+            for name in group:
+                near = [peer for peer in self.truth.fellows[name].neighbours if peer in left]
+                near = [peer for peer in near if not is_barred(lives[name], lives[peer])]
+                group += near
+                left.difference_update(near)
+            found.append(group)
+        return found
 
     def is_near(self, lives: dict[str, Life]) -> bool:
         """Need nobody mix any longer? At once where nothing is judged."""
-        self.reached = self.reached or self.spread(lives) <= self.most
+        self.reached = self.reached or all(self.spread(lives, group) <= most for group, most in self.most)
         return self.reached
 
     def over(self, lives: dict[str, Life], quiet: bool) -> None:
-        if not self.is_near(lives) and self.most < math.inf:
-            self.broken("", f"models are still {self.spread(lives):.3g} apart, and should have come to {self.most:.3g}")
+        if self.is_near(lives):
+            return
+        for group, most in self.most:
+            if (apart := self.spread(lives, group)) > most:
+                self.broken("", f"models of {', '.join(group)} are still {apart:.3g} apart, and should have come to {most:.3g}")
 
-    def spread(self, lives: dict[str, Life]) -> float:
-        """Largest distance of an honest node's model from the weighted mean of all."""
-        there = {name: life.model(self.truth.dtype) for name, life in lives.items() if not self.lies(name) and not life.has_left}
+    def spread(self, lives: dict[str, Life], group: list[str]) -> float:
+        """Largest distance of the model of one of these from the weighted mean of all of them that are still there."""
+        there = {name: lives[name].model(self.truth.dtype) for name in group if not lives[name].has_left}
         models = {name: model.astype("float64") for name, model in there.items() if model is not None}
         if not models:
             return 0.0
         total = sum(self.truth.mass(name, "model") for name in models)
         mean = sum(self.truth.mass(name, "model") * model for name, model in models.items()) / total
         return max(length(np.asarray(model - mean)) for model in models.values())
+
+
+def is_barred(life: Life, other: Life) -> bool:
+    """Must the two begin their link anew, or take an exchange back, and has one done so as often as it may within a day?"""
+    mine, theirs = life.link(other.name), other.link(life.name)
+    aborts = any(link.pending is not None and link.pending.abort for link in (mine, theirs))
+    return (aborts or mine.epoch != theirs.epoch) and max(len(mine.resets), len(theirs.resets)) >= RESETS
 
 
 def exchanges(life: Life) -> int:

@@ -304,8 +304,10 @@ class Life:
     jobs: dict[int, Any] = field(default_factory=dict)
     asked: list[Any] = field(default_factory=list)
     """commits that were commanded and are not known to be done"""
-    scarred: bool = False
-    """its disk has lost or refused something that it had promised to keep"""
+    rotten: set[bytes] = field(default_factory=set)
+    """names of files in which a bit has flipped"""
+    spoiled: set[bytes] = field(default_factory=set)
+    """names of flows that were computed from such a file"""
 
     @property
     def has_left(self) -> bool:
@@ -326,8 +328,25 @@ class Life:
         return np.frombuffer(self.read(name), dtype) if name and self.is_readable(name) else None
 
     def is_readable(self, *names: bytes) -> bool:
-        """Are all these here and sound? They are, on a disk that has not been hurt."""
-        return not self.scarred or not self.node.store.files.missing(names)
+        """Are all these here and sound? They are, but for files in which a bit has flipped."""
+        hurt = self.rotten.intersection(names)
+        if not hurt:
+            return True
+        files = self.node.store.files
+        if files.missing(hurt):
+            return False
+        there = {file.partition("-")[0]: file for file in files.disk.list()}
+        return all(is_whole(there.get(name.hex(), ""), files.read(name)) for name in hurt)
+
+    def flipped(self, file: str) -> None:
+        """A bit has flipped in this file."""
+        if not file.endswith(".tmp"):
+            self.rotten.add(bytes.fromhex(file.partition("-")[0]))
+
+    def reopened(self) -> None:
+        """What was made anew since is sound."""
+        if self.rotten:
+            self.rotten &= self.node.store.files.missing(self.rotten)
 
     def take(self, rows: Any) -> tuple[dict[str, LinkRow], CourseRow | None]:
         """Enter a transaction; what stood there before: links that it changes, and the course if it does."""
