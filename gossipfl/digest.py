@@ -1,8 +1,9 @@
-"""Names of blobs: the root of an RFC 6962 hash tree (SHA-256) over 60 KiB chunks, or the hash of what made them.
+"""Names of blobs: the root of a hash tree over 60 KiB chunks, or the hash of what made them.
 
-What comes from outside, or from where nobody can repeat it, is named by its content: payloads, x^0, local training. SHA-256
-because the CPUs that matter have it in hardware; a tree because a chunk must be checkable on arrival, before the rest has
-come. What follows from named things by exact arithmetic is named by them, without another look at its bytes (ADR 16).
+What comes from outside, or from where nobody can repeat it, is named by its content: payloads, x^0, local training. A tree
+because a chunk must be checkable on arrival, before the rest has come: RFC 6962's, but for its leaves, the only ones that
+hash much, which are BLAKE3's (ADR 20). What follows from named things by exact arithmetic is named by them, without another
+look at its bytes (ADR 16).
 No I/O, no state.
 """
 
@@ -11,6 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from typing import Final
+
+from blake3 import blake3
 
 CHUNK: Final = 60 * 1024
 """Bytes in every chunk but the last: with path and framing it still fits one Noise record."""
@@ -21,10 +24,8 @@ Buffer = bytes | bytearray | memoryview
 
 
 def leaf(chunk: Buffer) -> bytes:
-    """SHA-256(0x00 || chunk)."""
-    state = hashlib.sha256(b"\0")
-    state.update(chunk)
-    return state.digest()
+    """BLAKE3(chunk). No leaf is ever a node, which another function makes."""
+    return blake3(chunk).digest()
 
 
 def node(left: bytes, right: bytes) -> bytes:

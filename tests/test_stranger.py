@@ -13,6 +13,7 @@ from typing import Any
 
 import nacl.bindings as sodium
 import numpy as np
+from blake3 import blake3
 from worlds import PSK, certificate_of, federation, keys_of, toy_specs
 
 from gossipfl.simulator.network import End, World
@@ -24,7 +25,7 @@ CHUNK = 61_440
 
 
 def name_of(blob: bytes) -> bytes:
-    level = [hashlib.sha256(b"\0" + blob[at : at + CHUNK]).digest() for at in range(0, len(blob), CHUNK)]
+    level = [blake3(blob[at : at + CHUNK]).digest() for at in range(0, len(blob), CHUNK)]
     while len(level) > 1:
         pairs = [hashlib.sha256(b"\1" + level[at] + level[at + 1]).digest() for at in range(0, len(level) - 1, 2)]
         level = pairs + level[len(level) & ~1 :]

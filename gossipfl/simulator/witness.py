@@ -17,6 +17,7 @@ import msgspec
 import nacl.bindings
 import nacl.exceptions
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 Vector = NDArray[Any]
@@ -178,7 +179,7 @@ def slip(raw: bytes) -> Slip:
 def root(content: Any) -> bytes:
     """The name of a content: section 1."""
     view = memoryview(content).cast("B") if len(content) else memoryview(b"")
-    level = [hashlib.sha256(b"\0" + view[at : at + PIECE]).digest() for at in range(0, len(view), PIECE)]
+    level = [blake3(view[at : at + PIECE]).digest() for at in range(0, len(view), PIECE)]
     while len(level) > 1:
         pairs = [hashlib.sha256(b"\1" + left + right).digest() for left, right in zip(level[::2], level[1::2], strict=False)]
         level = pairs + level[len(level) - len(level) % 2 :]
