@@ -12,13 +12,16 @@ import torch
 
 from gossipfl import simulate
 from gossipfl.errors import Misuse
+from gossipfl.learning.compression import payload_size
 from gossipfl.learning.parameters import Layout
 from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized.faults import Faults, Weather
-from gossipfl.simulator.vectorized.meetings import Links, metropolis
+from gossipfl.simulator.vectorized.meetings import Links, Meetings, every_edge, matching, metropolis
 from gossipfl.simulator.vectorized.methods import METHODS, Method, method_of
+from gossipfl.simulator.vectorized.mixing import Mixer, Terms
 from gossipfl.simulator.vectorized.posts import contraction
 from gossipfl.simulator.vectorized.push import Push, edges_of
+from gossipfl.simulator.vectorized.replicas import Replicas
 from gossipfl.simulator.vectorized.state import State
 from gossipfl.tasks.toy import Toy
 from gossipfl.topology import graph, schedule
@@ -295,6 +298,65 @@ def test_ad_psgd_wakes_one_node_after_the_other():
     run = ran("ad-psgd", 5, topology="ring")
     assert run.sent is not None and run.sent.sum() == run.exchanges * 2 * 64
     assert run.stepped is not None and run.stepped.sum() == run.exchanges * 5
+
+
+# ---- compressed -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8", "topk:0.25"])
+@pytest.mark.parametrize("method", ["ledger", "ledger-edges"])
+def test_compressed_exchanges_keep_the_sum_and_bring_models_together(codec, method):
+    """Nobody trains: from different models to their weighted mean, though an eighth of the coordinates is sent at a time."""
+    masses = np.arange(1.0, 9.0)
+    spread = ran("local", 20).state.vectors()
+    engine = begun(Method("own", combine=METHODS[method].combine), codec, masses, spread)
+    before = masses @ spread
+    for at in range(400):
+        engine.exchange(engine_meetings(engine, METHODS[method].combine, at), Terms())
+    np.testing.assert_allclose(masses @ engine.state.vectors(), before, rtol=1e-9)
+    assert np.abs(engine.state.vectors() - before / masses.sum()).max() < 1e-6 * np.abs(spread).max()
+
+
+def begun(method: Method, codec: str, masses: np.ndarray, models: np.ndarray) -> Mixer:
+    state = State.start(Layout.flat(8, "float64"), np.zeros(8), NODES, None, ())
+    links = Links.of(graph(SPREAD, NODES, SEED).edges, NODES)
+    mixer = Mixer(state, masses, links, replicas=Replicas(codec, state, links))
+    state.shared["x"].copy_(torch.tensor(models))
+    return mixer
+
+
+def engine_meetings(mixer: Mixer, combine: str, at: int) -> Meetings:
+    assert mixer.links is not None
+    everybody = np.ones(NODES, dtype=bool)
+    if combine == "edges":
+        return every_edge(mixer.links, metropolis(mixer.links, mixer.masses), everybody)
+    return matching(mixer.links, everybody, SEED, at)
+
+
+@pytest.mark.parametrize("codec", ["int8", "topk:0.25"])
+def test_the_ledger_reaches_the_optimum_through_a_codec_and_counts_its_bytes(codec):
+    masses, a = np.arange(1.0, 9.0), quadratics()[0]
+    run = ran("ledger", 1500, topology=SPREAD, faults={"dropout": 0.3, "lost": 0.1}, masses=list(masses), compression=codec)
+    assert apart(run, weighted(masses[:, None] * a)) < 1e-6
+    assert run.bytes == 2 * run.exchanges * payload_size(codec, 8, 0, 8)
+
+
+def test_a_compressed_run_goes_on_from_its_checkpoint(tmp_path):
+    def stop(record):
+        if record.round == 4:
+            raise KeyboardInterrupt
+
+    settings = {"topology": SPREAD, "compression": "topk:0.25"}
+    whole, file = ran("ledger", 9, **settings), tmp_path / "run.safetensors"
+    ran("ledger", 9, checkpoint=file, progress=stop, **settings)
+    assert ran("ledger", 9, checkpoint=file, **settings).state.vectors().tobytes() == whole.state.vectors().tobytes()
+
+
+@pytest.mark.parametrize(("method", "codec", "says"), [("fedavg", "int8", "links"), ("k-gt", "int8", "links"),
+                                                       ("ledger", "zip", "topk:0.1"), ("epidemic", "int8", "links")])  # fmt: skip
+def test_compression_where_no_link_remembers_is_refused(method, codec, says):
+    with pytest.raises(Misuse, match=says):
+        ran(method, 1, compression=codec)
 
 
 @pytest.mark.parametrize(("given", "says"), [("fedawg", "did you mean 'fedavg'"), ("centralized", "simulator.baselines")])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gossipfl.errors import Misuse, Refused
-from gossipfl.learning import sparse
-from gossipfl.learning.compression import decode, encode, is_codec, millionths, payload_size
+from gossipfl.learning import mixing, sparse
+from gossipfl.learning.compression import decode, decoded_rows, encode, is_codec, millionths, payload_size
 
 some_places = st.integers(1, 3000).flatmap(
     lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1, max_size=300))
@@ -173,3 +173,24 @@ def test_a_share_has_one_spelling(name):
     assert not is_codec(name) and millionths(name) == 0
     with pytest.raises(Refused, match="unknown codec"):
         payload_size(name, 10, 0, 4)
+
+
+@pytest.mark.parametrize("codec", ["f32", "f64", "bf16", "int8", "topk:0.1", "topk:0.013"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [5, 1024, 2500])
+def test_many_rows_at_once_are_the_same_bits_as_one_payload_each(codec, dtype, size):
+    rows = (np.random.default_rng(3).standard_normal((4, size)) ** 3).astype(dtype)
+    rows[1], rows[2, ::2] = 0, 1
+    zeros = np.zeros(size, dtype)
+    each = [decode(codec, encode(codec, row, zeros, n_parameters=size), zeros, n_parameters=size) for row in rows]
+    assert (np.stack(each) + 0.0).tobytes() == (decoded_rows(codec, rows) + 0.0).tobytes()
+
+
+def test_an_exchange_moves_what_was_not_sent_once_in_all_and_never_beyond():
+    """Two stale replicas, nothing sent any more: the models move together by what one full exchange would have moved."""
+    lo, hi, moved = np.zeros(3), np.array([4.0, -8.0, 0.0]), np.zeros(3)
+    for _ in range(80):
+        moved += mixing.flow_step(lo, hi, 0.5, 1.0, 3.0, 1.0)
+        lo, hi = mixing.predict(lo, hi, 0.5, 1.0, 3.0)
+    np.testing.assert_allclose(moved, 0.75 * np.array([4.0, -8.0, 0.0]), rtol=1e-12)
+    np.testing.assert_allclose([lo, hi], [[3.0, -6.0, 0.0]] * 2, rtol=1e-12)

@@ -81,14 +81,20 @@ def _to_int8(delta: Vector, codes: NDArray[Any], scales: NDArray[Any]) -> None:
     """scale = max |delta| / 127, code = round(delta / scale); a row of zeros has scale 0."""
     for elements, of in _rows(codes):
         rows = delta[elements].astype(np.float32).reshape(of.stop - of.start, -1)
-        top = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-        np.divide(np.abs(top, out=top), TOP, out=top)  # abs: -0.0 is no scale
-        scales[of] = top
-        top[top == 0] = 1  # zeros, and deltas so small that their scale underflows: within half the smallest float
-        np.divide(rows, top[:, None], out=rows)
-        np.rint(rows, out=rows)
-        np.clip(rows, -TOP, TOP, out=rows)  # a subnormal scale may be rounded down by a third
+        scales[of] = _quantise(rows)
         codes[elements] = rows.reshape(-1)
+
+
+def _quantise(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Codes in the place of rows; their scales. **Shapes**: (R, n) -> (R,)."""
+    top = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    np.divide(np.abs(top, out=top), TOP, out=top)  # abs: -0.0 is no scale
+    scales: NDArray[np.float32] = top.copy()
+    top[top == 0] = 1  # zeros, and deltas so small that their scale underflows: within half the smallest float
+    np.divide(rows, top[:, None], out=rows)
+    np.rint(rows, out=rows)
+    np.clip(rows, -TOP, TOP, out=rows)  # a subnormal scale may be rounded down by a third
+    return scales
 
 
 def _from_int8(codes: NDArray[Any], scales: NDArray[Any]) -> Vector:
@@ -383,3 +389,26 @@ def decode(codec: str, payload: Payload, ref: Vector, *, n_parameters: int, out:
     for piece in slices(ref.size, WALK):
         codes.decode(ref, piece, replica)
     return replica
+
+
+def decoded_rows(codec: str, deltas: Vector) -> Vector:
+    """What `decode` makes of what `encode` writes of many deltas at once, without the bytes: for simulators.
+
+    **Shapes**: (E, P) -> (E, P). **Laws**: each row is that of one payload, bit for bit.
+    """
+    share, decoded = millionths(codec), np.empty_like(deltas)
+    if not share and codec in ("f32", "f64"):
+        return deltas.astype(codec.replace("f", "float"), copy=False).astype(deltas.dtype, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for piece in slices(deltas.shape[1], sparse.SPAN if share else ROW):
+            part = deltas[:, piece].astype(np.float32)
+            if codec == "int8":
+                scales = _quantise(part)
+                decoded[:, piece] = np.multiply(part, scales[:, None])
+                continue
+            codes = np.empty(part.size, np.uint16)
+            _to_bf16(part.reshape(-1), codes, codes)
+            found = _from_bf16(codes, codes).reshape(part.shape)
+            mask = sparse.largest_rows(part, sparse.kept(part.shape[1], share)) if share else True
+            decoded[:, piece] = np.where(mask, found, np.float32(0))
+    return decoded

@@ -25,7 +25,7 @@ from gossipfl.learning.blocks import (
     slices,
 )
 
-__all__ = ["apply", "clip_factor", "clip_threshold", "difference_norm", "flow_step", "mu", "norm"]
+__all__ = ["apply", "clip_factor", "clip_threshold", "difference_norm", "flow_step", "mu", "norm", "predict"]
 
 
 def mu(m_lo: Number, m_hi: Number) -> Number:
@@ -130,3 +130,23 @@ def apply(model: Vector, q: Vector, mass: Scalars, lower: bool, out: Vector | No
             step = np.divide(q[..., piece], divisor)
             move(model[..., piece], step, out=moved[..., piece])
     return moved
+
+
+def predict(
+    y_lo: Vector, y_hi: Vector, gamma: Scalars, m_lo: Number, m_hi: Number, piece: slice = slice(None)
+) -> tuple[Vector, Vector]:
+    """Where both replicas stand after an exchange that nothing clips: the references of the next one under a sparse codec.
+
+    y_lo + q / m_lo, y_hi - q / m_hi, q = (gamma mu) (y_hi - y_lo)
+
+    A coordinate that is not sent keeps its replica. Without this the difference of two stale replicas would move the models
+    by the same q at each exchange, beyond each other and back: the cliff of CHOCO's step size. With it the difference shrinks
+    by 1 - gamma each time, and what it moves in all is one full exchange.
+
+    Shapes: y_lo, y_hi (..., P); the result is of `piece`. Laws: as `flow_step` and `apply`, element by element.
+    Source: Koloskova, Stich, Jaggi, "Decentralized stochastic optimization and gossip algorithms with compressed
+    communication" (2019), for agreed replicas. Differs: they move with the exchange; the step needs no tuning.
+    """
+    lo, hi = y_lo[..., piece], y_hi[..., piece]
+    q = flow_step(lo, hi, gamma, m_lo, m_hi, 1.0)
+    return apply(lo, q, m_lo, True), apply(hi, q, m_hi, False)

@@ -29,7 +29,7 @@ def save(path: Path, engine: Engine, run: Run, identity: str) -> None:
         engine.choosing.way.collect(engine.state)
     tensors = {f"state/{name}": tensor for name, tensor in engine.state.arrays()}
     tensors |= {f"flow/{name}": torch.from_numpy(flow) for name, flow in engine.mixer.flows.items()}
-    for kept in (engine.server, engine.memory, engine.push):
+    for kept in (engine.server, engine.memory, engine.push, engine.mixer.replicas):
         if kept is not None:
             tensors |= {f"method/{name}": torch.from_numpy(held) for name, held in kept.arrays()}
     if run.sent is not None and run.stepped is not None:
@@ -81,7 +81,7 @@ def load(path: Path, engine: Engine, run: Run, identity: str) -> None:
         tensor.copy_(tensors[f"state/{name}"])
     for name, flow in engine.mixer.flows.items():
         flow[:] = tensors[f"flow/{name}"].numpy()
-    for kept in (engine.server, engine.memory, engine.push):
+    for kept in (engine.server, engine.memory, engine.push, engine.mixer.replicas):
         if kept is not None:
             for name, held in kept.arrays():
                 held[:] = tensors[f"method/{name}"].numpy()

@@ -270,7 +270,8 @@ class Engine:
                 self.memory.leap(met, nodes)
                 return
             self.memory.track(met, nodes, self.stepped[nodes], plan.eta)
-        is_product = not (met.is_disjoint or self.mixer.flows or terms.tau is not None or distort)
+        is_single = met.is_disjoint or self.mixer.replicas is not None
+        is_product = not (is_single or self.mixer.flows or terms.tau is not None or distort)
         if is_product and met.at_lo is None and met.late is None:
             self.mixer.product(met, terms, self._each, self.block)
         else:

@@ -20,6 +20,7 @@ from gossipfl.learning import correction, mixing
 from gossipfl.learning.blocks import Vector, row_norms
 from gossipfl.simulator.vectorized.draws import Integers
 from gossipfl.simulator.vectorized.meetings import Floats, Links, Mask, Meetings
+from gossipfl.simulator.vectorized.replicas import Replicas
 from gossipfl.simulator.vectorized.state import Blocks, State
 
 CHUNK_BYTES: Final = 2 * 2**20
@@ -68,6 +69,8 @@ class Mixer:
     flows: dict[str, Vector] = field(default_factory=dict)
     """(E, size) of each parameter's tensor, + at the lower node; kept only where leak, cap or leaving needs it"""
     pending: list[Late] = field(default_factory=list)
+    replicas: Replicas | None = None
+    """what links hold of their ends, where models travel compressed"""
     is_even: bool = field(init=False)
     """is every mass 1"""
     _spare: Blocks = field(default_factory=dict)
@@ -127,6 +130,8 @@ class Mixer:
             if distort is not None:
                 distort(name, met.lo, pairs[name][0])
                 distort(name, met.hi, pairs[name][1])
+        if self.replicas is not None:
+            self.replicas.pass_through(pairs, met, m_lo, m_hi)
         clip = self._clip(pairs, terms, met)
         flows: dict[str, tuple[Vector | None, Vector]] = {}
         for name, (y_lo, y_hi) in pairs.items():

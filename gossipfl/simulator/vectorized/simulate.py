@@ -19,6 +19,7 @@ import torch
 
 from gossipfl import topology as topologies
 from gossipfl.errors import Misuse
+from gossipfl.learning import compression as codecs
 from gossipfl.learning.correction import schedule
 from gossipfl.learning.parameters import Layout
 from gossipfl.learning.training import Plan
@@ -31,8 +32,10 @@ from gossipfl.simulator.vectorized.meetings import Floats, Links
 from gossipfl.simulator.vectorized.methods import Method, method_of
 from gossipfl.simulator.vectorized.mixing import Mixer
 from gossipfl.simulator.vectorized.posts import contraction
+from gossipfl.simulator.vectorized.replicas import Replicas
 from gossipfl.simulator.vectorized.rows import Rows
 from gossipfl.simulator.vectorized.run import Record, Run
+from gossipfl.simulator.vectorized.state import State
 from gossipfl.simulator.vectorized.ways import CHOICES, Choice, Model, choose
 from gossipfl.tasks import Site, Task, load
 from gossipfl.tasks.fitting import layout_of, prepare, start
@@ -51,8 +54,6 @@ SHARE: Final = 0.9
 """Of the memory that is free now: an estimate above it is refused."""
 
 EVALUATIONS: Final = 10
-
-COMPRESSIONS: Final = ("none",)
 
 Progress = Callable[[Record], None]
 
@@ -106,8 +107,6 @@ def simulate(
             f"nodes = {nodes}, rounds = {rounds}, release = {release}: nodes and rounds 1 or more, release among them"
         )
     given = dict(locals())
-    if compression not in COMPRESSIONS:
-        raise Misuse(f"compression = {compression!r}; use one of {', '.join(COMPRESSIONS)}")
     chosen, struck = method_of(method), Faults.of(dict(faults) if isinstance(faults, Mapping) else faults)
     layout = layout_of(torch_task)
     if dtype and dtype != layout.dtype:
@@ -123,10 +122,14 @@ def simulate(
     links, meet = _links(topology, nodes, seed, chosen, weights)
     mode = "ticks" if chosen.is_asynchronous else mode
     _require_sound(chosen, struck, meet)
+    _require_codec(compression, chosen, links)
     _require_spectrum(chosen, links, 0.5 if chosen.is_lazy else 1.0, weights)
     if mode == "ticks" and (links is None or chosen.combine != "pairs" or chosen.post != "plain"):
         raise Misuse(f"mode 'ticks' takes a static graph and a plain method of pairs, not {topology!r} and {chosen.name}")
-    _require_memory(nodes, estimate(layout, nodes, rows, plan, chosen, struck, links))
+    held = 2 * (0 if compression == "none" or links is None else len(links)) * layout.n_parameters
+    _require_memory(
+        nodes, estimate(layout, nodes, rows, plan, chosen, struck, links) + held * np.dtype(layout.dtype).itemsize
+    )
     model = Model.of(torch_task, layout, x0)
     block = block or block_of(model, rows, plan)
     path = None if checkpoint is None else Path(checkpoint)
@@ -141,7 +144,7 @@ def simulate(
         rows,
         state,
         choosing,
-        Mixer(state, weights, links),
+        Mixer(state, weights, links, replicas=_replicas(compression, state, links)),
         settings,
         Weather(struck, nodes, rounds, seed),
         block,
@@ -166,7 +169,7 @@ def _go(engine: Engine, run: Run, judge: Judge, every: int, evaluated: int, path
     """The rounds, until they are done or somebody presses Ctrl-C."""
     wall, cpu = time.monotonic(), time.process_time()
     before = run.seconds, run.cpu_seconds
-    message = engine.state.layout.size * np.dtype(engine.state.layout.dtype).itemsize
+    message = _message(engine)
 
     def clock() -> None:
         run.seconds, run.cpu_seconds = before[0] + time.monotonic() - wall, before[1] + time.process_time() - cpu
@@ -203,6 +206,15 @@ def _go(engine: Engine, run: Run, judge: Judge, every: int, evaluated: int, path
             if path is not None and engine.done == run.done:
                 disk.save(path, engine, run, identity)
     clock()
+
+
+def _message(engine: Engine) -> int:
+    """Bytes of one model on its way."""
+    layout, held = engine.state.layout, engine.mixer.replicas
+    itemsize = np.dtype(layout.dtype).itemsize
+    if held is None:
+        return layout.size * itemsize
+    return codecs.payload_size(held.codec, layout.n_parameters, layout.n_moments, itemsize)
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------
@@ -290,6 +302,23 @@ def _redrawn(method: Method, nodes: int, seed: int, masses: Floats) -> topologie
     if method.is_local:
         return schedules.epidemic_local(nodes, some, seed, masses)
     return schedules.epidemic_oracle(nodes, some - (some % 2 and nodes % 2), seed, masses)
+
+
+def _require_codec(name: str, method: Method, links: Links | None) -> None:
+    """**Raises**: Misuse for an unknown codec, or a method whose messages are no models over links that stay."""
+    if name == "none":
+        return
+    if not codecs.is_codec(name):
+        raise Misuse(f"compression = {name!r}; use none, {', '.join(codecs.CODECS)}, or a share of the largest such as topk:0.1")
+    if method.combine not in ("pairs", "edges") or method.has_memory or links is None:
+        raise Misuse(
+            f"compression is against what a link remembers of the models that went over it, and {method.name} here has no such "
+            "links; take gossip, the ledger, d-psgd or d2 on a graph, or compression='none'"
+        )
+
+
+def _replicas(codec: str, state: State, links: Links | None) -> Replicas | None:
+    return None if codec == "none" or links is None else Replicas(codec, state, links)
 
 
 def _require_sound(method: Method, faults: Faults, meet: Any) -> None:

@@ -1,0 +1,57 @@
+"""What both ends of every link hold of each other where models travel compressed: learning's codecs on many links at once.
+
+Each end sends C(y - reference); both then hold reference + decoded as its replica, and the exchange is made of the replicas.
+The next reference is the replica; with a sparse codec it is the replica moved as the exchange moves it (learning.mixing.predict),
+because what was not sent would otherwise be moved again and again by the same stale difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gossipfl.errors import Misuse
+from gossipfl.learning import compression, mixing
+from gossipfl.learning.blocks import Vector
+from gossipfl.simulator.vectorized.meetings import Floats, Links, Meetings
+from gossipfl.simulator.vectorized.state import State
+
+
+@dataclass
+class Replicas:
+    """**Shapes**: lower, higher (E, P): what is agreed of the end with the lower number, and of the other."""
+
+    codec: str
+    state: State
+    links: Links
+    lower: Vector = field(init=False)
+    higher: Vector = field(init=False)
+
+    def __post_init__(self) -> None:
+        first = np.concatenate([self.state.flat(self.state.shared, name)[0] for name in self.state.parameters])
+        self.lower = np.tile(first, (len(self.links), 1))
+        self.higher = self.lower.copy()
+
+    def pass_through(self, pairs: dict[str, tuple[Vector, Vector]], met: Meetings, m_lo: Floats, m_hi: Floats) -> None:
+        """Put replicas in the place of models, in `pairs` (tensor -> rows of both ends) and on the links. Moments stay."""
+        if met.edge is None:
+            raise Misuse("compression is against what a link remembers, and this exchange has no link")
+        names = self.state.parameters
+        ends = [np.concatenate([pairs[name][end] for name in names], axis=1) for end in (0, 1)]
+        references = self.lower[met.edge], self.higher[met.edge]
+        if compression.millionths(self.codec):
+            references = mixing.predict(references[0], references[1], met.gamma, m_lo, m_hi)
+        for end, (models, reference, held) in enumerate(zip(ends, references, (self.lower, self.higher), strict=True)):
+            replica = reference + compression.decoded_rows(self.codec, models - reference)
+            held[met.edge] = replica
+            at = 0
+            for name in names:
+                rows = pairs[name][end]
+                rows[...] = replica[:, at : at + rows.shape[1]]
+                at += rows.shape[1]
+
+    def arrays(self) -> Iterator[tuple[str, Vector]]:
+        """What a checkpoint holds of it."""
+        yield from (("lower", self.lower), ("higher", self.higher))
