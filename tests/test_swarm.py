@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_imports import imports
 
-from gossipfl.simulator import shrink, swarm, trial
+from gossipfl.simulator import pool, shrink, swarm, trial
 from gossipfl.simulator.conservation import Account, ExactlyOnce, Half, Key
 from gossipfl.simulator.invariants import Checker, Watch
 from gossipfl.simulator.recovery import ComesTogether
@@ -169,7 +169,7 @@ def test_a_failing_seed_shrinks_to_the_kind_of_fault_that_matters() -> None:
 def test_a_swarm_resumes_where_it_stopped(tmp_path: Path) -> None:
     path, plan = tmp_path / "swarm.jsonl", swarm.Plan(0, 3, SHORT, (3, 4), until_s=5.0)
     for line in swarm.run(plan, [0, 1], 1):
-        swarm.append(path, line)
+        pool.append(path, line)
     path.write_bytes(path.read_bytes() + b'{"seed": 2, "cut off')
     held = swarm.done(path, plan)
     assert sorted(held) == [0, 1]

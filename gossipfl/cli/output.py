@@ -10,11 +10,17 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from gossipfl.errors import ConfigError, Exit, Fault, printable
+
+LINE_S: Final = 5.0
+"""Between two lines of progress where there is no terminal."""
 
 PASSPHRASE_VARIABLE: Final = "GOSSIPFL_PASSPHRASE_FILE"
 
@@ -58,6 +64,60 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 
 def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Progress of many runs. `step(text)`: one more is done; `say(text)`: a line that stays."""
+
+    step: Callable[[str], None]
+    say: Callable[[str], None]
+
+
+@contextmanager
+def counted(what: str, total: int, done: int = 0, *, quiet: bool = False) -> Iterator[Counter]:
+    """On stderr: a bar with the time left on a terminal, a line now and then elsewhere; `quiet`: only what is said."""
+    if sys.stderr.isatty() and not quiet:
+        with _bar(what, total, done) as counter:
+            yield counter
+        return
+    began = last = time.monotonic()
+    now = done
+
+    def step(text: str) -> None:
+        nonlocal now, last
+        now += 1
+        if not quiet and (time.monotonic() - last > LINE_S or now == total):
+            last = time.monotonic()
+            left = duration((last - began) / (now - done) * (total - now))
+            print(f"{now} of {total} {what}, {left} left" + (f" ({text})" if text else ""), file=sys.stderr, flush=True)
+
+    yield Counter(step, lambda text: print(text, file=sys.stderr, flush=True))
+
+
+@contextmanager
+def _bar(what: str, total: int, done: int) -> Iterator[Counter]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield Counter(
+            lambda text: bar.update(task, advance=1, description=escape(text)),
+            lambda text: bar.console.print(text, markup=False, highlight=False),
+        )
 
 
 def duration(seconds: float) -> str:

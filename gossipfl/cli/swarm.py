@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +10,6 @@ from typing import Annotated, Any, Final
 import typer
 
 EPILOG: Final = "Example: [bold]gossipfl swarm --seeds 100 --hours 0.25[/bold]; run again, it goes on where it stopped."
-
-LINE_S: Final = 10.0
-"""Between two lines of progress where there is no terminal."""
 
 
 def swarm(
@@ -35,6 +30,7 @@ def swarm(
     """Draw a world and its faults from each seed, run it, and say which laws held."""
     from gossipfl.cli import output
     from gossipfl.errors import Exit
+    from gossipfl.simulator import pool
     from gossipfl.simulator import swarm as many
 
     off = tuple(sorted({name.strip() for name in without.split(",") if name.strip()}))
@@ -50,9 +46,9 @@ def swarm(
     if before:
         output.say(f"{len(before)} of {seeds} seeds are in {out} already")
     with _progress(seeds, len(before), json_) as step:
-        for line in many.run(plan, left, processes or many.cores(), record):
+        for line in many.run(plan, left, processes or pool.cores(), record):
             if not alone:
-                many.append(out, line)
+                pool.append(out, line)
             lines.append(line)
             step(line)
     if not no_shrink:
@@ -116,49 +112,18 @@ def _shrink(line: dict[str, Any]) -> None:
 
 @contextmanager
 def _progress(total: int, done: int, quiet: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar with the time left on a terminal, a line now and then elsewhere; failures are printed as they come."""
+    """How far it is; failures are printed as they come."""
+    from gossipfl.cli import output
     from gossipfl.simulator.swarm import failed
 
     bad = 0
-    if sys.stderr.isatty() and not quiet:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+    with output.counted("seeds", total, done, quiet=quiet) as counter:
 
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("seeds", total=total, completed=done)
+        def tell(line: dict[str, Any]) -> None:
+            nonlocal bad
+            if failed(line):
+                bad += 1
+                counter.say(_tell(line))
+            counter.step(f"{bad} failed")
 
-            def drawn(line: dict[str, Any]) -> None:
-                nonlocal bad
-                if failed(line):
-                    bad += 1
-                    bar.console.print(_tell(line), markup=False, highlight=False)
-                bar.update(task, advance=1, description=f"seeds, {bad} failed" if bad else "seeds")
-
-            yield drawn
-        return
-    began = last = time.monotonic()
-    now = done
-
-    def plain(line: dict[str, Any]) -> None:
-        nonlocal bad, now, last
-        now += 1
-        if failed(line):
-            bad += 1
-            print(_tell(line), file=sys.stderr, flush=True)
-        if not quiet and (time.monotonic() - last > LINE_S or now == total):
-            last = time.monotonic()
-            left = (last - began) / (now - done) * (total - now)
-            print(f"{now} of {total} seeds, {bad} failed, {left:.0f} s left", file=sys.stderr, flush=True)
-
-    yield plain
+        yield tell

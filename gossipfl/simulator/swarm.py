@@ -1,25 +1,18 @@
-"""Many seeds in many processes: which are done, which are next, one line a seed in a file. Resumes where it stopped.
+"""Many seeds in many processes: which belong together, one line a seed, all as one summary. Resumes where it stopped.
 
-Not here: what one seed is (trial.py), what is printed (gossipfl.cli.swarm).
+Not here: what one seed is (trial.py), processes and the file (pool.py), what is printed (gossipfl.cli.swarm).
 """
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from gossipfl.errors import ConfigError, Exit, Fault
-
-PER_PROCESS: Final = 200
-"""Seeds that a process runs before a fresh one takes its place: what a library leaks is let go."""
+from gossipfl.simulator import pool
 
 
 @dataclass(frozen=True)
@@ -40,28 +33,13 @@ class Plan:
 
 
 def done(path: Path, plan: Plan) -> dict[int, dict[str, Any]]:
-    """Lines of an earlier run of the same plan, by seed. A last line that was cut off is taken off the file.
+    """Lines of an earlier run of the same plan, by seed. **Raises**: ConfigError for a file that is no record of a swarm."""
 
-    **Raises**: ConfigError for a file that is no record of a swarm.
-    """
-    if not path.exists():
-        return {}
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    found = {}
-    for number, text in enumerate(whole.splitlines(), 1):
-        try:
-            line = json.loads(text)
-            seed = int(line["seed"])
-        except (ValueError, KeyError, TypeError) as error:
-            remedy = "name another --out; this file is no record of a swarm"
-            raise ConfigError(Fault(str(path), number, f"not a line of a swarm: {error}", remedy), exit_code=Exit.STATE) from None
-        if plan.fits(line):
-            found[seed] = line
-    return found
+    def seed(line: dict[str, Any]) -> int | None:
+        number = int(line["seed"])
+        return number if plan.fits(line) else None
+
+    return pool.kept(path, seed, what="a record of a swarm")
 
 
 def one(plan: Plan, seed: int, record: Path | None = None) -> dict[str, Any]:
@@ -80,34 +58,7 @@ def one(plan: Plan, seed: int, record: Path | None = None) -> dict[str, Any]:
 
 def run(plan: Plan, seeds: Sequence[int], processes: int, record: Path | None = None) -> Iterator[dict[str, Any]]:
     """The line of each seed, as they come. `record`: a folder for the recordings of a single seed's nodes."""
-    if processes == 1 or len(seeds) == 1:
-        for seed in seeds:
-            yield one(plan, seed, record)
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("spawn")
-    waiting = iter(seeds)
-    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=PER_PROCESS) as pool:
-        flying: set[Future[dict[str, Any]]] = set()
-        try:
-            while True:
-                for seed in waiting:
-                    flying.add(pool.submit(one, plan, seed))
-                    if len(flying) >= 2 * processes:
-                        break
-                if not flying:
-                    return
-                ready, flying = wait(flying, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    yield future.result()
-        finally:
-            for future in flying:
-                future.cancel()
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, sort_keys=True) + "\n")
+    yield from pool.run(partial(one, plan, record=record), seeds, processes)
 
 
 def failed(line: dict[str, Any]) -> list[str]:
@@ -135,9 +86,3 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "cpu_s": round(sum(line["cpu_s"] for line in lines), 1),
         "invariants": dict(sorted(laws.items())),
     }
-
-
-def cores() -> int:
-    with suppress(AttributeError):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
