@@ -168,9 +168,9 @@ def hostile(world: World, name: str, push: Callable[[Any], Any]) -> None:
     bench.boot = boot  # type: ignore[method-assign]
 
 
-def distance_of_the_honest(push: Callable[[Any], Any] | None, present: bool = True) -> float:
+def distance_of_the_honest(push: Callable[[Any], Any] | None, correction: str = "ledger") -> float:
     counts = dict.fromkeys("abcdefgh", 10)
-    members = federation(counts, local_rounds=400, eta=0.05)
+    members = federation(counts, local_rounds=400, eta=0.05, correction=correction)
     trainers, optimum = quadratics(tuple("abcdefgh"), 3)
     world = World(toy_specs(members, lambda name: trainers[name], turn_ns=200_000_000), 3)
     if push is not None:
@@ -187,6 +187,23 @@ def test_the_ledger_stays_bounded_beside_a_member_that_always_pushes_one_way() -
     thousand = distance_of_the_honest(lambda moved: np.full_like(moved, 1000.0))
     assert thousand < 1.5 * hundred + 0.5
     assert thousand < 10
+
+
+def test_without_a_correction_the_same_push_moves_nobody_much_further_than_no_push() -> None:
+    """The clip is anchored to a gradient norm that does not fall then (ADR 21), nor grow with what is pushed."""
+    alone = distance_of_the_honest(None, "none")
+    assert distance_of_the_honest(lambda moved: np.full_like(moved, 1000.0), "none") < alone + 1
+
+
+def test_without_a_correction_the_default_clip_does_not_keep_sites_apart() -> None:
+    """Each site's gradient falls as it comes near its own optimum; with it fell the clip, and mixing stopped for ever."""
+    apart = []
+    for clip in (2.0, 0.0):
+        world, _ = small_world(correction="none", clip=clip, local_rounds=400)
+        world.run(300)
+        assert {node.peer.stage for node in world.nodes.values()} == {"finished"}
+        apart.append(np.ptp([world.model(name) for name in world.nodes], axis=0).max())
+    assert apart[0] < 2 * apart[1] + 1e-3
 
 
 def test_only_the_links_of_a_member_that_always_pushes_one_way_are_straight() -> None:

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from test_imports import imports
 
+from gossipfl.protocol import limits
 from gossipfl.simulator import pool, shrink, swarm, trial
 from gossipfl.simulator.conservation import Account, ExactlyOnce, Half, Key
 from gossipfl.simulator.invariants import Checker, Watch
+from gossipfl.simulator.laws import DialsSeldom
 from gossipfl.simulator.recovery import ComesTogether
 from gossipfl.simulator.witness import Fellow, Life, Truth
 
@@ -183,6 +185,10 @@ def test_fewer_nodes_or_fewer_faults_shift_no_other_property_of_a_seed() -> None
     for name in ("kind", "turn_s", "checkpoint_s", "latency_s", "leak", "dimension"):
         assert getattr(whole, name) == getattr(less, name)
     assert whole.faults.without("cut", "crash") == less.faults
+
+
+def test_dials_are_bounded_by_the_table_of_limits() -> None:
+    assert (DialsSeldom.PER_HOUR, DialsSeldom.PER_EXCHANGE) == (limits.DIALS_PER_HOUR, limits.DIALS_PER_EXCHANGE)
 
 
 def test_every_law_has_a_name_and_one_sentence() -> None:

@@ -67,5 +67,12 @@ INBOUND_PER_MINUTE: Final = 60
 INCOMING_MAX: Final = 16
 """Payloads that one session may be awaiting: an exchange awaits one; the rest are left over from broken off ones."""
 
+DIALS_PER_HOUR: Final = 128
+"""Dials of one neighbour that a node makes in an hour in vain: a wait of at least 30 s between two once `back_off` has
+doubled seven times, and those seven."""
+
+DIALS_PER_EXCHANGE: Final = 8
+"""So many more for each exchange with it in that hour: an exchange makes the waits short again, and they double seven times."""
+
 CERTIFICATE_BODY_MAX: Final = 1024
 """Bytes of the answer to GET /gossipfl/v1/certificate: one certificate fits a handshake message, so it fits this."""

@@ -80,7 +80,7 @@ class Manifest(Frozen, frozen=True):
     tau: Scalar
     """largest norm of the difference that is let through; infinity where there is no clip"""
     gradient: Scalar
-    """moving average of the sender's own gradient norm"""
+    """moving average of the sender's own gradient norm; without a correction it never falls"""
     answers: OptionalDigest = b""
     """reply: digest of the proposal's manifest bytes"""
     clip: Scalar = 1.0

@@ -393,7 +393,9 @@ class Peer(InStep):
             self.turn_over()
             return
         memory = GRADIENT_MEMORY if self.gradient else 0.0
-        self.gradient = memory * self.gradient + (1 - memory) * event.gradient
+        average = memory * self.gradient + (1 - memory) * event.gradient
+        # without a correction it never falls: what clips the exchanges would follow the own optimum to zero (ADR 21)
+        self.gradient = average if self.settings.ledger else max(average, self.gradient)
         self.trained, self.loss, self.steps = True, event.loss, self.steps + event.steps
         displacement = event.displacement
         self.change(lambda job: ev.Absorb(job, self.current["model"], displacement), self.absorbed, displacement)

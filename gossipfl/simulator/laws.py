@@ -337,6 +337,42 @@ class WithinBounds(Checker):
                 self.broken(life.name, f"{number} certificates of {member} on disk")
 
 
+class DialsSeldom(Checker):
+    name = "dials"
+    law = "Within an hour no node dials a neighbour more than 128 times, and 8 times for each exchange with it."
+
+    HOUR_S = 3600.0
+    PER_HOUR = 128
+    PER_EXCHANGE = 8
+
+    def __init__(self, truth: Truth) -> None:
+        super().__init__(truth)
+        self.dialled: dict[tuple[str, str], deque[float]] = {}
+        self.exchanged: dict[tuple[str, str], deque[float]] = {}
+
+    def booted(self, life: Life) -> None:
+        """A new process has forgotten whom it dialled."""
+        for peer in self.truth.fellows[life.name].neighbours:
+            self.dialled.pop((life.name, peer), None)
+
+    def committed(self, life: Life, before: dict[str, LinkRow], command: Any) -> None:
+        for peer, old in before.items():
+            if life.link(peer).exchanges > old.exchanges:
+                self.exchanged.setdefault((life.name, peer), deque()).append(self.now_s)
+
+    def commanded(self, life: Life, kind: str, command: Any) -> None:
+        if kind != "Dial":
+            return
+        at = (life.name, command.peer)
+        dialled, exchanged = self.dialled.setdefault(at, deque()), self.exchanged.setdefault(at, deque())
+        dialled.append(self.now_s)
+        for times in (dialled, exchanged):
+            while times and times[0] < self.now_s - self.HOUR_S:
+                times.popleft()
+        if len(dialled) > self.PER_HOUR + self.PER_EXCHANGE * (len(exchanged) + 1):
+            self.broken(life.name, f"dials {command.peer} {len(dialled)} times within an hour, with {len(exchanged)} exchanges")
+
+
 class NeverRaises(Checker):
     name = "never-raises"
     law = "Whatever comes in, a core answers with commands, and a node's hands with an event."
@@ -389,5 +425,5 @@ class HonestAgree(Checker):
 
 
 NODE_LAWS: Final = (
-    CountedOnce, NoWayBack, DiskFirst, OnlyFromMembers, AlwaysOpens, WithinBounds, NeverRaises, HonestAgree,
+    CountedOnce, NoWayBack, DiskFirst, OnlyFromMembers, AlwaysOpens, WithinBounds, DialsSeldom, NeverRaises, HonestAgree,
 )  # fmt: skip

@@ -45,7 +45,7 @@ EXCHANGES: Final = 50.0
 RING: Final = 6
 """Nodes that a ring has at most: models creep round a longer one."""
 
-MIXED: Final = 120
+MIXED: Final = 400
 """Exchanges of each node, at the end, that only mix, at most: far more than it needs."""
 
 HURRY_S: Final = 1.0
@@ -118,7 +118,7 @@ def draw(
     def one(purpose: str, *choices: Any) -> Any:
         return choices[int(stream(purpose).random() * len(choices))]
 
-    pace, ledger = hours * 3600 / EXCHANGES, one("ledger", True, True, False)
+    pace = hours * 3600 / EXCHANGES
     size = nodes[0] + int(stream("nodes").random() * (nodes[1] + 1 - nodes[0]))
     return Trial(
         seed=seed,
@@ -126,10 +126,10 @@ def draw(
         nodes=size,
         kind=one("kind", "mixing", "training", "study"),
         rule=one("rule", "complete", "regular", "ring" if size <= RING else "regular"),
-        ledger=ledger,
+        ledger=one("ledger", True, True, False),
         leak=one("leak", 0.0, 0.02),
         cap=one("cap", 0.0, 2.0),
-        clip=one("clip", 0.0, 2.0) if ledger else 0.0,
+        clip=one("clip", 0.0, 2.0),
         turn_s=spread("turn", min(pace, max(0.2, pace / 8)), pace),
         checkpoint_s=spread("checkpoint", 2.0, 600.0),
         step_s=spread("step", 0.001, 0.5),

@@ -194,7 +194,14 @@ class Engine:
         return self.draws or Named(self.settings.seed, tick)
 
     def _train(self, nodes: Integers, plan: Plan, tick: int | None = None) -> None:
-        """Local steps of these nodes, in blocks: of a size where rows are many, of falling steps within a block."""
+        """Local steps of these nodes. G, to which the clip is anchored, does not fall without a correction (ADR 21)."""
+        method = self.settings.method
+        before = self.state.gradient.copy() if method.clip and not method.theta else 0.0
+        self._step(nodes, plan, tick)
+        np.maximum(self.state.gradient, before, out=self.state.gradient)
+
+    def _step(self, nodes: Integers, plan: Plan, tick: int | None) -> None:
+        """In blocks: of a size where rows are many, of falling steps within a block."""
         steps = self.weather.steps(plan.steps)
         self.stepped[nodes] += steps[nodes]
         sizes = self.rows.sizes(plan.batch_size)
