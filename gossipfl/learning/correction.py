@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gossipfl.errors import Misuse
 from gossipfl.learning.blocks import Number, Scalars, Vector, factor, norm, require_alike, room_for, slices
@@ -86,6 +87,20 @@ def book(
         for piece, value in _booked(flow, q, kappa, leak, lower):
             np.multiply(value, share, out=booked[..., piece])
     return booked
+
+
+def since_last(idle: Vector, came: NDArray[np.bool_], out: Vector | None = None) -> tuple[Vector, Vector]:
+    """(n, idle'): how many exchanges of a link the difference of each coordinate has gathered in, and what is kept of that.
+
+    n = idle + 1; idle' = 0 where the coordinate came in this exchange, from either end, else n
+
+    Under a sparse codec the flow is booked of q / n: kappa is made for a difference that H_ref steps have brought about, and
+    what comes after n exchanges has n times as many behind it. Laws: n = 1 everywhere where everything comes each time.
+    """
+    n = np.add(idle, idle.dtype.type(1))
+    kept = room_for(idle, out)
+    np.multiply(n, ~came, out=kept)
+    return n, kept
 
 
 def booked_norm(flow: Vector | None, q: Vector, kappa: float, leak: float, lower: bool) -> float:

@@ -130,8 +130,9 @@ class Mixer:
             if distort is not None:
                 distort(name, met.lo, pairs[name][0])
                 distort(name, met.hi, pairs[name][1])
+        counts = {}
         if self.replicas is not None:
-            self.replicas.pass_through(pairs, met, m_lo, m_hi)
+            counts = self.replicas.pass_through(pairs, met, m_lo, m_hi, books=terms.kappa > 0)
         clip = self._clip(pairs, terms, met)
         flows: dict[str, tuple[Vector | None, Vector]] = {}
         for name, (y_lo, y_hi) in pairs.items():
@@ -141,6 +142,8 @@ class Mixer:
             if terms.kappa and name in state.correction:
                 before = self.flows[name][met.edge] if self.flows and met.edge is not None else None
                 kept = 1.0 - terms.leak if before is not None else 1.0
+                if name in counts:
+                    np.divide(q, counts[name], out=q)
                 flows[name] = before, correction.book(before, q, terms.kappa, kept, 1.0, True, out=q)
         if flows:
             self._book(flows, terms, met, m_lo, m_hi, late)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gossipfl.errors import Misuse
-from gossipfl.learning import compression, mixing
+from gossipfl.learning import compression, correction, mixing
 from gossipfl.learning.blocks import Vector
 from gossipfl.simulator.vectorized.meetings import Floats, Links, Meetings
 from gossipfl.simulator.vectorized.state import State
@@ -28,30 +28,49 @@ class Replicas:
     links: Links
     lower: Vector = field(init=False)
     higher: Vector = field(init=False)
+    idle: Vector = field(init=False)
+    """(E, P) exchanges that booked a flow since each coordinate last came; of a sparse codec only, else (E, 0)"""
 
     def __post_init__(self) -> None:
         first = np.concatenate([self.state.flat(self.state.shared, name)[0] for name in self.state.parameters])
         self.lower = np.tile(first, (len(self.links), 1))
         self.higher = self.lower.copy()
+        self.idle = np.zeros_like(self.lower if compression.millionths(self.codec) else self.lower[:, :0])
 
-    def pass_through(self, pairs: dict[str, tuple[Vector, Vector]], met: Meetings, m_lo: Floats, m_hi: Floats) -> None:
-        """Put replicas in the place of models, in `pairs` (tensor -> rows of both ends) and on the links. Moments stay."""
+    def pass_through(
+        self, pairs: dict[str, tuple[Vector, Vector]], met: Meetings, m_lo: Floats, m_hi: Floats, *, books: bool
+    ) -> dict[str, Vector]:
+        """Put replicas in the place of models, in `pairs` (tensor -> rows of both ends) and on the links. Moments stay.
+
+        **Returns**: n of learning.correction.since_last for each tensor, where the codec is sparse and a flow is booked.
+        """
         if met.edge is None:
             raise Misuse("compression is against what a link remembers, and this exchange has no link")
         names = self.state.parameters
         ends = [np.concatenate([pairs[name][end] for name in names], axis=1) for end in (0, 1)]
         references = self.lower[met.edge], self.higher[met.edge]
-        if compression.millionths(self.codec):
+        if self.idle.size:
             references = mixing.predict(references[0], references[1], met.gamma, m_lo, m_hi)
+        came = np.zeros(ends[0].shape, dtype=bool)
         for end, (models, reference, held) in enumerate(zip(ends, references, (self.lower, self.higher), strict=True)):
             replica = reference + compression.decoded_rows(self.codec, models - reference)
+            came |= replica != reference
             held[met.edge] = replica
-            at = 0
-            for name in names:
-                rows = pairs[name][end]
-                rows[...] = replica[:, at : at + rows.shape[1]]
-                at += rows.shape[1]
+            for name, part in self._parts(replica):
+                pairs[name][end][...] = part
+        if not (self.idle.size and books):
+            return {}
+        n, self.idle[met.edge] = correction.since_last(self.idle[met.edge], came)
+        return dict(self._parts(n))
+
+    def _parts(self, rows: Vector) -> Iterator[tuple[str, Vector]]:
+        """The columns of each tensor."""
+        at = 0
+        for name in self.state.parameters:
+            size = self.state.flat(self.state.shared, name).shape[1]
+            yield name, rows[:, at : at + size]
+            at += size
 
     def arrays(self) -> Iterator[tuple[str, Vector]]:
         """What a checkpoint holds of it."""
-        yield from (("lower", self.lower), ("higher", self.higher))
+        yield from (("lower", self.lower), ("higher", self.higher), ("idle", self.idle))

@@ -126,7 +126,7 @@ def simulate(
     _require_spectrum(chosen, links, 0.5 if chosen.is_lazy else 1.0, weights)
     if mode == "ticks" and (links is None or chosen.combine != "pairs" or chosen.post != "plain"):
         raise Misuse(f"mode 'ticks' takes a static graph and a plain method of pairs, not {topology!r} and {chosen.name}")
-    held = 2 * (0 if compression == "none" or links is None else len(links)) * layout.n_parameters
+    held = 3 * (0 if compression == "none" or links is None else len(links)) * layout.n_parameters
     _require_memory(
         nodes, estimate(layout, nodes, rows, plan, chosen, struck, links) + held * np.dtype(layout.dtype).itemsize
     )
