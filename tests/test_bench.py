@@ -21,6 +21,7 @@ from gossipfl.simulator.bench.network import NETWORKS, Network, Work, seconds
 from gossipfl.simulator.bench.question import Ask, Question
 from gossipfl.simulator.bench.recipe import changed, recipe
 from gossipfl.simulator.bench.summary import summarise
+from gossipfl.simulator.bench.verdict import sentences, verdict
 from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.tasks import load
 
@@ -37,7 +38,8 @@ def made_line(method: str, seed: int, worst: float | None, whole: float = 0.9, *
     return {
         "key": f"{method} {seed}", "task": "t", "method": method, "seed": seed, "is_slow": False, "metric": "auc", "nodes": 2,
         "train_rows": 70, "test_rows": 30, "centralized": whole, "diverged": 0 if worst is not None else 1, "score": score,
-        "brier": 0.1, "calibration": 0.0, "log_loss": 0.3, "against_centralized": None, "cpu_s": 1.0, "curve": [], **more,
+        "brier": 0.1, "calibration": 0.0, "log_loss": 0.3, "against_centralized": None, "cpu_s": 1.0, "curve": [],
+        "sites": {"score": [], "own_log_loss": []}, **more,
     }  # fmt: skip
 
 
@@ -192,6 +194,48 @@ def test_the_goal_is_reached_where_the_curve_stays_above_it() -> None:
 def test_a_method_without_a_line_for_every_seed_is_named() -> None:
     lines = [made_line("gossip", 0, 0.9), made_line("gossip", 1, 0.9), made_line("ledger", 0, 0.9)]
     assert summarise(lines, ["gossip", "ledger", "fedavg"]).missing == ["ledger", "fedavg"]
+
+
+def test_a_metric_alone_is_the_one_among_all_metrics() -> None:
+    for name in ("breast-cancer", "digits"):
+        task = load(name)
+        _, test = task.demo_sites(4, 0)
+        rng = np.random.default_rng(0)
+        scores = rng.uniform(size=len(test)) if name == "breast-cancer" else rng.dirichlet(np.ones(10), len(test))
+        assert task.score(test.y, scores) == task.metrics(test.y, scores)[task.metric]
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------------
+
+
+def told(gossip: list[float], fedavg: list[float]) -> list[str]:
+    lines = [made_line("gossip", seed, value) for seed, value in enumerate(gossip)]
+    lines += [made_line("fedavg", seed, value) for seed, value in enumerate(fedavg)]
+    return sentences(verdict(summarise(lines, ["fedavg", "gossip"])))
+
+
+def test_a_difference_is_called_one_only_where_its_interval_is_on_one_side_of_0() -> None:
+    base = [0.89, 0.9, 0.91, 0.9, 0.88]
+    noise = [0.01, -0.01, 0.0, 0.01, -0.01]
+    better = told([one + 0.01 + 0.1 * n for one, n in zip(base, noise, strict=True)], base)
+    assert any(line.startswith("+") and line.endswith("better than FedAvg.") for line in better)
+    worse = told([one - 0.01 + 0.1 * n for one, n in zip(base, noise, strict=True)], base)
+    assert any(line.startswith("-") and line.endswith("worse than FedAvg.") for line in worse)
+    alike = told([one + n for one, n in zip(base, noise, strict=True)], base)
+    assert any(line.startswith("?") and line.endswith("no difference can be told.") for line in alike)
+
+
+def test_what_diverged_or_was_refused_is_named_and_has_no_other_sentence() -> None:
+    lines = [made_line("gossip", 0, 0.9), made_line("gossip", 1, None)]
+    said = sentences(verdict(summarise(lines, ["gossip"], {"d2": "its graph has an eigenvalue of -.5"})))
+    assert len(said) == 2 and "diverged in 1 of 2" in said[0] and "eigenvalue" in said[1]
+
+
+def test_sites_that_gain_are_counted_where_both_models_have_a_figure() -> None:
+    federated = made_line("gossip", 0, 0.9, sites={"score": [0.8, 0.9, 0.7], "own_log_loss": [0.5, None, 0.4]})
+    alone = made_line("local", 0, 0.5, sites={"score": [0.9, 0.5, 0.6], "own_log_loss": [0.6, 0.1, 0.3]})
+    row = summarise([federated, alone], ["local", "gossip"]).row("gossip")
+    assert row is not None and row.sites == {"of": 3, "better": 2, "own_of": 2, "own_better": 1}
 
 
 # ---- the folder and the command --------------------------------------------------------------------------------------

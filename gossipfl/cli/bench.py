@@ -48,11 +48,14 @@ def bench(
 ) -> None:
     """Compare methods on the same rows, graph, budget, absence and seeds, with centralized and each site alone beside them."""
     from gossipfl.cli import output
+    from gossipfl.errors import Exit, Misuse
     from gossipfl.simulator import results
     from gossipfl.simulator.bench import folder as folders
     from gossipfl.simulator.bench import one
+    from gossipfl.simulator.bench.network import NETWORKS
     from gossipfl.simulator.bench.question import Question
     from gossipfl.simulator.bench.summary import summarise
+    from gossipfl.simulator.bench.verdict import sentences, verdict
 
     began = time.time()
     asked = Question.of(
@@ -66,18 +69,27 @@ def bench(
     left = {key: ask for key, ask in wanted.items() if key not in there}
     if len(left) < len(wanted):
         output.say(f"{len(wanted) - len(left)} of {len(wanted)} runs are in {folder / folders.RUNS} already")
+    refused: dict[str, str] = {}
     with _progress(len(wanted), len(wanted) - len(left), json_) as step:
         for key, ask in left.items():
             step(0, str(ask))
-            there[key] = one.run(asked, ask, None if data_dir is None else str(data_dir))
-            folders.append(folder, there[key])
+            try:
+                there[key] = one.run(asked, ask, None if data_dir is None else str(data_dir))
+                folders.append(folder, there[key])
+            except Misuse as error:
+                refused[ask.method] = str(error)
             step(1, str(ask))
-    lines = [there[key] for key in wanted]
-    found = summarise(lines, asked.methods)
+    lines = [there[key] for key in wanted if key in there]
+    if not lines:
+        raise Misuse("; ".join(f"{method}: {why}" for method, why in refused.items()))
+    found = summarise(lines, asked.methods, refused)
     result = {
         "question": str(asked),
         "metric": found.metric,
         "methods": [row.as_json() for row in found.rows],
+        "refused": refused,
+        "networks": {network.name: str(network) for network in NETWORKS},
+        "said": sentences(verdict(found)),
         "folder": str(folder),
     }
     results.write_json(folder / "manifest.json", results.manifest(asked.seeds[0], ["gossipfl", *sys.argv[1:]], began))
@@ -88,6 +100,8 @@ def bench(
     else:
         _closing(found)
         print(f"results: {folder}")
+    if refused:
+        raise typer.Exit(int(Exit.FAILED))
 
 
 @contextmanager
@@ -132,6 +146,8 @@ def _progress(total: int, done: int, quiet: bool) -> Iterator[Callable[[int, str
 def _closing(found: Summary) -> None:
     from gossipfl.cli import output
     from gossipfl.learning.evaluation import label
+    from gossipfl.simulator.bench.network import NETWORKS
+    from gossipfl.simulator.bench.verdict import sentences, verdict
 
     splits = f"{len(found.seeds)} splits" if len(found.seeds) > 1 else "one split"
     print()
@@ -146,6 +162,22 @@ def _closing(found: Summary) -> None:
         map(_cost, found.rows),
     )
     print()
+    timed = [row for row in found.rows if row.worst_reached.seconds]
+    if timed:
+        output.table(
+            "modelled seconds until the worst node is at 99 % of centralized",
+            ("method", *(network.name for network in NETWORKS)),
+            [[row.method, *(_seconds(row, network.name) for network in NETWORKS)] for row in timed],
+        )
+        print(*(f"  {network.name}: {network}" for network in NETWORKS), sep="\n")
+        print()
+    print(*sentences(verdict(found)), sep="\n")
+    print()
+
+
+def _seconds(row: Row, network: str) -> str:
+    value = row.worst_reached.seconds.get(network)
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _quality(row: Row) -> list[str]:

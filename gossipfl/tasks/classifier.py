@@ -64,6 +64,10 @@ class Classifier:
         chances = logits.squeeze(-1).sigmoid() if self.classes == 2 else logits.softmax(-1)
         return np.asarray(chances.cpu().numpy(), dtype=np.float64)
 
+    def score(self, y: Vector, scores: Floats) -> float:
+        """The task's metric alone: `metrics` takes four times as long."""
+        return evaluation.auc(y, scores) if self.classes == 2 else evaluation.accuracy(y, scores)
+
     def metrics(self, y: Vector, scores: Floats) -> dict[str, float]:
         return evaluation.binary(y, scores) if self.classes == 2 else evaluation.multiclass(y, scores)
 

@@ -116,6 +116,7 @@ def _simulated(question: Question, ask: Ask, recipe: Recipe, task: Task, sites: 
             seed=ask.seed,
             threads=1,
             evaluate_every=max(1, question.rounds // POINTS),
+            evaluate_nodes=ALL,
             **recipe.keywords(),
         )
 

@@ -14,13 +14,18 @@ import numpy as np
 
 from gossipfl.learning.comparing import LOWER_IS_BETTER, Interval, corrected_t
 from gossipfl.simulator.bench.one import Line
+from gossipfl.simulator.bench.question import REFERENCES
 from gossipfl.simulator.results import share_of
+from gossipfl.simulator.vectorized.methods import method_of
 
 GOAL: Final = 0.99
 """Of centralized: the share that "rounds to" and "bytes to" are about."""
 
 NODES: Final = ("worst", "low", "median", "mean")
 """Which node a figure is of: the worst, the 5th percentile, the median; the mean over nodes."""
+
+MEASURES: Final = ("brier", "calibration", "log_loss", "consensus", "bytes_per_node", "exchanges", "cpu_s")
+"""Figures of a line that are averaged over splits as they are."""
 
 NOTHING: Final = Interval(math.nan, math.nan, math.nan)
 
@@ -68,10 +73,22 @@ class Row:
     bytes_per_node: float
     exchanges: float
     cpu_s: float
+    sites: Mapping[str, float] = field(default_factory=dict)
+    """means over splits: `of` so many sites the federated model is `better` than the site's own on all test rows, and of
+    `own_of` sites with rows of their own held out it has the lower log loss on these at `own_better`"""
 
     @property
     def is_reference(self) -> bool:
-        return self.method in ("centralized", "local")
+        return self.method in REFERENCES
+
+    @property
+    def has_server(self) -> bool:
+        return not self.is_reference and method_of(self.method).has_server
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better."""
+        return -1 if self.metric in LOWER_IS_BETTER else 1
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,15 +103,17 @@ class Summary:
     seeds: Sequence[int]
     train_rows: int
     test_rows: int
-    missing: Sequence[str] = field(default=())
+    missing: Sequence[str] = ()
     """methods without a line for every seed"""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """method -> why the engine would not run it"""
 
     def row(self, method: str) -> Row | None:
         return next((row for row in self.rows if row.method == method), None)
 
 
-def summarise(lines: Sequence[Line], methods: Sequence[str]) -> Summary:
-    """Rows in the order of `methods`, of those that have lines."""
+def summarise(lines: Sequence[Line], methods: Sequence[str], refused: Mapping[str, str] | None = None) -> Summary:
+    """Rows in the order of `methods`, of those that have lines. `refused`: method -> why it was not run."""
     plain: dict[str, dict[int, Line]] = {}
     slow: dict[str, dict[int, Line]] = {}
     for line in lines:
@@ -102,13 +121,14 @@ def summarise(lines: Sequence[Line], methods: Sequence[str]) -> Summary:
     by = plain
     there = [method for method in methods if method in by]
     seeds = sorted({line["seed"] for line in lines})
-    rows = [_row(method, by[method], list(slow.get(method, {}).values()), by.get("fedavg", {})) for method in there]
+    rows = [_row(method, by, list(slow.get(method, {}).values())) for method in there]
     missing = [method for method in methods if set(by.get(method, ())) != set(seeds)]
     first = lines[0]
-    return Summary(first["metric"], rows, seeds, first["train_rows"], first["test_rows"], missing)
+    return Summary(first["metric"], rows, seeds, first["train_rows"], first["test_rows"], missing, refused or {})
 
 
-def _row(method: str, lines: Mapping[int, Line], slow: Sequence[Line], fedavg: Mapping[int, Line]) -> Row:
+def _row(method: str, by: Mapping[str, Mapping[int, Line]], slow: Sequence[Line]) -> Row:
+    lines, fedavg, alone = by[method], by.get("fedavg", {}), by.get("local", {})
     held = [lines[seed] for seed in sorted(lines)]
     metric = held[0]["metric"]
     ratio = (
@@ -118,7 +138,7 @@ def _row(method: str, lines: Mapping[int, Line], slow: Sequence[Line], fedavg: M
     worst = [_number(line["score"]["worst"]) for line in held]
     whole = [_number(line["centralized"]) for line in held]
     shares = [share_of(one, all_, metric) for one, all_ in zip(worst, whole, strict=True)]
-    both = [seed for seed in sorted(lines) if seed in fedavg and method not in ("fedavg", "centralized", "local")]
+    both = [seed for seed in sorted(lines) if seed in fedavg and method not in ("fedavg", *REFERENCES)]
     gains = [_number(lines[seed]["score"]["worst"]) - _number(fedavg[seed]["score"]["worst"]) for seed in both]
     differences = [one - all_ for one, all_ in zip(worst, whole, strict=True)]
     return Row(
@@ -134,9 +154,27 @@ def _row(method: str, lines: Mapping[int, Line], slow: Sequence[Line], fedavg: M
         _interval(gains, *ratio) if both else NOTHING,
         reached(held, slow, "worst"),
         reached(held, slow, "mean"),
-        *(_mean(line[name] for line in held) for name in ("brier", "calibration", "log_loss")),
-        *(_mean(line.get(name) for line in held) for name in ("consensus", "bytes_per_node", "exchanges", "cpu_s")),
+        **{name: _mean(line.get(name) for line in held) for name in MEASURES},
+        sites={}
+        if method in REFERENCES
+        else _gains(metric, [(lines[seed], alone[seed]) for seed in sorted(lines) if seed in alone]),
     )
+
+
+def _gains(metric: str, pairs: Sequence[tuple[Line, Line]]) -> dict[str, float]:
+    """At how many sites a method's model is better than the site's own, over splits of both."""
+    counts = []
+    for with_, alone in pairs:
+        both, own = (
+            [(one, other) for one, other in zip(with_["sites"][name], alone["sites"][name], strict=False)
+             if one is not None and other is not None]
+            for name in ("score", "own_log_loss")
+        )  # fmt: skip
+        better, lower = sum(is_better(metric, *pair) for pair in both), sum(one < other for one, other in own)
+        counts.append((len(both), better, len(own), lower))
+    if not counts:
+        return {}
+    return dict(zip(("of", "better", "own_of", "own_better"), np.mean(counts, axis=0).tolist(), strict=True))
 
 
 def _interval(values: Sequence[float], train: float, test: float) -> Interval:

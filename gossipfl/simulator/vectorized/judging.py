@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from gossipfl.learning.blocks import Vector
+from gossipfl.learning.parameters import Layout, write
 from gossipfl.simulator.results import LOWER_IS_BETTER
 from gossipfl.simulator.vectorized.draws import Integers
 from gossipfl.simulator.vectorized.meetings import Floats
 from gossipfl.simulator.vectorized.state import State
+from gossipfl.tasks.classifier import Classifier
 from gossipfl.tasks.fitting import evaluate
 from gossipfl.tasks.normalisation import Normaliser
 from gossipfl.tasks.task import Data, Task
@@ -38,15 +44,32 @@ class Judge:
         return self.task.metric in LOWER_IS_BETTER
 
     def scores(self, state: State, nodes: Integers) -> list[float]:
-        """The metric of each of these nodes; NaN where it is not defined or the model is not finite."""
+        """The metric of each of these nodes; NaN where it is not defined or the model is not finite. Equal models are judged
+        once: after a round through a server all are."""
+        known: dict[bytes, float] = {}
         found = []
         for node in nodes.tolist():
             vector = state.vector(node)
-            with np.errstate(all="ignore"):
-                is_sound = bool(np.isfinite(vector).all())
-                metrics = evaluate(self.task, state.layout, vector, self.normaliser, self.test) if is_sound else {}
-            found.append(float(metrics.get(self.task.metric, math.nan)))
+            name = vector.tobytes()
+            if name not in known:
+                known[name] = self._score(state.layout, vector)
+            found.append(known[name])
         return found
+
+    def _score(self, layout: Layout, vector: Vector) -> float:
+        if not np.isfinite(vector).all():
+            return math.nan
+        with np.errstate(all="ignore"):
+            if isinstance(self.task, Classifier):
+                module, rows = self._prepared
+                write(layout, vector, module)
+                return self.task.score(self.test.y, self.task.scores(module, rows))
+            return float(evaluate(self.task, layout, vector, self.normaliser, self.test).get(self.task.metric, math.nan))
+
+    @cached_property
+    def _prepared(self) -> tuple[nn.Module, Tensor]:
+        """A module, and the test rows, normalised once: that took as long as judging them."""
+        return self.task.model().eval(), torch.from_numpy(self.normaliser.apply(self.test.x))
 
     def summary(self, scores: Sequence[float]) -> dict[str, float]:
         """worst, 5th percentile, median and mean; a node whose model is not finite is the worst there is."""

@@ -1,0 +1,155 @@
+"""What holds and what does not, in sentences made from the numbers alone: no method has a sentence of its own.
+
+A difference whose interval has 0 in it is called no difference that can be told, whoever it favours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gossipfl.learning.comparing import Interval
+from gossipfl.learning.evaluation import label
+from gossipfl.simulator.bench.network import NETWORKS
+from gossipfl.simulator.bench.summary import GOAL, Row, Summary
+
+MARGIN: Final = 0.01
+"""A worst node whose interval lies above centralized less this is called as good, for most purposes of a hospital."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """One sentence; `holds` None where the numbers do not decide."""
+
+    holds: bool | None
+    text: str
+
+
+def verdict(found: Summary) -> list[Said]:
+    """Sentences on every method without a server, then on what went wrong."""
+    said = [one for row in found.rows if not row.is_reference and not row.has_server for one in _of(row, found)]
+    said += [
+        Said(
+            False,
+            f"{row.method} diverged in {row.diverged} of {row.runs} splits: it has no mean, and no figure here is its.",
+        )
+        for row in found.rows
+        if row.diverged
+    ]
+    return said + [Said(False, f"{name} was not run: {why}") for name, why in found.refused.items()]
+
+
+def _of(row: Row, found: Summary) -> list[Said]:
+    if row.diverged:
+        return []
+    said = [_quality(row), _goal(row)]
+    fedavg = found.row("fedavg")
+    if fedavg is not None and not fedavg.diverged:
+        said += [_beside(row), *_bytes(row, fedavg), *_time(row, fedavg)]
+    if row.sites:
+        said += _sites(row)
+    return said
+
+
+def _quality(row: Row) -> Said:
+    metric = label(row.metric)
+    share, gain = row.share, row.difference
+    text = f"{row.method}: the worst node has {share.middle:.2%} of centralized"
+    if math.isnan(share.low):
+        return Said(None, text + "; one split has no interval.")
+    text += f" ({share.low:.2%} to {share.high:.2%}; {metric} {gain.middle:+.4f}, {_span(gain)})"
+    low = gain.low if row.sign > 0 else -gain.high
+    holds = low > -MARGIN
+    return Said(
+        holds, text + (f": less than {MARGIN:g} below it." if holds else f": {MARGIN:g} below it is not ruled out.")
+    )
+
+
+def _goal(row: Row) -> Said:
+    goal = row.worst_reached
+    if goal.rounds is None:
+        came = f"in {goal.splits} of {row.runs} splits" if goal.splits else "in no split"
+        return Said(False, f"{row.method}: the worst node comes to {GOAL:.0%} of centralized, and stays there, {came}.")
+    sent = _size(goal.bytes_per_node)
+    when = f"at {GOAL:.0%} of centralized from round {goal.rounds:g} on"
+    return Said(True, f"{row.method}: the worst node is {when}; a node has sent {sent} by then.")
+
+
+def _beside(row: Row) -> Said:
+    gain = row.against_fedavg
+    text = f"{row.method}: its worst node less FedAvg's, same absence, is {gain.middle:+.4f}"
+    if math.isnan(gain.low):
+        return Said(None, text + "; one split has no interval.")
+    text += f" ({_span(gain)}): "
+    low, high = (gain.low, gain.high) if row.sign > 0 else (-gain.high, -gain.low)
+    if low > 0:
+        return Said(True, text + "better than FedAvg.")
+    if high < 0:
+        return Said(False, text + "worse than FedAvg.")
+    return Said(None, text + "no difference can be told.")
+
+
+def _bytes(row: Row, fedavg: Row) -> list[Said]:
+    mine, theirs = row.worst_reached.bytes_per_node, fedavg.worst_reached.bytes_per_node
+    if mine is None or theirs is None:
+        return []
+    return [
+        Said(mine <= theirs, f"{row.method}: a node sends {_times(mine, theirs)} bytes as with FedAvg to {GOAL:.0%}.")
+    ]
+
+
+def _time(row: Row, fedavg: Row) -> list[Said]:
+    said = []
+    for network in NETWORKS:
+        mine, theirs = (one.worst_reached.seconds.get(network.name) for one in (row, fedavg))
+        if mine is None and theirs is None:
+            continue
+        if mine is None or theirs is None:
+            first = "FedAvg" if mine is None else row.method
+            text = f"only {first} comes to {GOAL:.0%} in every split"
+            said.append(Said(mine is not None, f"{row.method}, modelled time, {network.name}: {text}."))
+            continue
+        text = f"{_span_of(mine)} to {GOAL:.0%}, FedAvg {_span_of(theirs)}"
+        said.append(Said(mine <= theirs, f"{row.method}, modelled time, {network.name}: {text}."))
+    return said
+
+
+def _sites(row: Row) -> list[Said]:
+    of, better, own_of, own_better = (row.sites[name] for name in ("of", "better", "own_of", "own_better"))
+    more = f"on all held-out rows the federated model is better than the hospital's own at {better:.0f} of {of:.0f} hospitals"
+    said = [Said(better > 0.5 * of, f"{row.method}: {more} (mean over splits).")]
+    if own_of:
+        lower = f"on a hospital's own held-out rows it has the lower log loss at {own_better:.0f} of {own_of:.0f}"
+        said.append(
+            Said(own_better > 0.5 * own_of, f"{row.method}: {lower}; at the others the hospital's own model has.")
+        )
+    return said
+
+
+def _span(given: Interval) -> str:
+    return f"{given.low:+.4f} to {given.high:+.4f}"
+
+
+def _times(mine: float, theirs: float) -> str:
+    return f"{theirs / mine:.1f} times fewer" if mine <= theirs else f"{mine / theirs:.1f} times as many"
+
+
+def _size(size: float | None) -> str:
+    if size is None:
+        return "-"
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"
+
+
+def _span_of(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 100 else f"{seconds:.0f} s"
+
+
+def sentences(said: Sequence[Said]) -> list[str]:
+    """As lines of plain text, each with its sign: +, - or ? where the numbers do not decide."""
+    return [f"{ {True: '+', False: '-', None: '?'}[one.holds] } {one.text}" for one in said]
