@@ -15,6 +15,7 @@ import pytest
 from gossipfl import cli
 from gossipfl.errors import ConfigError, Exit, Misuse
 from gossipfl.learning.comparing import corrected_t
+from gossipfl.simulator import pool
 from gossipfl.simulator.bench import folder as folders
 from gossipfl.simulator.bench import one
 from gossipfl.simulator.bench.network import NETWORKS, Network, Work, seconds
@@ -242,7 +243,7 @@ def test_sites_that_gain_are_counted_where_both_models_have_a_figure() -> None:
 
 
 def test_a_line_that_was_cut_off_is_taken_away_and_a_strange_file_is_refused(tmp_path: Path) -> None:
-    folders.append(tmp_path, made_line("gossip", 0, 0.9))
+    pool.append(tmp_path / folders.RUNS, made_line("gossip", 0, 0.9))
     with (tmp_path / folders.RUNS).open("a") as file:
         file.write('{"key": "cut')
     assert list(folders.lines(tmp_path)) == ["gossip 0"]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 if TYPE_CHECKING:
+    from gossipfl.simulator.bench.question import Question
     from gossipfl.simulator.bench.summary import Reached, Row, Summary
 
 EPILOG: Final = (
@@ -21,17 +20,19 @@ EPILOG: Final = (
 
 METHODS: Final = "centralized,local,fedavg,fedprox,gossip,ledger"
 
-LINE_S: Final = 5.0
-"""Between two lines of progress where there is no terminal."""
-
 
 def bench(
-    dataset: Annotated[str, typer.Argument(help="stroke, icu, heart, breast-cancer, digits, .. or module:attribute.")],
+    dataset: Annotated[
+        str | None,
+        typer.Argument(help="stroke, icu, heart, breast-cancer, digits, .. or module:attribute; or: compare A B."),
+    ] = None,
+    folders: Annotated[list[Path] | None, typer.Argument(help="After compare: two results folders.")] = None,
     methods: Annotated[
         str, typer.Option("--methods", help="With commas; centralized and local are the references.")
     ] = METHODS,
+    suite: Annotated[str | None, typer.Option("--suite", help="Instead of a dataset: standard or full.")] = None,
     topology: Annotated[
-        str | None, typer.Option("--topology", help="As in `gossipfl topology list`; the dataset's own.")
+        str | None, typer.Option("--topology", help="See `gossipfl topology list`; the dataset's own.")
     ] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", min=2, help="Sites; the dataset's own number.")] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Budget; the dataset's own.")] = None,
@@ -43,101 +44,74 @@ def bench(
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Folder that holds ist/, eicu-demo/, uci-heart/.")
     ] = None,
+    processes: Annotated[int, typer.Option("--processes", min=0, help="Processes; 0: one a core.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Results folder; runs/bench-DATASET by default.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object with one object a method.")] = False,
 ) -> None:
     """Compare methods on the same rows, graph, budget, absence and seeds, with centralized and each site alone beside them."""
     from gossipfl.cli import output
-    from gossipfl.errors import Exit, Misuse
-    from gossipfl.simulator import results
+    from gossipfl.errors import Exit
+    from gossipfl.simulator.bench.question import Question, known
+    from gossipfl.simulator.bench.suite import SUITES
+
+    where = None if data_dir is None else str(data_dir)
+    if suite is not None:
+        known("suite", suite, SUITES)
+        top = out or Path("runs") / f"bench-{suite}"
+        asked = [(top / name.replace(" ", "-"), question) for name, question in SUITES[suite]()]
+    elif dataset is None:
+        raise typer.BadParameter("name a dataset, such as breast-cancer, or a --suite")
+    else:
+        one = Question.of(
+            dataset, [name.strip() for name in methods.split(",") if name.strip()], nodes=nodes, topology=topology,
+            rounds=rounds, dropout=dropout, seeds=seeds, options=None if alpha is None else {"alpha": alpha},
+        )  # fmt: skip
+        asked = [(out or Path("runs") / f"bench-{dataset.replace(':', '-')}", one)]
+    done = [_answered(question, folder, where, processes, quiet=json_) for folder, question in asked]
+    if json_:
+        objects = [{**result, "folder": str(folder)} for (folder, _), result in zip(asked, done, strict=True)]
+        output.emit(objects if suite else objects[0])
+    if any(result["refused"] for result in done):
+        raise typer.Exit(int(Exit.FAILED))
+
+
+def _answered(asked: Question, folder: Path, data_dir: str | None, processes: int, *, quiet: bool) -> dict[str, Any]:
+    """Runs what is not there yet, writes the folder, prints what came out unless `quiet`. **Returns**: the folder's summary."""
+    from functools import partial
+
+    from gossipfl.cli import output
+    from gossipfl.errors import Misuse
+    from gossipfl.simulator import pool, results
     from gossipfl.simulator.bench import folder as folders
     from gossipfl.simulator.bench import one
-    from gossipfl.simulator.bench.network import NETWORKS
-    from gossipfl.simulator.bench.question import Question
     from gossipfl.simulator.bench.summary import summarise
-    from gossipfl.simulator.bench.verdict import sentences, verdict
 
     began = time.time()
-    asked = Question.of(
-        dataset, [name.strip() for name in methods.split(",") if name.strip()], nodes=nodes, topology=topology, rounds=rounds,
-        dropout=dropout, seeds=seeds, options=None if alpha is None else {"alpha": alpha},
-    )  # fmt: skip
     output.say(str(asked))
-    folder = folders.made(out or Path("runs") / f"bench-{dataset.replace(':', '-')}")
-    there = folders.lines(folder)
+    there = folders.lines(folders.made(folder))
     wanted = {asked.key(ask): ask for ask in asked.runs()}
-    left = {key: ask for key, ask in wanted.items() if key not in there}
+    left = [ask for key, ask in wanted.items() if key not in there]
     if len(left) < len(wanted):
         output.say(f"{len(wanted) - len(left)} of {len(wanted)} runs are in {folder / folders.RUNS} already")
     refused: dict[str, str] = {}
-    with _progress(len(wanted), len(wanted) - len(left), json_) as step:
-        for key, ask in left.items():
-            step(0, str(ask))
-            try:
-                there[key] = one.run(asked, ask, None if data_dir is None else str(data_dir))
-                folders.append(folder, there[key])
-            except Misuse as error:
-                refused[ask.method] = str(error)
-            step(1, str(ask))
+    with output.counted("runs", len(wanted), len(wanted) - len(left), quiet=quiet) as counter:
+        for line in pool.run(partial(one.attempt, asked, data_dir), left, processes or pool.cores()):
+            if "refused" in line:
+                refused[line["method"]] = line["refused"]
+            else:
+                pool.append(folder / folders.RUNS, line)
+                there[line["key"]] = line
+            counter.step(str(wanted[line["key"]]))
     lines = [there[key] for key in wanted if key in there]
     if not lines:
         raise Misuse("; ".join(f"{method}: {why}" for method, why in refused.items()))
     found = summarise(lines, asked.methods, refused)
-    result = {
-        "question": str(asked),
-        "metric": found.metric,
-        "methods": [row.as_json() for row in found.rows],
-        "refused": refused,
-        "networks": {network.name: str(network) for network in NETWORKS},
-        "said": sentences(verdict(found)),
-        "folder": str(folder),
-    }
-    results.write_json(folder / "manifest.json", results.manifest(asked.seeds[0], ["gossipfl", *sys.argv[1:]], began))
-    results.write_json(folder / "summary.json", result)
-    (folder / "metrics.csv").write_text(folders.as_csv(folders.tidy(lines)), encoding="utf-8")
-    if json_:
-        output.emit(results.finite(result))
-    else:
+    manifest = results.manifest(asked.seeds[0], ["gossipfl", *sys.argv[1:]], began)
+    folders.write(folder, asked, found, lines, manifest)
+    if not quiet:
         _closing(found)
         print(f"results: {folder}")
-    if refused:
-        raise typer.Exit(int(Exit.FAILED))
-
-
-@contextmanager
-def _progress(total: int, done: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
-    """A bar with the time left on a terminal, a line now and then elsewhere."""
-    if sys.stderr.isatty() and not quiet:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-        )  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=total, completed=done)
-            yield lambda advance, text: bar.update(task, advance=advance, description=text)
-        return
-    began = last = time.monotonic()
-    now = done
-
-    def plain(advance: int, text: str) -> None:
-        nonlocal now, last
-        now += advance
-        if not quiet and advance and (time.monotonic() - last > LINE_S or now == total):
-            last = time.monotonic()
-            left = (last - began) / (now - done) * (total - now)
-            print(f"{now} of {total} runs, {left:.0f} s left ({text})", file=sys.stderr, flush=True)
-
-    yield plain
+    return dict(results.finite(folders.as_json(asked, found)))
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ class Hospitals(Classifier):
     least: int = 1
     """hospitals with fewer rows are left out, and counted in `left_out`"""
     files: ClassVar[Published]
+    published_model: ClassVar[str] = ""
+    """whose risks `published` are"""
     all_sites: ClassVar[int] = 0
 
     def everything(self, folder: Path) -> Table:

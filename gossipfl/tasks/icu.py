@@ -78,6 +78,7 @@ class Icu(Hospitals):
     l2: float = 0.025
     class_names = ("alive", "died")
     files: ClassVar[Published] = FILES
+    published_model: ClassVar[str] = "APACHE IVa"
     all_sites: ClassVar[int] = 186
 
     def everything(self, folder: Path) -> Table:

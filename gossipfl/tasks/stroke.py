@@ -62,6 +62,7 @@ class Stroke(Hospitals):
     l2: float = 0.003
     class_names = ("independent", "dead or dependent")
     files: ClassVar[Published] = FILES
+    published_model: ClassVar[str] = "EXPDD, the trial's own risk"
     all_sites: ClassVar[int] = 415
 
     def everything(self, folder: Path) -> Table:

@@ -1,4 +1,4 @@
-"""A benchmark on disk: its question, one line a run as it ends, and what is made of them. A run that is there is not done again.
+"""A benchmark on disk: one line a run as it ends, and all that is made of them. A run that is there is not done again.
 
 `runs.jsonl` grows a line a run; the rest of the folder is made anew from it each time. Not here: what a line means.
 """
@@ -8,45 +8,26 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from gossipfl.errors import ConfigError, Exit, Fault
+from gossipfl.simulator import pool, results
+from gossipfl.simulator.bench.network import NETWORKS
 from gossipfl.simulator.bench.one import Line
+from gossipfl.simulator.bench.question import Question
+from gossipfl.simulator.bench.summary import Summary
+from gossipfl.simulator.bench.verdict import sentences, verdict
 
 RUNS: Final = "runs.jsonl"
+SUMMARY: Final = "summary.json"
 TIDY: Final = ("task", "method", "seed", "round", "bytes_per_node", "node", "measure", "value")
 
 
 def lines(folder: Path) -> dict[str, Line]:
-    """The lines that are there, by key. A last line that was cut off is taken off the file.
-
-    **Raises**: ConfigError (73) for a file that is no record of a benchmark.
-    """
-    path = folder / RUNS
-    if not path.exists():
-        return {}
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    found = {}
-    for number, text in enumerate(whole.splitlines(), 1):
-        try:
-            line = json.loads(text)
-            found[str(line["key"])] = line
-        except (ValueError, KeyError, TypeError) as error:
-            remedy = "name another --out; this file is no record of a benchmark"
-            fault = Fault(str(path), number, f"not a line of a benchmark: {error}", remedy)
-            raise ConfigError(fault, exit_code=Exit.STATE) from None
-    return found
-
-
-def append(folder: Path, line: Line) -> None:
-    with (folder / RUNS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")
+    """The lines that are there, by key. **Raises**: ConfigError (73) for a file that is no record of a benchmark."""
+    return pool.kept(folder / RUNS, lambda line: str(line["key"]), what="a benchmark")
 
 
 def made(folder: Path) -> Path:
@@ -59,9 +40,53 @@ def made(folder: Path) -> Path:
     return folder
 
 
+def as_json(asked: Question, found: Summary) -> dict[str, Any]:
+    """The one object that `--json` prints: one object a method, and what they say."""
+    return {
+        "question": str(asked),
+        "task": asked.task,
+        "nodes": asked.nodes,
+        "topology": asked.topology,
+        "rounds": asked.rounds,
+        "dropout": asked.dropout,
+        "seeds": list(asked.seeds),
+        "options": dict(asked.rows.options),
+        "changes": {name: dict(changes) for name, changes in asked.changes.items()},
+        "metric": found.metric,
+        "train_rows": found.train_rows,
+        "test_rows": found.test_rows,
+        "methods": [row.as_json() for row in found.rows],
+        "published": found.published,
+        "refused": dict(found.refused),
+        "missing": list(found.missing),
+        "networks": {network.name: str(network) for network in NETWORKS},
+        "said": sentences(verdict(found)),
+    }
+
+
+def write(folder: Path, asked: Question, found: Summary, held: Sequence[Line], manifest: Mapping[str, Any]) -> None:
+    """Everything but the lines: summary, tidy figures, how it was made."""
+    results.write_json(folder / "manifest.json", manifest)
+    results.write_json(folder / SUMMARY, as_json(asked, found))
+    (folder / "metrics.csv").write_text(as_csv(tidy(held)), encoding="utf-8")
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What a finished benchmark says. **Raises**: ConfigError for a folder that has none."""
+    try:
+        found = json.loads((folder / SUMMARY).read_text("utf-8"))
+        rows = {row["method"]: row for row in found["methods"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = "name a folder that `gossipfl bench` has written"
+        raise ConfigError(Fault(str(folder / SUMMARY), None, f"no summary of a benchmark: {error}", remedy)) from None
+    return {**found, "by_method": rows}
+
+
 def tidy(lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
     """One figure a row: every point of every curve, and every run's final figures (of round and bytes at its end)."""
     for line in lines:
+        if line["is_slow"]:
+            continue
         head = {name: line[name] for name in ("task", "method", "seed")}
         for point in line.get("curve", ()):
             where = {"round": point["round"], "bytes_per_node": point["bytes_per_node"]}

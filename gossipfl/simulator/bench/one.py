@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gossipfl.errors import Misuse
 from gossipfl.learning import comparing, evaluation
 from gossipfl.learning.evaluation import Floats
 from gossipfl.simulator import baselines
@@ -73,7 +74,7 @@ def run(question: Question, ask: Ask, data_dir: str | None = None) -> Line:
     }
     jury = Jury(task, sites, test, whole)
     if ask.method == "centralized":
-        found = jury.verdict([whole])
+        found = jury.verdict([whole]) | {"published": _published(question, task, ask.seed, data_dir, whole, test)}
     elif ask.method == "local":
         found = jury.verdict(baselines.local_only(task, sites))
     else:
@@ -88,6 +89,14 @@ def run(question: Question, ask: Ask, data_dir: str | None = None) -> Line:
     return _line(head | found | {"cpu_s": time.process_time() - cpu})
 
 
+def attempt(question: Question, data_dir: str | None, ask: Ask) -> Line:
+    """`run`; of a method that is refused, which and why, as {"refused": ..}."""
+    try:
+        return run(question, ask, data_dir)
+    except Misuse as error:
+        return {"key": question.key(ask), "method": ask.method, "refused": str(error)}
+
+
 def _line(found: Mapping[str, Any]) -> Line:
     made: Line = finite(found)
     return made
@@ -97,6 +106,28 @@ def _line(found: Mapping[str, Any]) -> Line:
 def _centralized(rows: Dealt, seed: int, data_dir: str | None) -> baselines.Fitted:
     """The pooled model of this seed; every run of the seed is compared with it, so it is kept."""
     return baselines.centralized(rows.loaded(), rows.federation(seed, data_dir)[0])
+
+
+def _published(
+    question: Question, task: Any, seed: int, data_dir: str | None, whole: Fitted, test: Data
+) -> Line | None:
+    """The published model of this data set beside the pooled one, on the test rows that it scores; None where there is none."""
+    own = getattr(task, "published", None)
+    if own is None:
+        return None
+    risks = own(question.nodes, seed, data_dir)
+    known = ~np.isnan(risks)
+    ours = predict(task, whole.layout, whole.vector, whole.normaliser, test.x)[known]
+    gain, low, high = evaluation.auc_gain(test.y[known], risks[known], ours)
+    return {
+        "model": task.published_model,
+        "rows": int(known.sum()),
+        "auc": evaluation.auc(test.y[known], risks[known]),
+        "centralized": evaluation.auc(test.y[known], ours),
+        "gain": gain,
+        "low": low,
+        "high": high,
+    }
 
 
 def _simulated(question: Question, ask: Ask, recipe: Recipe, task: Task, sites: Sequence[Site], test: Data) -> Run:

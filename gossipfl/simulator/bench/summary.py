@@ -105,6 +105,8 @@ class Summary:
     test_rows: int
     missing: Sequence[str] = ()
     """methods without a line for every seed"""
+    published: Sequence[Mapping[str, Any]] = ()
+    """a published model beside the pooled one, one a split"""
     refused: Mapping[str, str] = field(default_factory=dict)
     """method -> why the engine would not run it"""
 
@@ -123,8 +125,11 @@ def summarise(lines: Sequence[Line], methods: Sequence[str], refused: Mapping[st
     seeds = sorted({line["seed"] for line in lines})
     rows = [_row(method, by, list(slow.get(method, {}).values())) for method in there]
     missing = [method for method in methods if set(by.get(method, ())) != set(seeds)]
+    published = [line["published"] for line in plain.get("centralized", {}).values() if line.get("published")]
     first = lines[0]
-    return Summary(first["metric"], rows, seeds, first["train_rows"], first["test_rows"], missing, refused or {})
+    return Summary(
+        first["metric"], rows, seeds, first["train_rows"], first["test_rows"], missing, published, refused or {}
+    )  # fmt: skip
 
 
 def _row(method: str, by: Mapping[str, Mapping[int, Line]], slow: Sequence[Line]) -> Row:
