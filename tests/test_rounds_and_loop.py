@@ -66,3 +66,10 @@ def test_so_it_is_in_the_other_ways_of_training_and_with_momentum(name: str, way
 @pytest.mark.parametrize(("name", "topology"), [("ledger", "epidemic-oracle:2"), ("gossip", "epidemic-local:2")])
 def test_so_is_a_net_with_adam_on_a_schedule_without_a_graph(name: str, topology: str, engines: list[Taped]) -> None:
     same(ran(name, task="digits", topology=topology, plan=Plan(3, 0.01, batch_size=8, optimizer="adam")), engines[0])
+
+
+@pytest.mark.parametrize("name", ["ledger", "d-psgd"])
+def test_so_are_several_exchanges_a_round(name: str, engines: list[Taped]) -> None:
+    run = ran(name, exchanges=3)
+    same(run, engines[0])
+    assert run.exchanges > 2 * ran(name).exchanges

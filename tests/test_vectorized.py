@@ -312,6 +312,14 @@ def test_a_matching_is_maximal_among_those_present_and_another_one_each_round():
     assert len(seen) > 8
 
 
+def test_two_exchanges_of_a_round_are_two_matchings_and_masses_stop_at_what_was_said():
+    links = Links.of(np.array([(a, b) for a in range(12) for b in range(a)]), 12)
+    first, second = (meetings.matching(links, np.ones(12, bool), 0, 0, turn) for turn in (0, 1))
+    assert len(first) == len(second) == 6 and set(first.edge) != set(second.edge)
+    runs = [simulate("breast-cancer", nodes=12, rounds=4, heaviest=heaviest, seed=1) for heaviest in (1.0, 100.0)]
+    assert runs[0].state.vectors().tobytes() != runs[1].state.vectors().tobytes()
+
+
 def test_ticks_in_batches_are_one_tick_after_the_other():
     batches = list(meetings.ticks(LINKS, np.ones(6, dtype=bool), 4, 0))
     assert sum(len(awake) for awake, _ in batches) == 6
@@ -431,6 +439,8 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_as_if_nothing_had_happen
     assert resumed.state.vectors().tobytes() == whole.state.vectors().tobytes()
     with pytest.raises(Misuse, match="other settings"):
         simulate("breast-cancer", checkpoint=file, **{**settings, "seed": 2})
+    with pytest.raises(Misuse, match="other settings"):
+        simulate("breast-cancer", checkpoint=file, masses="equal", **settings)
 
 
 def test_a_size_that_no_memory_holds_is_refused_with_the_estimate():
@@ -447,6 +457,9 @@ def test_a_size_that_no_memory_holds_is_refused_with_the_estimate():
         ({"faults": {"dropout": 2.0}}, r"\[0, 1\]"),
         ({"rounds": 0}, "rounds"),
         ({"mode": "ticks", "method": "d-psgd"}, "pairs"),
+        ({"exchanges": 0}, "exchanges"),
+        ({"exchanges": 2, "method": "fedavg"}, "one exchange a round"),
+        ({"exchanges": 2, "method": "k-gt"}, "one exchange a round"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_a_remedy(settings, says):

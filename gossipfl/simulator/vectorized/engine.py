@@ -67,6 +67,8 @@ class Settings:
     threads: int = 1
     h_ref: float = 0.0
     """local steps between two exchanges of a node; 0: those of a round"""
+    exchanges: int = 1
+    """with others after the local steps of a round, one after the other; kappa is that of one: their sum is what moved"""
 
 
 Conduct = Callable[[int, Floats], Terms]
@@ -236,7 +238,7 @@ class Engine:
     # ---- exchanges --------------------------------------------------------------------------------------------------
 
     def _combine(self, present: Mask, plan: Plan, at: int, trains: bool) -> None:
-        settings, links, weather = self.settings, self.mixer.links, self.weather
+        settings, weather = self.settings, self.weather
         if settings.method.combine == "none":
             return
         if self.push is not None:
@@ -248,16 +250,19 @@ class Engine:
             if trains:  # else everybody holds its model already
                 self._serve(np.flatnonzero(present), plan, at)
             return
+        for turn in range(settings.exchanges):
+            self._exchange(weather.strike(self._met(present, at, turn), at, turn), plan, trains)
+
+    def _met(self, present: Mask, at: int, turn: int) -> Meetings:
+        """Who exchanges with whom in this turn of a round."""
+        settings, links = self.settings, self.mixer.links
         if self.meet is not None:
-            edges, theta, is_directed = self.meet.round(at)
-            met = drawn(edges, theta, self.mixer.masses, present, is_directed=is_directed, links=links)
-        elif settings.method.combine == "edges":
-            assert links is not None
-            met = every_edge(links, self._gamma, present)
-        else:
-            assert links is not None
-            met = matching(links, present, settings.seed, at)
-        self._exchange(weather.strike(met, at), plan, trains)
+            edges, theta, is_directed = self.meet.round(at * settings.exchanges + turn)
+            return drawn(edges, theta, self.mixer.masses, present, is_directed=is_directed, links=links)
+        assert links is not None
+        if settings.method.combine == "edges":
+            return every_edge(links, self._gamma, present)
+        return matching(links, present, settings.seed, at, turn)
 
     def _serve(self, asked: Integers, plan: Plan, at: int) -> None:
         """Up to the server and down again; what is lost on the way up, the server does without."""

@@ -105,12 +105,12 @@ def metropolis(links: Links, masses: Floats) -> Floats:
     return np.asarray(theta / mu(masses[links.lo], masses[links.hi]))
 
 
-def matching(links: Links, present: Mask, seed: int, round: int) -> Meetings:
+def matching(links: Links, present: Mask, seed: int, round: int, turn: int = 0) -> Meetings:
     """A maximal matching among those present: edges in random order, each taken if both its ends are free.
 
-    **Randomness**: one number an edge, of the stream (seed, matching, round).
+    **Randomness**: one number an edge, of the stream (seed, matching, round), and (.., turn) for a second or later one.
     """
-    keys = bits(stream(seed, "matching", round), EDGES, len(links))[0]
+    keys = bits(stream(seed, "matching", round, *((turn,) if turn else ())), EDGES, len(links))[0]
     order = np.argsort(keys)
     if not present.all():
         order = order[(present[links.lo] & present[links.hi])[order]]

@@ -48,7 +48,7 @@ EDGE: Final = 1e-9
 """An eigenvalue this near a bound is at it: a ring of even length has one of exactly -1/3."""
 
 HEAVIEST: Final = 3.0
-"""A mass is at most this many times the median's: as in a deployed membership."""
+"""A mass is at most this many times the median's, unless said otherwise: as in a deployed membership."""
 
 SHARE: Final = 0.9
 """Of the memory that is free now: an estimate above it is refused."""
@@ -70,12 +70,14 @@ def simulate(
     plan: Plan | None = None,
     eta_schedule: str = "cosine",
     release: int = 0,
+    exchanges: int = 1,
     compression: str = "none",
     mode: Literal["rounds", "ticks"] = "rounds",
     sites: Sequence[Site] | None = None,
     test: Data | None = None,
     bootstrap: int | None = None,
     masses: Sequence[float] | Literal["rows", "equal"] = "rows",
+    heaviest: float = HEAVIEST,
     training: Choice = "auto",
     dtype: Literal["float32", "float64"] | None = None,
     threads: int | None = None,
@@ -95,7 +97,8 @@ def simulate(
     task's own parting among `nodes`, or, with `bootstrap`, that many rows for each node drawn with replacement from all
     training rows. Normalisation is that of the pooled training rows, which a federation's statistics stage reaches to six
     digits. `plan` None: ten steps over all rows (at most 32 a step), eta .1, the task's optimiser and l2. `release`: last rounds
-    in which nobody trains. `masses` "rows": min(rows, 3 median), mean 1. `threads` None: every core. `evaluate_every` None: ten
+    in which nobody trains. `exchanges`: so many a round, one after the other. `masses` "rows": min(rows, `heaviest` times the
+    median), mean 1. `threads` None: every core. `evaluate_every` None: ten
     times and at the end; 0: never. `checkpoint`: a file that is written every so many rounds, and gone on from if it is there.
 
     **Randomness**: streams of `seed`; one seed is one run, whatever the threads and (beyond rounding) the block.
@@ -118,11 +121,12 @@ def simulate(
     nodes = rows.nodes
     plan = plan or _plan(torch_task, rows)
     chosen.require(plan)
-    weights = _masses(masses, rows)
+    weights = _masses(masses, heaviest, rows)
     links, meet = _links(topology, nodes, seed, chosen, weights)
     mode = "ticks" if chosen.is_asynchronous else mode
     _require_sound(chosen, struck, meet)
     _require_codec(compression, chosen, links)
+    _require_turns(chosen, exchanges, mode)
     _require_spectrum(chosen, links, 0.5 if chosen.is_lazy else 1.0, weights)
     if mode == "ticks" and (links is None or chosen.combine != "pairs" or chosen.post != "plain"):
         raise Misuse(f"mode 'ticks' takes a static graph and a plain method of pairs, not {topology!r} and {chosen.name}")
@@ -138,7 +142,7 @@ def simulate(
     choosing = choose(model, rows, plan, block, float(nodes) * rounds * plan.steps, training)
     state = model.state(nodes)
     threads = threads or cores()
-    settings = Settings(plan, chosen, rounds, release, eta_schedule, mode, seed, threads, h_ref)
+    settings = Settings(plan, chosen, rounds, release, eta_schedule, mode, seed, threads, h_ref, exchanges)
     engine = Engine(
         model,
         rows,
@@ -264,11 +268,11 @@ def _plan(task: Task, rows: Rows) -> Plan:
     return Plan(10, 0.1, None if is_own else 32, getattr(task, "optimizer", "sgd"), l2=float(getattr(task, "l2", 0.0)))
 
 
-def _masses(masses: Sequence[float] | str, rows: Rows) -> Floats:
+def _masses(masses: Sequence[float] | str, heaviest: float, rows: Rows) -> Floats:
     if isinstance(masses, str) and masses == "equal":
         return np.ones(rows.nodes)
     if isinstance(masses, str) and masses == "rows":
-        held = np.minimum(rows.counts, HEAVIEST * np.median(rows.counts)).astype(np.float64)
+        held = np.minimum(rows.counts, heaviest * np.median(rows.counts)).astype(np.float64)
         return np.asarray(held / held.mean())
     given = np.asarray(masses, dtype=np.float64)
     if given.shape != (rows.nodes,) or not (np.isfinite(given) & (given > 0)).all():
@@ -338,6 +342,14 @@ def _require_sound(method: Method, faults: Faults, meet: Any) -> None:
                      "an undirected one")  # fmt: skip
 
 
+def _require_turns(method: Method, exchanges: int, mode: str) -> None:
+    """**Raises**: Misuse for several exchanges a round where a round has one by its nature."""
+    if exchanges < 1:
+        raise Misuse(f"exchanges = {exchanges}: 1 or more a round; for a method that exchanges nothing take 'local'")
+    if exchanges > 1 and (method.combine not in ("pairs", "edges") or method.post != "plain" or mode == "ticks"):
+        raise Misuse(f"{method.name} has one exchange a round; leave exchanges = {exchanges} out, or take gossip or the ledger")
+
+
 def _require_spectrum(method: Method, links: Links | None, gamma: float, masses: Floats) -> None:
     """**Raises**: Misuse where W has an eigenvalue that the method cannot take."""
     if method.least_eigenvalue <= -1:
@@ -394,10 +406,12 @@ def free_bytes() -> int:
 
 def _identity(given: dict[str, Any], plan: Plan, method: Method, faults: Faults, layout: Layout) -> str:
     """The settings that decide the result, as one line: threads, blocks and evaluation do not."""
-    names = ("nodes", "rounds", "seed", "eta_schedule", "release", "mode", "bootstrap", "h_ref", "training", "compression")
+    names = ("nodes", "rounds", "seed", "eta_schedule", "release", "exchanges", "heaviest", "mode", "bootstrap", "h_ref",
+             "training", "compression")  # fmt: skip
     parts = {name: given[name] for name in names}
     parts |= {
         "topology": str(given["topology"]),
+        "masses": str(given["masses"]),
         "plan": asdict(plan),
         "method": asdict(method),
         "faults": asdict(faults),
