@@ -236,7 +236,8 @@ def test_sites_that_gain_are_counted_where_both_models_have_a_figure() -> None:
     federated = made_line("gossip", 0, 0.9, sites={"score": [0.8, 0.9, 0.7], "own_log_loss": [0.5, None, 0.4]})
     alone = made_line("local", 0, 0.5, sites={"score": [0.9, 0.5, 0.6], "own_log_loss": [0.6, 0.1, 0.3]})
     row = summarise([federated, alone], ["local", "gossip"]).row("gossip")
-    assert row is not None and row.sites == {"of": 3, "better": 2, "own_of": 2, "own_better": 1}
+    assert row is not None and [row.sites[name] for name in ("of", "better", "own_of", "own_better")] == [3, 2, 2, 1]
+    assert row.sites["own_loss"] == pytest.approx(0.45) == row.sites["own_loss_alone"]
 
 
 # ---- the folder and the command --------------------------------------------------------------------------------------
@@ -286,6 +287,9 @@ def test_the_command_prints_an_object_a_method_and_goes_on_where_it_stopped(
     with (out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["method"] for row in rows} == {"centralized", "fedavg", "gossip"}
+    written = (out / folders.PAGE).read_text()
+    assert not any(outside in written for outside in ("<script", "src=", "href=", "://"))
+    assert written.count('<svg viewBox="0 0 760') == 7 and "worst over centralized" in written
     assert np.isfinite([float(row["value"]) for row in rows if row["measure"] == "auc"]).all()
 
 

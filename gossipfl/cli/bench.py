@@ -106,12 +106,25 @@ def _answered(asked: Question, folder: Path, data_dir: str | None, processes: in
     if not lines:
         raise Misuse("; ".join(f"{method}: {why}" for method, why in refused.items()))
     found = summarise(lines, asked.methods, refused)
-    manifest = results.manifest(asked.seeds[0], ["gossipfl", *sys.argv[1:]], began)
+    manifest = results.manifest(asked.seeds[0], ["gossipfl", *sys.argv[1:]], began) | {"commit": _commit()}
     folders.write(folder, asked, found, lines, manifest)
     if not quiet:
         _closing(found)
-        print(f"results: {folder}")
+        print(f"report: {folder / folders.PAGE}")
     return dict(results.finite(folders.as_json(asked, found)))
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that gossipfl is installed from; None where it is not one."""
+    import subprocess
+
+    import gossipfl
+
+    command = ["git", "-C", str(Path(gossipfl.__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------------

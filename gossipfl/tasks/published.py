@@ -30,7 +30,8 @@ class Published:
 
     def at(self, data_dir: str | Path | None) -> Path:
         """The folder with the files. **Raises**: ConfigError that says where they are obtained."""
-        return data_folder(data_dir, os.environ.get("GOSSIPFL_DATA"), self.folder, self._obtain())
+        sums = ", ".join(f"{name} (sha256 {digest})" for name, digest in self.sha256.items())
+        return data_folder(data_dir, os.environ.get("GOSSIPFL_DATA"), self.folder, f"{self._obtain()}: {sums}")
 
     def read(self, folder: Path, name: str) -> bytes:
         """A file's bytes. **Raises**: ConfigError where it is absent or differs: which, what was expected, where it is."""

@@ -16,12 +16,14 @@ from gossipfl.errors import ConfigError, Exit, Fault
 from gossipfl.simulator import pool, results
 from gossipfl.simulator.bench.network import NETWORKS
 from gossipfl.simulator.bench.one import Line
+from gossipfl.simulator.bench.page import page
 from gossipfl.simulator.bench.question import Question
 from gossipfl.simulator.bench.summary import Summary
 from gossipfl.simulator.bench.verdict import sentences, verdict
 
 RUNS: Final = "runs.jsonl"
 SUMMARY: Final = "summary.json"
+PAGE: Final = "report.html"
 TIDY: Final = ("task", "method", "seed", "round", "bytes_per_node", "node", "measure", "value")
 
 
@@ -65,10 +67,11 @@ def as_json(asked: Question, found: Summary) -> dict[str, Any]:
 
 
 def write(folder: Path, asked: Question, found: Summary, held: Sequence[Line], manifest: Mapping[str, Any]) -> None:
-    """Everything but the lines: summary, tidy figures, how it was made."""
+    """Everything but the lines: summary, tidy figures, the page, how it was made."""
     results.write_json(folder / "manifest.json", manifest)
     results.write_json(folder / SUMMARY, as_json(asked, found))
     (folder / "metrics.csv").write_text(as_csv(tidy(held)), encoding="utf-8")
+    (folder / PAGE).write_text(page(asked, found, held, manifest), encoding="utf-8")
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -75,7 +75,8 @@ class Row:
     cpu_s: float
     sites: Mapping[str, float] = field(default_factory=dict)
     """means over splits: `of` so many sites the federated model is `better` than the site's own on all test rows, and of
-    `own_of` sites with rows of their own held out it has the lower log loss on these at `own_better`"""
+    `own_of` sites with rows of their own held out it has the lower log loss on these at `own_better`; `own_loss` and
+    `own_loss_alone` are the means over these sites"""
 
     @property
     def is_reference(self) -> bool:
@@ -176,10 +177,12 @@ def _gains(metric: str, pairs: Sequence[tuple[Line, Line]]) -> dict[str, float]:
             for name in ("score", "own_log_loss")
         )  # fmt: skip
         better, lower = sum(is_better(metric, *pair) for pair in both), sum(one < other for one, other in own)
-        counts.append((len(both), better, len(own), lower))
+        losses = np.mean(own, axis=0).tolist() if own else [math.nan, math.nan]
+        counts.append((len(both), better, len(own), lower, *losses))
     if not counts:
         return {}
-    return dict(zip(("of", "better", "own_of", "own_better"), np.mean(counts, axis=0).tolist(), strict=True))
+    names = ("of", "better", "own_of", "own_better", "own_loss", "own_loss_alone")
+    return dict(zip(names, np.mean(counts, axis=0).tolist(), strict=True))
 
 
 def _interval(values: Sequence[float], train: float, test: float) -> Interval:

@@ -19,6 +19,10 @@ MARGIN: Final = 0.01
 """A worst node whose interval lies above centralized less this is called as good, for most purposes of a hospital."""
 
 
+DEFAULT: Final = "ledger"
+"""What a federation runs that has chosen nothing else."""
+
+
 @dataclass(frozen=True)
 class Said:
     """One sentence; `holds` None where the numbers do not decide."""
@@ -28,8 +32,12 @@ class Said:
 
 
 def verdict(found: Summary) -> list[Said]:
-    """Sentences on every method without a server, then on what went wrong."""
-    said = [one for row in found.rows if not row.is_reference and not row.has_server for one in _of(row, found)]
+    """Sentences on every method without a server, the default first, then on what went wrong."""
+    rows = sorted(
+        (row for row in found.rows if not row.is_reference and not row.has_server),
+        key=lambda row: row.method != DEFAULT,
+    )
+    said = [one for row in rows for one in _of(row, found)]
     said += [
         Said(
             False,
@@ -72,7 +80,7 @@ def _goal(row: Row) -> Said:
     if goal.rounds is None:
         came = f"in {goal.splits} of {row.runs} splits" if goal.splits else "in no split"
         return Said(False, f"{row.method}: the worst node comes to {GOAL:.0%} of centralized, and stays there, {came}.")
-    sent = _size(goal.bytes_per_node)
+    sent = size(goal.bytes_per_node)
     when = f"at {GOAL:.0%} of centralized from round {goal.rounds:g} on"
     return Said(True, f"{row.method}: the worst node is {when}; a node has sent {sent} by then.")
 
@@ -136,14 +144,19 @@ def _times(mine: float, theirs: float) -> str:
     return f"{theirs / mine:.1f} times fewer" if mine <= theirs else f"{mine / theirs:.1f} times as many"
 
 
-def _size(size: float | None) -> str:
-    if size is None:
+def size(count: float | None) -> str:
+    """Bytes as a person reads them; "-" where there are none to tell.
+
+    >>> size(3818.0), size(None)
+    ('3.73 KiB', '-')
+    """
+    if count is None:
         return "-"
     for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} GiB"
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
 
 
 def _span_of(seconds: float) -> str:
