@@ -14,6 +14,7 @@ import numpy as np
 
 from gossipfl.learning import correction, mixing
 from gossipfl.learning.training import Plan, Trainer
+from gossipfl.simulator.vectorized.draws import stream, uniform
 from gossipfl.simulator.vectorized.engine import Engine
 from gossipfl.simulator.vectorized.meetings import Meetings
 from gossipfl.simulator.vectorized.methods import Method
@@ -42,6 +43,13 @@ class Taped(Engine):
         self.tape.append(("serve", (asked[~self.weather.loses(asked, at)],)))
         super()._serve(asked, plan, at)
 
+    def _combine(self, present: Any, plan: Plan, at: int, trains: bool) -> None:
+        if self.push is not None:
+            faults, edges = self.weather.faults, self.push.period[at % len(self.push.period)]
+            drawn = uniform(stream(self.settings.seed, "push", at), edges.link)
+            self.tape.append(("push", (edges, present, drawn >= faults.lost + (1 - faults.lost) * faults.delayed)))
+        super()._combine(present, plan, at, trains)
+
     def round(self) -> int:
         present = super().round()
         self.tape.append(("end", ()))
@@ -65,6 +73,11 @@ class Plain:
         """+ at the lower node"""
         self.late: list[tuple[int, int, Any, Any]] = []
         """due, node, displacement of the model, of F"""
+        self.sums = [(mass * model, mass) for mass, model in zip(self.mass, self.models, strict=True)]
+        """s_i and w_i of push-sum"""
+        self.said: dict[tuple[int, int], tuple[Any, float]] = {}
+        self.heard: dict[tuple[int, int], tuple[Any, float]] = {}
+        """running sums of what each has sent to each, and what of it has come"""
         self.begun: dict[int, tuple[Any, int, Plan]] = {}
         """model before this round's local steps, their number and plan, of each who took some"""
         zeros = np.zeros_like(model.x0)
@@ -179,6 +192,30 @@ class Plain:
             outer = method.outer_step * (gained[node] + mean[node]) + method.pull * pull[node]
             self.memory[node] = method.momentum * self.memory[node] + outer
             self.models[node] = start[node] + self.memory[node]
+
+    def push(self, edges: Any, present: Any, came: Any) -> None:
+        """Push-sum with running sums: the sum of all shares so far goes over an edge, and what is new in it is taken in."""
+        nodes = np.flatnonzero(present).tolist()
+        for node in nodes:
+            held, weight = self.sums[node]
+            self.sums[node] = held + self.mass[node] * (self.models[node] - held / weight), weight
+        pairs = list(zip(edges.sender.tolist(), edges.receiver.tolist(), came.tolist(), strict=True))
+        shares = {node: 1 / (1 + sum(sender == node for sender, _, _ in pairs)) for node in nodes}
+        sent = {node: tuple(shares[node] * part for part in self.sums[node]) for node in nodes}
+        for node in nodes:
+            self.sums[node] = sent[node]  # type: ignore[assignment]
+        nothing = (np.zeros_like(self.server), 0.0)
+        for sender, receiver, arrives in pairs:
+            if sender not in sent:
+                continue
+            pair = sender, receiver
+            self.said[pair] = tuple(a + b for a, b in zip(self.said.get(pair, nothing), sent[sender], strict=True))  # type: ignore
+            if arrives and receiver in sent:
+                new = [a - b for a, b in zip(self.said[pair], self.heard.get(pair, nothing), strict=True)]
+                self.sums[receiver] = self.sums[receiver][0] + new[0], self.sums[receiver][1] + new[1]
+                self.heard[pair] = self.said[pair]
+        for node in nodes:
+            self.models[node] = self.sums[node][0] / self.sums[node][1]
 
     def end(self) -> None:
         """Quasi-global momentum: M <- mu M + (1 - mu) d, F = beta M."""

@@ -25,7 +25,9 @@ from gossipfl.learning.blocks import (
     slices,
 )
 
-__all__ = ["apply", "clip_factor", "clip_threshold", "difference_norm", "flow_step", "mu", "norm", "predict"]
+__all__ = [
+    "apply", "carry", "clip_factor", "clip_threshold", "difference_norm", "flow_share", "flow_step", "mu", "norm", "predict",
+]  # fmt: skip
 
 
 def mu(m_lo: Number, m_hi: Number) -> Number:
@@ -98,11 +100,21 @@ def flow_step(
     Laws: equal models give zeros; each element depends on its own two inputs only (slices give the same bits).
     Raises: `Misuse` on vectors that are not alike, or a factor that is not finite.
     """
-    require_alike(y_lo, y_hi)
-    product = gamma * mu(m_lo, m_hi) * clip
+    return carry(y_lo, y_hi, flow_share(gamma, m_lo, m_hi, clip), out)
+
+
+def flow_share(gamma: Scalars, m_lo: Number, m_hi: Number, clip: Scalars) -> Scalars:
+    """gamma mu clip of `flow_step`. Raises: `Misuse` where it is not finite."""
+    product: Scalars = gamma * mu(m_lo, m_hi) * clip
     if not (math.isfinite(product) if isinstance(product, float) else np.isfinite(product).all()):
         raise Misuse(f"gamma * mu * clip = {product}; gamma and clip must be finite")
-    scale = factor(product, y_lo)
+    return product
+
+
+def carry(y_lo: Vector, y_hi: Vector, share: Scalars, out: Vector | None = None) -> Vector:
+    """share (y_hi - y_lo): the second half of `flow_step`, for several tensors of one exchange."""
+    require_alike(y_lo, y_hi)
+    scale = factor(share, y_lo)
     q = room_for(y_lo, out)
     with np.errstate(over="ignore", invalid="ignore"):
         for piece in slices(q.shape[-1]):

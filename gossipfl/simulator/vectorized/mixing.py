@@ -59,6 +59,19 @@ class Late:
     """(model or F, tensor, nodes, displacement)"""
 
 
+@dataclass(frozen=True)
+class End:
+    """One end of some exchanges. **Shapes**: nodes (E,); now and later: places among them."""
+
+    nodes: Integers
+    sign: int
+    """+ at the lower node, - at the higher"""
+    now: Integers | None
+    """which halves are applied; None: all"""
+    later: Integers | None
+    """which after a delay"""
+
+
 @dataclass
 class Mixer:
     """**Shapes**: masses (N,)."""
@@ -122,7 +135,8 @@ class Mixer:
 
     def _chunk(self, met: Meetings, terms: Terms, targets: Blocks, distort: Distort | None, late: Late) -> None:
         state = self.state
-        m_lo, m_hi = self.masses[met.lo], self.masses[met.hi]
+        m_lo, m_hi = self._masses(met)
+        is_own = distort is None and self.replicas is None and met.is_disjoint
         pairs = {}
         for name in state.shared:
             rows = state.flat(state.shared, name)
@@ -132,13 +146,16 @@ class Mixer:
                 distort(name, met.hi, pairs[name][1])
         counts = {}
         if self.replicas is not None:
-            counts = self.replicas.pass_through(pairs, met, m_lo, m_hi, books=terms.kappa > 0)
-        clip = self._clip(pairs, terms, met)
+            both = self.masses[met.lo], self.masses[met.hi]
+            counts = self.replicas.pass_through(pairs, met, *both, books=terms.kappa > 0)
+        share = mixing.flow_share(met.gamma, m_lo, m_hi, self._clip(pairs, terms, met))
+        ends = self._ends(met)
         flows: dict[str, tuple[Vector | None, Vector]] = {}
         for name, (y_lo, y_hi) in pairs.items():
-            q = mixing.flow_step(y_lo, y_hi, met.gamma, m_lo, m_hi, clip, out=y_hi)
-            self._add(targets[name], "shared", name, met, self._over(q, m_lo, y_lo), late, lower=True)
-            self._add(targets[name], "shared", name, met, self._over(q, m_hi, y_lo), late, lower=False)
+            q = mixing.carry(y_lo, y_hi, share, out=self._room(y_lo, name, 2))
+            for end, held, mass in zip(ends, (y_lo, y_hi), (m_lo, m_hi), strict=True):
+                step = self._over(q, mass, self._room(q, name, 3))
+                self._add(targets[name], "shared", name, end, step, late, held if is_own else None, met.is_disjoint)
             if terms.kappa and name in state.correction:
                 before = self.flows[name][met.edge] if self.flows and met.edge is not None else None
                 kept = 1.0 - terms.leak if before is not None else 1.0
@@ -146,21 +163,50 @@ class Mixer:
                     np.divide(q, counts[name], out=q)
                 flows[name] = before, correction.book(before, q, terms.kappa, kept, 1.0, True, out=q)
         if flows:
-            self._book(flows, terms, met, m_lo, m_hi, late)
+            self._book(flows, terms, met, (m_lo, m_hi), ends, late)
+
+    def _masses(self, met: Meetings) -> tuple[Any, Any]:
+        """Of both ends; plain numbers where all are 1."""
+        return (1.0, 1.0) if self.is_even else (self.masses[met.lo], self.masses[met.hi])
 
     def _taken(self, rows: Vector, nodes: Integers, name: str, slot: int) -> Vector:
-        """Rows of some nodes, in an array that is used again: fresh ones of this size fault pages every time."""
-        held = getattr(self._scratch, "held", None)
+        """Rows of some nodes, in an array that is used again."""
+        room = self._room(rows, name, slot, len(nodes))
+        return rows.take(nodes, axis=0, out=room, mode="clip")
+
+    def _room(self, like: Vector, name: str, slot: int, count: int | None = None) -> Vector:
+        """This thread's array for rows of this tensor: fresh ones of this size fault pages every time."""
+        held: dict[tuple[str, int], Vector] | None = getattr(self._scratch, "held", None)
         if held is None:
             held = self._scratch.held = {}
+        count = len(like) if count is None else count
         room = held.get((name, slot))
-        if room is None or len(room) < len(nodes):
-            room = held[name, slot] = np.empty((len(nodes), rows.shape[1]), rows.dtype)
-        return rows.take(nodes, axis=0, out=room[: len(nodes)], mode="clip")
+        if room is None or len(room) < count:
+            room = held[name, slot] = np.empty((count, like.shape[1]), like.dtype)
+        return room[:count]
 
-    def _over(self, q: Vector, mass: Floats, out: Vector) -> Vector:
+    def _over(self, q: Vector, mass: Floats | float, out: Vector) -> Vector:
         """q / mass; dividing by 1 is left out."""
         return q if self.is_even else np.divide(q, _column(mass, q), out=out)
+
+    @staticmethod
+    def _ends(met: Meetings) -> tuple[End, End]:
+        """The lower nodes and the higher, with what of each is applied now and what later."""
+        if met.late is None or not met.late.any():
+            return tuple(  # type: ignore[return-value]
+                End(nodes, sign, None if there is None else np.flatnonzero(there), None)
+                for nodes, sign, there in ((met.lo, 1, met.at_lo), (met.hi, -1, met.at_hi))
+            )
+        now = ~met.late
+        return tuple(  # type: ignore[return-value]
+            End(
+                nodes,
+                sign,
+                np.flatnonzero(now if there is None else now & there),
+                np.flatnonzero(met.late if there is None else met.late & there),
+            )
+            for nodes, sign, there in ((met.lo, 1, met.at_lo), (met.hi, -1, met.at_hi))
+        )
 
     def _clip(self, pairs: dict[str, tuple[Vector, Vector]], terms: Terms, met: Meetings) -> Floats | float:
         if terms.tau is None:
@@ -171,37 +217,48 @@ class Mixer:
         )
         return share
 
-    def _book(self, flows: dict[str, tuple[Vector | None, Vector]], terms: Terms, met: Meetings, m_lo: Floats,
-              m_hi: Floats, late: Late) -> None:  # fmt: skip
+    def _book(self, flows: dict[str, tuple[Vector | None, Vector]], terms: Terms, met: Meetings,
+              masses: tuple[Floats | float, Floats | float], ends: tuple[End, End], late: Late) -> None:  # fmt: skip
         """Cap the new flow of each link, keep it, and move F at both ends."""
         if terms.cap and self.flows and self.links is not None:
             squares = sum(np.square(row_norms(after)) for _, after in flows.values())
             length, gradient = np.sqrt(np.asarray(squares)), self.state.gradient
             degree = np.maximum(self.links.degree[met.lo], self.links.degree[met.hi]).astype(np.float64)
+            m_lo, m_hi = self.masses[met.lo], self.masses[met.hi]
             most = correction.cap_norm(degree, m_lo, gradient[met.lo], m_hi, gradient[met.hi]) * (terms.cap / 2)
             share = correction.cap_factor(length, np.where(most > 0, most, np.inf))
             for _, after in flows.values():
                 np.multiply(after, _column(share, after), out=after)
         for name, (before, after) in flows.items():
+            gained = after  # F' = F + (before - after) / m at the lower node: see correction.advance
             if before is not None:
                 assert met.edge is not None
                 self.flows[name][met.edge] = after
-            for lower, mass in ((True, m_lo), (False, m_hi)):
-                step = correction.advance(None, before, after, mass)
-                self._add(self.state.correction[name], "correction", name, met, step, late, lower=lower)
+                gained = np.subtract(after, before, out=before)
+            for end, mass in zip(ends, masses, strict=True):
+                step = self._over(gained, mass, self._room(after, name, 3))
+                back = End(end.nodes, -end.sign, end.now, end.later)
+                self._add(self.state.correction[name], "correction", name, back, step, late, None, met.is_disjoint)
 
-    def _add(
-        self, target: torch.Tensor, group: str, name: str, met: Meetings, step: Vector, late: Late, *, lower: bool
-    ) -> None:
-        """Move one end, + at the lower node and - at the higher, but for halves that are lost or late."""
-        nodes, there = (met.lo, met.at_lo) if lower else (met.hi, met.at_hi)
-        if met.late is not None and met.late.any():
-            waits = met.late if there is None else met.late & there
-            late.steps.append((group, name, nodes[waits], step[waits] if lower else -step[waits]))
-            there = ~met.late if there is None else there & ~met.late
-        if there is not None:
-            nodes, step = nodes[there], step[there]
-        add_rows(target, nodes, step, 1 if lower else -1)
+    def _add(self, target: torch.Tensor, group: str, name: str, end: End, step: Vector, late: Late, held: Vector | None,
+             is_once: bool) -> None:  # fmt: skip
+        """Move one end by `step` times its sign, but for halves that are lost or late.
+
+        `held`: the rows before, where they are at hand; `is_once`: no node twice among all."""
+        nodes = end.nodes
+        if end.later is not None and len(end.later):
+            waiting = step[end.later]
+            late.steps.append((group, name, nodes[end.later], waiting if end.sign > 0 else -waiting))
+        if end.now is not None and len(end.now) < len(nodes):
+            nodes, step = nodes[end.now], step.take(end.now, axis=0)
+            held = None
+        if not is_once:
+            add_rows(target, nodes, step, end.sign)
+            return
+        rows = target.view(len(target), -1).numpy()
+        if held is None:
+            held = self._taken(rows, nodes, name, 4)
+        rows[nodes] = (np.add if end.sign > 0 else np.subtract)(held, step, out=held)
 
     def arrive(self, round: int) -> None:
         """Apply the halves that are due: displacements, so that being late is exact."""
@@ -263,24 +320,24 @@ class Mixer:
         if not self.flows or self.links is None:
             return
         ending = np.flatnonzero(gone[self.links.lo] | gone[self.links.hi])
-        met = Meetings(self.links.lo[ending], self.links.hi[ending])
-        late = Late(0, [])
+        both = (1, self.links.lo[ending]), (-1, self.links.hi[ending])
         for name, held in self.flows.items():
             dropped = held[ending]
-            for lower, ends in ((True, met.lo), (False, met.hi)):
+            for sign, ends in both:
                 step = np.divide(dropped, _column(self.masses[ends], dropped))
-                self._add(self.state.correction[name], "correction", name, met, step, late, lower=lower)
+                add_rows(self.state.correction[name], ends, step, sign)
             held[ending] = 0
             self.state.flat(self.state.correction, name)[gone] = 0
 
 
-def _column(numbers: Floats, like: Vector) -> Vector:
-    return numbers.astype(like.dtype)[:, None]
+def _column(numbers: Floats | float, like: Vector) -> Vector:
+    return np.asarray(numbers, like.dtype).reshape(-1, 1)
 
 
 def add_rows(target: torch.Tensor, nodes: Integers, step: Vector, sign: int = 1) -> None:
     """target[nodes] += sign * step; a node may stand there twice."""
-    target.view(len(target), -1).index_add_(0, torch.from_numpy(nodes), torch.from_numpy(step), alpha=sign)
+    signed = step if sign > 0 else np.negative(step)  # alpha = -1 leaves index_add's fast path
+    target.view(len(target), -1).index_add_(0, torch.from_numpy(nodes), torch.from_numpy(signed))
 
 
 __all__ = ["Distort", "Mapper", "Mask", "Mixer", "Terms"]
