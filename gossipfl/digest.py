@@ -10,6 +10,7 @@ No I/O, no state.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from typing import Final
 
@@ -83,6 +84,11 @@ def name_of(blob: Buffer) -> bytes:
 def replica_name(reference: bytes, root: bytes, space: str, codec: str) -> bytes:
     """The name of a replica: what payload `root`, decoded with `codec`, makes of the replica `reference`."""
     return hashlib.sha256(b"\2" + reference + root + f"{space}/{codec}".encode()).digest()
+
+
+def expected_name(own: bytes, other: bytes, gamma: float, mass: float, mass_other: float) -> bytes:
+    """The name of a sparse codec's reference: the replica `own`, moved as an exchange with the replica `other` moves it."""
+    return hashlib.sha256(b"\4" + own + other + struct.pack("<3d", gamma, mass, mass_other)).digest()
 
 
 def result_name(made_by: str) -> bytes:

@@ -29,6 +29,8 @@ from gossipfl.tasks import normalisation
 
 Vector = NDArray[Any]
 
+Codes = compression.Codes | compression.SparseCodes
+
 PIECE: Final = 16 * digest.CHUNK
 """Bytes of a vector that are dealt with at a time: whole chunks, no more than a block of learning.blocks, and the five or six
 arrays of a pass stay in cache."""
@@ -106,13 +108,25 @@ class Room:
 
 @dataclass(frozen=True)
 class Ledger:
-    """One link's flow and the running correction, before and after an exchange, dealt with piece by piece."""
+    """One link's flow and the running correction, before and after an exchange, dealt with piece by piece.
+
+    Under a sparse codec the flow, P numbers, is followed by P counts (learning.correction.since_last), signed as the flow."""
 
     job: ev.Mix
     before: Vector | None
     ran: Vector | None
     after: Room
     drift: Room
+
+    def gathered(self, piece: slice, q: Vector, came: NDArray[np.bool_]) -> Vector:
+        """q over the exchanges in which each coordinate's difference has gathered; the counts go on."""
+        part, size = self.of(piece), self.drift.array.size
+        counts = slice(size + part.start, size + part.stop)
+        q, came, after = (one[: part.stop - part.start] for one in (q, came, self.after.array[counts]))
+        idle = np.zeros_like(after) if self.before is None else np.abs(self.before[counts])
+        n, kept = correction.since_last(idle, came)
+        np.copyto(after, kept) if self.job.lower else np.negative(kept, out=after)
+        return np.divide(q, n)
 
     def book(self, piece: slice, q: Vector) -> float:
         """The flow with q booked and nothing capped; its sum of squares."""
@@ -129,13 +143,14 @@ class Ledger:
             np.multiply(after, after.dtype.type(cap), out=after)
         ran, before = (None if one is None else one[piece] for one in (self.ran, self.before))
         correction.advance(ran, before, after, self.job.mass, out=self.drift.array[piece])
-        self.after.written(piece)
+        if self.after.array.size == self.drift.array.size:
+            self.after.written(piece)
         self.drift.written(piece)
         return ()
 
     def of(self, piece: slice) -> slice:
         """Those of these elements that are parameters."""
-        size = self.after.array.size
+        size = self.drift.array.size
         return slice(min(piece.start, size), min(piece.stop, size))
 
 
@@ -333,6 +348,8 @@ class Workbench:
 
     def encode(self, job: ev.Encode) -> ev.Encoded:
         model, reference = self.vector(job.model, job.space), self.vector(job.reference, job.space)
+        if compression.millionths(job.codec):
+            reference = self.expected(job, reference, self.vector(job.reference_in, job.space))[0].array
         payload, codes = self.payload(job, model)
 
         def write(piece: slice) -> tuple[float, ...]:
@@ -343,13 +360,29 @@ class Workbench:
         self.over(model, write)
         return ev.Encoded(job.job, self.keep(job.job, payload), len(payload.view))
 
-    def payload(self, job: ev.Encode | ev.Mix, model: Vector) -> tuple[Room, compression.Codes]:
+    def expected(self, job: ev.Encode | ev.Mix, own: Vector, theirs: Vector) -> tuple[Room, Room]:
+        """The references of a sparse codec: both replicas moved as an exchange that nothing clips moves them."""
+        rooms = self.room(own), self.room(own)
+        lo, hi = (own, theirs) if job.lower else (theirs, own)
+        m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
+
+        def move(piece: slice) -> tuple[float, ...]:
+            moved = mixing.predict(lo, hi, job.gamma, m_lo, m_hi, piece)
+            for room, part in zip(rooms, moved if job.lower else moved[::-1], strict=True):
+                room.array[piece] = part
+            return ()
+
+        self.over(own, move)
+        return rooms
+
+    def payload(self, job: ev.Encode | ev.Mix, model: Vector) -> tuple[Room, Codes]:
         """Room for C(model - reference), the reference being the replica of this node at the peer."""
         p = self.split(job.space, model)
         size = compression.payload_size(job.codec, p, model.size - p, model.itemsize)
         room = Room(self.tensors, size, np.uint8)
-        codes = compression.Codes(job.codec, room.array, like=model, n_parameters=p)
-        if codes.plain and p == model.size:  # then a piece of the vector is a piece of the payload
+        codes = compression.codes_of(job.codec, room.array, like=model, n_parameters=p)
+        if isinstance(codes, compression.Codes) and codes.plain and p == model.size:
+            # then a piece of the vector is a piece of the payload
             room.array = codes.codes
             room.hashed()
         return room, codes
@@ -362,11 +395,14 @@ class Workbench:
         model = self.vector(job.model, job.space)
         p = self.split(job.space, model)
         out, into = self.vector(job.reference_out, job.space), self.vector(job.reference_in, job.space)
-        came = compression.Codes(job.codec, self.tensors.read(job.incoming), like=model, n_parameters=p)
+        sparse = compression.millionths(job.codec) > 0
+        if sparse:
+            out, into = (room.array for room in self.expected(job, out, into))
+        came = compression.codes_of(job.codec, self.tensors.read(job.incoming), like=model, n_parameters=p)
         came.require_sound()
         answer: Room | None = None
         if job.payload:
-            sent = compression.Codes(job.codec, self.tensors.read(job.payload), like=model, n_parameters=p)
+            sent = compression.codes_of(job.codec, self.tensors.read(job.payload), like=model, n_parameters=p)
         else:
             answer, sent = self.payload(job, model)
         own, theirs = self.room(model).summed(), self.room(model).summed()
@@ -401,6 +437,9 @@ class Workbench:
             flow_sums.take(piece.start * q.itemsize, q)
             mixing.apply(model[piece], q, job.mass, job.lower, out=moved.array[piece])
             moved.written(piece)
+            if ledger is not None and sparse:
+                fresh = np.not_equal(own.array[piece], out[piece]) | np.not_equal(theirs.array[piece], into[piece])
+                q = ledger.gathered(piece, q, fresh)
             square = 0.0 if ledger is None else ledger.book(piece, q)
             return square, 0.0 if np.isfinite(moved.array[piece]).all() else math.inf
 
@@ -418,6 +457,9 @@ class Workbench:
         if ledger is not None:
             cap = self.cap(job, math.sqrt(booked))
             self.over(model[:p], lambda piece: ledger.close(piece, cap))
+            if sparse:  # the counts do not begin where a chunk does
+                for piece in slices(ledger.after.array.size, PIECE // model.itemsize):
+                    ledger.after.written(piece)
             flow = self.keep(job.job, ledger.after, result(job, "flow", clip, cap))
             drift = self.keep(job.job, ledger.drift, result(job, "correction", clip, cap))
         if job.space == "model" and job.peer:
@@ -425,8 +467,14 @@ class Workbench:
             q = mixing.flow_step(lo.array[seen], hi.array[seen], job.gamma, m_lo, m_hi, clip)
             self.straightness.setdefault(job.peer, checks.Straightness()).add(q)
         payload = job.payload if answer is None else self.keep(job.job, answer)
-        mine = digest.replica_name(job.reference_out, payload, job.space, job.codec)
-        peers = digest.replica_name(job.reference_in, job.incoming, job.space, job.codec)
+        before = job.reference_out, job.reference_in
+        if sparse:
+            before = (
+                digest.expected_name(*before, job.gamma, job.mass, job.mass_peer),
+                digest.expected_name(*before[::-1], job.gamma, job.mass_peer, job.mass),
+            )
+        mine = digest.replica_name(before[0], payload, job.space, job.codec)
+        peers = digest.replica_name(before[1], job.incoming, job.space, job.codec)
         return ev.Mixed(
             job.job,
             model=self.keep(job.job, moved, result(job, "model", clip)),
@@ -473,8 +521,9 @@ class Workbench:
             return None
         before = self.tensors.array(job.flow, parameters.dtype) if job.flow else None
         ran = self.tensors.array(job.correction, parameters.dtype) if job.correction else None
-        after, drift = (self.room(parameters).summed() for _ in range(2))
-        return Ledger(job, before, ran, after, drift)
+        width = 2 if compression.millionths(job.codec) else 1
+        after = Room(self.tensors, width * parameters.size, parameters.dtype).summed()
+        return Ledger(job, before, ran, after, self.room(parameters).summed())
 
     def undo(self, job: ev.Undo) -> ev.Undone:
         own, theirs = self.vector(job.own, job.space), self.vector(job.theirs, job.space)
@@ -495,7 +544,8 @@ class Workbench:
     def correct(self, job: ev.Correct) -> ev.Corrected:
         if not job.flows:
             return ev.Corrected(job.job, b"")
-        flows: Sequence[Vector] = [self.tensors.array(name, self.bench.dtype) for name in job.flows]
+        p = self.bench.n_parameters
+        flows: Sequence[Vector] = [self.tensors.array(name, self.bench.dtype)[:p] for name in job.flows]
         drift = self.room(flows[0])
         correction.from_flows(flows, job.mass, out=drift.array)
         return ev.Corrected(job.job, self.keep(job.job, drift))

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from gossipfl.digest import CHUNK, Tree, name_of, replica_name
+from gossipfl.digest import CHUNK, Tree, expected_name, name_of, replica_name
 from gossipfl.errors import REASONS
 from gossipfl.learning import compression, correction, mixing
 from gossipfl.learning.parameters import Layout
@@ -112,6 +112,8 @@ def example() -> dict[str, str]:
         "root_bert": name_of(payloads["bert"]),
         "payload_bf16": compression.encode("bf16", vectors["anna"], base, n_parameters=PARAMETERS).tobytes(),
         "payload_int8": compression.encode("int8", rows, np.zeros_like(rows), n_parameters=8).tobytes(),
+        "payload_topk": compression.encode("topk:0.25", rows, np.zeros_like(rows), n_parameters=8).tobytes(),
+        "expected_name": expected_name(name_of(payloads["anna"]), name_of(payloads["bert"]), 0.5, 1.5, 0.5),
         "q": q.tobytes(),
         "replica_anna": replica_name(name_of(base.data), name_of(payloads["anna"]), "model", "f32"),
         "replica_bert": replica_name(name_of(base.data), name_of(payloads["bert"]), "model", "f32"),

@@ -32,6 +32,10 @@ STUDIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gossip in minibatches": ("digits", {"correction": "none", "batch_size": 16} | PLAIN, SOFTMAX),
     "ledger in minibatches": ("digits", {"batch_size": 16} | PLAIN, SOFTMAX),
     "ledger as deployed, momentum": ("digits", {"batch_size": 16, "momentum": 0.5}, SOFTMAX),
+    "ledger as deployed, int8": ("toy", {"codec": "int8"}, {}),
+    "gossip, a quarter of the numbers": ("toy", {"correction": "none", "codec": "topk:0.25"} | PLAIN, {}),
+    "ledger as deployed, a quarter of the numbers": ("toy", {"codec": "topk:0.25"}, {}),
+    "ledger in minibatches, a tenth of the numbers": ("digits", {"batch_size": 16, "codec": "topk:0.1"} | PLAIN, SOFTMAX),
     "ledger as deployed, adam": ("digits", {"batch_size": 16, "optimizer": "adam", "eta": 0.01}, SOFTMAX),
 }
 

@@ -51,7 +51,7 @@ def settings(members: Membership, me: str, random: Any, **changed: Any) -> Setti
     task = Toy(size)
     work = Work(task, task.layout(), None, np.zeros(size))
     told: dict[str, Any] = {"sign": keys_of(me).sign, "certificate": certificate_of(me), "random": random}
-    codec = "f64" if width == 8 else "f32"
+    codec = changed.pop("codec", "f64" if width == 8 else "f32")
     plain: dict[str, Any] = {
         "layout": members.layout_digest,
         "codec": codec,

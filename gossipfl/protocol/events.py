@@ -280,7 +280,7 @@ class Absorb:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Job -> Encoded. The payload C(model - reference)."""
+    """Job -> Encoded. The payload C(model - reference); what follows `seed` says where a sparse codec expects the model."""
 
     job: int
     space: Space
@@ -288,6 +288,11 @@ class Encode:
     reference: bytes
     codec: str
     seed: bytes
+    reference_in: bytes = NONE
+    lower: bool = False
+    mass: float = 1.0
+    mass_peer: float = 1.0
+    gamma: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

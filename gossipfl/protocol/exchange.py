@@ -80,10 +80,11 @@ class Exchanges(Greeting):
         link = self.link(peer)
         k = max(link.high, link.done) + 1
         self.encoding.add(peer)
-        model, reference = self.current[space], self.reference(link, space).own
-        codec = self.codec(space)
+        model, agreed, codec = self.current[space], self.reference(link, space), self.codec(space)
+        seed, gamma = self.seed(link.epoch, k, self.me, peer), self.gamma(space)
+        both = agreed.theirs, self.me < peer, self.mass(self.me, space), self.mass(peer, space), gamma
         self.start(
-            lambda job: ev.Encode(job, space, model, reference, codec, self.seed(link.epoch, k, self.me, peer)),
+            lambda job: ev.Encode(job, space, model, agreed.own, codec, seed, *both),
             lambda event: self.encoded(event, peer, space, link.epoch, k),
         )
 

@@ -22,6 +22,7 @@ from gossipfl.simulator.witness import (
     Truth,
     Vector,
     digest,
+    expected,
     is_near,
     length,
     paper,
@@ -204,6 +205,10 @@ class ExactlyOnce(Checker):
         else:
             assert old.pending is not None
             mine, theirs = old.pending.root, reply.root
+        if codec.startswith("topk:"):
+            gamma, m_me, m_peer = self.truth.rate(space), self.truth.mass(me, space), self.truth.mass(peer, space)
+            own, other = before
+            before = [expected(own, other, gamma, m_me, m_peer), expected(other, own, gamma, m_peer, m_me)]
         due = tuple(replica(one, part, space, codec) for one, part in zip(before, (mine, theirs), strict=True))
         if new.replicas(space) != due:
             self.broken(me, f"a replica of k {new.done} with {peer} is not made of what both had agreed on")

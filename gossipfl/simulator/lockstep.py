@@ -26,7 +26,9 @@ from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.meetings import Floats, Links
 from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.simulator.vectorized.mixing import Mixer, Terms
+from gossipfl.simulator.vectorized.replicas import Replicas
 from gossipfl.simulator.vectorized.rows import Rows
+from gossipfl.simulator.vectorized.state import State
 from gossipfl.simulator.vectorized.ways import Choice, Model, choose
 from gossipfl.tasks import fitting
 from gossipfl.tasks.normalisation import Normaliser
@@ -118,7 +120,7 @@ def engine_of(federation: Federation, *, training: Choice = "auto", threads: int
         rows,
         state,
         choose(model, rows, plan, block, float(rows.nodes) * study.local_rounds * plan.steps, training),
-        Mixer(state, step.masses, step.links),
+        Mixer(state, step.masses, step.links, replicas=_replicas(study.codec, state, step.links)),
         Settings(plan, method, rounds, release, SCHEDULES.get(study.schedule, study.schedule), threads=threads),
         Weather(Faults(), rows.nodes, rounds, 0),
         block,
@@ -126,6 +128,12 @@ def engine_of(federation: Federation, *, training: Choice = "auto", threads: int
         Draws([federation.spec(name).bench.seed for name in members.active]),
         step.terms,
     )
+
+
+def _replicas(codec: str, state: State, links: Links) -> Replicas | None:
+    """None for a codec that loses nothing of the models' own numbers."""
+    is_exact = codec == "f64" or codec == state.layout.dtype.replace("float", "f")
+    return None if is_exact else Replicas(codec, state, links)
 
 
 def _ready(task: Any, data: Any) -> tuple[torch.Tensor, torch.Tensor]:

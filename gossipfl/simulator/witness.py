@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -189,6 +190,11 @@ def root(content: Any) -> bytes:
 def replica(reference: bytes, payload: bytes, space: str, codec: str) -> bytes:
     """The name of what comes of a reference and a payload: section 1."""
     return digest(b"\2" + reference + payload + f"{space}/{codec}".encode())
+
+
+def expected(own: bytes, other: bytes, gamma: float, mass: float, mass_other: float) -> bytes:
+    """The name of what a sparse payload is against: section 1."""
+    return digest(b"\4" + own + other + struct.pack("<3d", gamma, mass, mass_other))
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import hashlib
 import json
 import math
@@ -52,6 +53,18 @@ def _hex32(text: str) -> str:
     return text
 
 
+def _codec(text: str) -> str:
+    if text in CODECS or re.fullmatch(r"topk:0\.\d{0,5}[1-9]", text, re.ASCII):
+        return text
+    near = difflib.get_close_matches(text, CODECS, 1)
+    known = f"use {', '.join(CODECS)}, or a share such as topk:0.1, no 0 at its end"
+    raise ValueError(f"no codec -- did you mean {near[0]!r}?" if near else f"no codec -- {known}")
+
+
+CODECS: Final = ("f64", "f32", "bf16", "int8")
+"""Those that send every number; learning.compression has them all, which this room does not import."""
+
+CodecName = Annotated[str, AfterValidator(_codec)]
 MemberId = Annotated[str, AfterValidator(valid_member_id)]
 Hex32 = Annotated[str, AfterValidator(_hex32)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
@@ -104,8 +117,8 @@ class Study(Strict):
     """Largest norm of a link's flow, in gradient norms over the degree; 0: none."""
     clip: Annotated[float, Field(ge=0, le=1e9)] = 2.0
     """Largest norm of a difference let through, in eta * H * gradient norm; 0: none."""
-    codec: Literal["f64", "f32", "bf16", "int8"] = "f32"
-    """How a delta is written."""
+    codec: CodecName = "f32"
+    """How a delta is written: f64, f32, bf16, int8, or topk:0.1, the tenth of the numbers that changed most."""
     release_exchanges: Annotated[int, Field(ge=0, le=10**6)] | None = None
     """Mixing-only exchanges at the end; none: as many as the topology needs."""
     statistics_tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-12
