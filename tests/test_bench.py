@@ -272,6 +272,8 @@ def test_the_command_prints_an_object_a_method_and_goes_on_where_it_stopped(
         "ring",
         "--rounds",
         "6",
+        "--processes",
+        "1",
         "--seeds",
         "2",
         "--out",
