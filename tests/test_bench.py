@@ -152,6 +152,18 @@ def test_a_slow_site_is_waited_for_by_a_server_and_by_nobody_else() -> None:
     assert seconds(slow, work("pairs", [[2, 2]], [[1000, 1000]]))[0] == alone
 
 
+def test_two_exchanges_one_after_the_other_cross_twice_as_often() -> None:
+    once, twice = (seconds(LINE, work("pairs", [[0, 0]], [[1000 * n, 1000 * n]]))[0] for n in (1, 2))
+    assert twice == pytest.approx(2 * once)
+
+
+def test_a_compression_is_a_part_of_the_methods_name() -> None:
+    plain, small = (one.run(asked(name), Ask(name, 0)) for name in ("gossip", "gossip+int8"))
+    assert 0 < small["bytes_per_node"] < plain["bytes_per_node"] and small["exchanges"] == plain["exchanges"]
+    with pytest.raises(Misuse, match="int9"):
+        one.run(asked("gossip+int9"), Ask("gossip+int9", 0))
+
+
 def test_a_slow_site_takes_part_in_every_twentieth_round() -> None:
     weather = Weather(Faults(slow_sites=(1,), slow_times=20), 3, 40, 0)
     there = np.array([weather.present(at) for at in range(40)])

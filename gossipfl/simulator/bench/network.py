@@ -20,7 +20,8 @@ OVERHEAD: Final = 1000
 an HTTPS request with a token is no smaller."""
 
 LATENCIES: Final = {"pairs": 3, "edges": 3, "push": 1, "server": 2, "none": 0}
-"""Times that a message crosses in a round, by how models are combined: proposal, reply, receipt; a push; down and up."""
+"""Times that a message crosses, by how models are combined: proposal, reply, receipt; a push; down and up. Pairs exchange one
+after the other, so that several exchanges a round are as many times that; edges do so all at once."""
 
 OPERATIONS: Final = 6
 """A parameter and row of a local step: two of the forward pass, four of the backward, as in a product of matrices."""
@@ -67,8 +68,8 @@ class Work:
     steps: Counts
     sent: Counts
     """bytes of models"""
-    message: int
-    """bytes of a model, or of what goes in its place"""
+    message: float
+    """bytes of a model, or of what goes in its place, on average"""
     parameters: int
     rows: Counts
     """of a local step"""
@@ -89,9 +90,11 @@ def seconds(network: Network, work: Work) -> Floats:
     times[int(np.argmax(work.rows))] = network.slow_times
     waited = times if work.combine == "server" else np.where(times > 1, 0.0, 1.0)  # (N,)
     compute = OPERATIONS * work.parameters * work.rows * work.steps / network.operations_per_s  # (T, N)
-    messages = work.sent / max(1, work.message)
+    messages = work.sent / (work.message or 1.0)
     line = (work.sent + OVERHEAD * messages) * 8e-6 / network.site_mbit_s
-    crossing = LATENCIES[work.combine] * network.latency_s
+    crossing = (
+        LATENCIES[work.combine] * network.latency_s * (np.ceil(messages - 0.5) if work.combine == "pairs" else 1.0)
+    )
     there = (work.steps > 0) | (work.sent > 0)
     both = 2 if work.combine == "server" else 1  # a server's client waits for what comes before it trains
     own = ((compute + both * line + crossing) * there * waited).max(axis=1)

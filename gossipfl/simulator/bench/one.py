@@ -22,7 +22,7 @@ from gossipfl.learning.evaluation import Floats
 from gossipfl.simulator import baselines
 from gossipfl.simulator.baselines import Fitted
 from gossipfl.simulator.bench.network import NETWORKS, Work, seconds
-from gossipfl.simulator.bench.question import Ask, Dealt, Question
+from gossipfl.simulator.bench.question import Ask, Dealt, Question, compression
 from gossipfl.simulator.bench.recipe import Recipe
 from gossipfl.simulator.results import LOWER_IS_BETTER, finite
 from gossipfl.simulator.vectorized.draws import Integers
@@ -148,6 +148,7 @@ def _simulated(question: Question, ask: Ask, recipe: Recipe, task: Task, sites: 
             threads=1,
             evaluate_every=max(1, question.rounds // POINTS),
             evaluate_nodes=ALL,
+            compression=compression(ask.method),
             **recipe.keywords(),
         )
 
@@ -158,7 +159,8 @@ def _durations(made: Run, recipe: Recipe, rows: Integers, is_slow: bool) -> dict
     if made.sent is None or made.stepped is None:
         return {}
     layout, method = made.state.layout, recipe.method
-    message = method.vectors * layout.size * np.dtype(layout.dtype).itemsize
+    ends = 2 if method.combine in ("pairs", "edges") and not method.is_local else 1
+    message = int(made.sent.sum()) / max(1, ends * made.exchanges)
     batch = np.minimum(rows, recipe.plan.batch_size or int(rows.max()))
     work = Work(method.combine, made.stepped, made.sent, message, layout.n_parameters, batch)
     waits = method.has_server

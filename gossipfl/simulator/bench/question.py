@@ -123,7 +123,7 @@ class Question:
         if ":" not in task:
             known("dataset", task, BUILT_IN)
         for method in methods:
-            known("method", method, (*METHODS, *REFERENCES))
+            known("method", base(method), (*METHODS, *REFERENCES))
         usual = SETTINGS.get(task, OTHER)
         graph = topology or usual.topology
         if graph != "auto" and not Path(graph).exists():
@@ -161,8 +161,8 @@ class Question:
 
     def recipe(self, method: str, seed: int) -> Recipe:
         """The settings of one method, with what was chosen for it."""
-        meeting = None if method_of(method).has_server else self.meeting(seed)
-        given = recipe(self.rows.loaded(), method, self.rounds, meeting if isinstance(meeting, Graph) else None)
+        meeting = None if method_of(base(method)).has_server else self.meeting(seed)
+        given = recipe(self.rows.loaded(), base(method), self.rounds, meeting if isinstance(meeting, Graph) else None)
         return changed(given, **self.changes.get(method, {}))
 
     def key(self, ask: Ask) -> str:
@@ -188,7 +188,9 @@ class Question:
         """Every run, seed by seed, so that what is done early can be compared early. Who waits for nobody is run once more with
         a slow site; what waits for it has the same models then, later."""
         asks = [Ask(method, seed) for seed in self.seeds for method in self.methods]
-        rounds = [method for method in self.methods if method not in REFERENCES and not method_of(method).has_server]
+        rounds = [
+            method for method in self.methods if method not in REFERENCES and not method_of(base(method)).has_server
+        ]
         return asks + [Ask(method, seed, True) for seed in self.seeds for method in rounds]
 
     def __str__(self) -> str:
@@ -196,6 +198,20 @@ class Question:
             f"{self.task}, {self.nodes} nodes, {self.topology}, {self.rounds} rounds, {self.dropout:.0%} absent each round, "
             f"seeds {_span(self.seeds)}"
         )
+
+
+def base(method: str) -> str:
+    """The method of a name that says a compression, too: ledger of "ledger+int8"."""
+    return method.partition("+")[0]
+
+
+def compression(method: str) -> str:
+    """The codec of such a name; none where it says none.
+
+    >>> base("ledger+topk:0.1"), compression("ledger+topk:0.1"), compression("fedavg")
+    ('ledger', 'topk:0.1', 'none')
+    """
+    return method.partition("+")[2] or "none"
 
 
 def known(what: str, name: str, names: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gossipfl.learning.comparing import LOWER_IS_BETTER, Interval, corrected_t
 from gossipfl.simulator.bench.one import Line
-from gossipfl.simulator.bench.question import REFERENCES
+from gossipfl.simulator.bench.question import REFERENCES, base
 from gossipfl.simulator.results import share_of
 from gossipfl.simulator.vectorized.methods import method_of
 
@@ -84,7 +84,7 @@ class Row:
 
     @property
     def has_server(self) -> bool:
-        return not self.is_reference and method_of(self.method).has_server
+        return not self.is_reference and method_of(base(self.method)).has_server
 
     @property
     def sign(self) -> int:
