@@ -259,7 +259,7 @@ class Pair:
         """The first exchange dials, and moves a whole model against zeros: it is not measured."""
         if self.mode == "ledger":
             self.b.ask("go 1")
-            self.b.until(lambda said: said["exchanges"] > 0)
+            self.a.until(lambda said: said["confirmed"] > 0)  # sooner the link is busy, and a round would pass it by
         self.exchange()
 
     def exchange(self, times: int = 1) -> dict[str, float]:
