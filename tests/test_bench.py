@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import pytest
 from gossipfl import cli
 from gossipfl.errors import ConfigError, Exit, Misuse
 from gossipfl.learning.comparing import corrected_t
-from gossipfl.simulator import pool
+from gossipfl.simulator import pool, results
 from gossipfl.simulator.bench import folder as folders
-from gossipfl.simulator.bench import one
+from gossipfl.simulator.bench import one, tune
+from gossipfl.simulator.bench.compare import compare
 from gossipfl.simulator.bench.network import NETWORKS, Network, Work, seconds
 from gossipfl.simulator.bench.question import Ask, Question
 from gossipfl.simulator.bench.recipe import changed, recipe
@@ -111,7 +113,7 @@ def test_a_run_is_the_same_again_and_its_curve_ends_where_it_is_judged() -> None
 
 
 def test_a_model_that_runs_away_is_counted_as_diverged_and_has_no_figure() -> None:
-    wild = replace(asked("gossip"), changes={"gossip": {"eta": 1e4}})
+    wild = replace(asked("gossip"), changes={Ask("gossip", 0): {"eta": 1e4}})
     line = one.run(wild, Ask("gossip", 0))
     assert line["diverged"] > 0 and line["score"]["mean"] is None
     row = summarise([line, made_line("gossip", 1, 0.9)], ["gossip"]).rows[0]
@@ -250,6 +252,68 @@ def test_sites_that_gain_are_counted_where_both_models_have_a_figure() -> None:
     row = summarise([federated, alone], ["local", "gossip"]).row("gossip")
     assert row is not None and [row.sites[name] for name in ("of", "better", "own_of", "own_better")] == [3, 2, 2, 1]
     assert row.sites["own_loss"] == pytest.approx(0.45) == row.sites["own_loss_alone"]
+
+
+# ---- choosing settings, comparing folders ----------------------------------------------------------------------------
+
+
+def test_every_method_has_as_many_trials_the_first_of_them_the_recipe_itself() -> None:
+    question = asked("local", "fedavg", "ledger", "fedprox", seeds=2)
+    made = tune.trials(question, 4)
+    assert Counter(trial.ask.method for trial in made) == {"fedavg": 8, "ledger": 8, "fedprox": 8}
+    first = [dict(trial.changes) for trial in made if trial.number == 0]
+    third = {trial.ask.method: dict(trial.changes) for trial in made if trial.number == 2}
+    assert first == [{}] * 6
+    assert {(of["eta"], of["steps"]) for of in third.values()} == {(third["fedavg"]["eta"], third["fedavg"]["steps"])}
+    assert set(third["ledger"]) - set(third["fedavg"]) == {"theta"} and "proximal" in third["fedprox"]
+
+
+def test_a_trial_sees_no_test_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = asked("gossip", seeds=1)
+    sites, test = question.rows.federation(0, None)
+    seen: list[Any] = []
+
+    def watched(*arguments: Any, **settings: Any) -> Any:
+        seen.append(arguments[4:6])
+        return one.simulated(*arguments, **settings)
+
+    monkeypatch.setattr(tune, "simulated", watched)
+    line = tune.attempt(question, None, tune.trials(question, 1)[0])
+    ((trained, judged),) = seen
+    rows = {row.tobytes() for site in trained for row in site.train.x} | {row.tobytes() for row in judged.x}
+    assert not rows & {row.tobytes() for row in test.x} and len(rows) == len(
+        {r.tobytes() for s in sites for r in s.train.x}
+    )
+    assert 0.5 < line["score"] <= 1
+
+
+def test_the_best_trial_of_a_split_is_chosen_the_first_of_equals_and_no_diverged_one() -> None:
+    def line(seed: int, number: int, score: float | None) -> dict[str, Any]:
+        return {
+            "method": "gossip",
+            "seed": seed,
+            "number": number,
+            "score": score,
+            "metric": "auc",
+            "changes": {"eta": number},
+        }
+
+    found = tune.chosen([line(0, 1, 0.8), line(0, 2, 0.9), line(0, 3, 0.9), line(0, 4, None), line(1, 1, None)])
+    assert found == {Ask("gossip", 0): {"eta": 2}}
+
+
+def test_two_folders_are_compared_over_the_same_splits(tmp_path: Path) -> None:
+    question = asked("gossip", seeds=3)
+    for name, gain in (("a", 0.0), ("b", 0.009)):
+        lines = [made_line("gossip", seed, 0.88 + 0.001 * seed + gain) for seed in range(3)]
+        (tmp_path / name).mkdir()
+        found = summarise(lines, ["gossip"])
+        folders.write(tmp_path / name, question, found, lines, results.manifest(0, ["test"], 0.0) | {"commit": None})
+    made = compare(tmp_path / "a", tmp_path / "b")
+    assert made.changes[0].gain.middle == pytest.approx(0.01) and made.changes[0].gain.low == pytest.approx(0.01)
+    assert not made.asked and made.only == ([], [])
+    with pytest.raises(ConfigError, match="no summary of a benchmark"):
+        compare(tmp_path / "a", tmp_path)
 
 
 # ---- the folder and the command --------------------------------------------------------------------------------------

@@ -41,6 +41,10 @@ def bench(
     alpha: Annotated[
         float | None, typer.Option("--alpha", help="Label skew of digits and breast-cancer: Dirichlet's.")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First choose rate, steps and own knob on validation rows.")
+    ] = False,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Of --tune, for every method and split.")] = 12,
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Folder that holds ist/, eicu-demo/, uci-heart/.")
     ] = None,
@@ -55,6 +59,11 @@ def bench(
     from gossipfl.simulator.bench.suite import SUITES
 
     where = None if data_dir is None else str(data_dir)
+    if dataset == "compare":
+        _compare(folders or [], json_)
+        return
+    if folders:
+        raise typer.BadParameter(f"{folders[0]}: only `compare` takes more than a dataset")
     if suite is not None:
         known("suite", suite, SUITES)
         top = out or Path("runs") / f"bench-{suite}"
@@ -67,6 +76,10 @@ def bench(
             rounds=rounds, dropout=dropout, seeds=seeds, options=None if alpha is None else {"alpha": alpha},
         )  # fmt: skip
         asked = [(out or Path("runs") / f"bench-{dataset.replace(':', '-')}", one)]
+    if tune:
+        asked = [
+            (folder, _tuned(question, folder, where, processes, trials, quiet=json_)) for folder, question in asked
+        ]
     done = [_answered(question, folder, where, processes, quiet=json_) for folder, question in asked]
     if json_:
         objects = [{**result, "folder": str(folder)} for (folder, _), result in zip(asked, done, strict=True)]
@@ -112,6 +125,78 @@ def _answered(asked: Question, folder: Path, data_dir: str | None, processes: in
         _closing(found)
         print(f"report: {folder / folders.PAGE}")
     return dict(results.finite(folders.as_json(asked, found)))
+
+
+def _tuned(asked: Question, folder: Path, data_dir: str | None, processes: int, count: int, *, quiet: bool) -> Question:
+    """The question with the settings that the validation rows chose; says which."""
+    from dataclasses import replace
+    from functools import partial
+
+    from gossipfl.cli import output
+    from gossipfl.simulator import pool
+    from gossipfl.simulator.bench import folder as folders
+    from gossipfl.simulator.bench import tune
+
+    output.say(f"{asked}: {count} trials for every method and split, judged by validation rows; no test row is touched")
+    there = folders.lines(folders.made(folder), folders.TRIALS)
+    wanted = {tune.key(asked, trial): trial for trial in tune.trials(asked, count)}
+    left = [trial for key, trial in wanted.items() if key not in there]
+    with output.counted("trials", len(wanted), len(wanted) - len(left), quiet=quiet) as counter:
+        for line in pool.run(partial(tune.attempt, asked, data_dir), left, processes or pool.cores()):
+            pool.append(folder / folders.TRIALS, line)
+            there[line["key"]] = line
+            counter.step(str(wanted[line["key"]]))
+    changes = tune.chosen([there[key] for key in wanted])
+    if not quiet:
+        print()
+        output.table("chosen on validation rows, split by split", ("method", "settings"), tune.told(asked, changes))
+        print()
+    return replace(asked, changes=changes)
+
+
+def _compare(paths: list[Path], json_: bool) -> None:
+    """Two results folders, method by method."""
+    from dataclasses import asdict
+
+    from gossipfl.cli import output
+    from gossipfl.simulator import results
+    from gossipfl.simulator.bench.compare import compare
+
+    if len(paths) != 2:
+        raise typer.BadParameter("compare takes two results folders: gossipfl bench compare A B")
+    found = compare(*paths)
+    if json_:
+        output.emit(results.finite(asdict(found)))
+        return
+    for name, (one, other) in found.asked.items():
+        output.say(f"asked differently, {name}: {one} and {other}")
+    rows = [
+        (change.method, _figure(change.before), _figure(change.after), _signed(change.gain.middle),
+         _signed(change.gain.low), _signed(change.gain.high), *(_or_dash(value) for value in change.rounds),
+         *(_bytes(value) for value in change.bytes_per_node))
+        for change in found.changes
+    ]  # fmt: skip
+    header = ("method", "share A", "share B", "B - A", "from", "to", "rounds A", "rounds B", "bytes A", "bytes B")
+    output.table(
+        "worst node over centralized, with the 95 % interval of the difference; rounds and bytes to 99 %", header, rows
+    )
+    for name, methods in zip("AB", found.only, strict=True):
+        if methods:
+            print(f"only in {name}: {', '.join(methods)}")
+
+
+def _signed(value: float) -> str:
+    return "-" if value != value else f"{value:+.4f}"
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _bytes(value: float | None) -> str:
+    from gossipfl.cli.output import amount
+
+    return "-" if value is None else amount(value)
 
 
 def _commit() -> str | None:

@@ -22,14 +22,15 @@ from gossipfl.simulator.bench.summary import Summary
 from gossipfl.simulator.bench.verdict import sentences, verdict
 
 RUNS: Final = "runs.jsonl"
+TRIALS: Final = "trials.jsonl"
 SUMMARY: Final = "summary.json"
 PAGE: Final = "report.html"
 TIDY: Final = ("task", "method", "seed", "round", "bytes_per_node", "node", "measure", "value")
 
 
-def lines(folder: Path) -> dict[str, Line]:
+def lines(folder: Path, name: str = RUNS) -> dict[str, Line]:
     """The lines that are there, by key. **Raises**: ConfigError (73) for a file that is no record of a benchmark."""
-    return pool.kept(folder / RUNS, lambda line: str(line["key"]), what="a benchmark")
+    return pool.kept(folder / name, lambda line: str(line["key"]), what="a benchmark")
 
 
 def made(folder: Path) -> Path:
@@ -53,7 +54,7 @@ def as_json(asked: Question, found: Summary) -> dict[str, Any]:
         "dropout": asked.dropout,
         "seeds": list(asked.seeds),
         "options": dict(asked.rows.options),
-        "changes": {name: dict(changes) for name, changes in asked.changes.items()},
+        "changes": {str(ask): dict(changes) for ask, changes in asked.changes.items()},
         "metric": found.metric,
         "train_rows": found.train_rows,
         "test_rows": found.test_rows,

@@ -79,8 +79,8 @@ def run(question: Question, ask: Ask, data_dir: str | None = None) -> Line:
         found = jury.verdict(baselines.local_only(task, sites))
     else:
         cpu = time.process_time()
-        recipe = question.recipe(ask.method, ask.seed)
-        made = _simulated(question, ask, recipe, task, sites, test)
+        recipe = question.recipe(ask)
+        made = simulated(question, ask, recipe, task, sites, test)
         spent = time.process_time() - cpu
         counted = np.array([len(site.train) for site in sites])
         found = jury.verdict(_models(task, made, sites), is_judged_by_loss=True)
@@ -130,7 +130,17 @@ def _published(
     }
 
 
-def _simulated(question: Question, ask: Ask, recipe: Recipe, task: Task, sites: Sequence[Site], test: Data) -> Run:
+def simulated(
+    question: Question,
+    ask: Ask,
+    recipe: Recipe,
+    task: Task,
+    sites: Sequence[Site],
+    test: Data,
+    *,
+    is_watched: bool = True,
+) -> Run:
+    """The rounds of one run on these rows. `is_watched`: judged on the way, too."""
     struck: dict[str, Any] = {"dropout": question.dropout}
     if ask.is_slow:
         largest = int(np.argmax([len(site.train) for site in sites]))
@@ -146,7 +156,7 @@ def _simulated(question: Question, ask: Ask, recipe: Recipe, task: Task, sites: 
             faults=struck,
             seed=ask.seed,
             threads=1,
-            evaluate_every=max(1, question.rounds // POINTS),
+            evaluate_every=max(1, question.rounds // POINTS) if is_watched else question.rounds,
             evaluate_nodes=ALL,
             compression=compression(ask.method),
             **recipe.keywords(),

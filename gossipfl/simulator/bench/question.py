@@ -103,8 +103,8 @@ class Question:
     rounds: int
     dropout: float
     seeds: tuple[int, ...]
-    changes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """of a method's recipe: what `--tune` has chosen"""
+    changes: Mapping[Ask, Mapping[str, float]] = field(default_factory=dict)
+    """of a method's recipe with one seed: what `--tune` has chosen"""
 
     @classmethod
     def of(
@@ -159,11 +159,13 @@ class Question:
             return topologies.schedule(spec, self.nodes, seed)
         return topologies.graph(spec, self.nodes, seed)
 
-    def recipe(self, method: str, seed: int) -> Recipe:
+    def recipe(self, ask: Ask) -> Recipe:
         """The settings of one method, with what was chosen for it."""
-        meeting = None if method_of(base(method)).has_server else self.meeting(seed)
-        given = recipe(self.rows.loaded(), base(method), self.rounds, meeting if isinstance(meeting, Graph) else None)
-        return changed(given, **self.changes.get(method, {}))
+        meeting = None if method_of(base(ask.method)).has_server else self.meeting(ask.seed)
+        given = recipe(
+            self.rows.loaded(), base(ask.method), self.rounds, meeting if isinstance(meeting, Graph) else None
+        )
+        return changed(given, **self.changes.get(Ask(ask.method, ask.seed), {}))
 
     def key(self, ask: Ask) -> str:
         """What decides a run's result, as a short name: equal keys are one run, whatever else was asked."""
@@ -179,7 +181,7 @@ class Question:
                 "topology": self.topology,
                 "rounds": self.rounds,
                 "dropout": self.dropout,
-                "recipe": asdict(self.recipe(ask.method, ask.seed)),
+                "recipe": asdict(self.recipe(ask)),
                 "networks": [asdict(network) for network in NETWORKS],
             }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
