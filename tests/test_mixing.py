@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gossipfl.errors import Misuse
-from gossipfl.learning.blocks import BLOCK, square_sum
+from gossipfl.learning.blocks import BLOCK
 from gossipfl.learning.mixing import apply, clip_factor, clip_threshold, difference_norm, flow_step, mu, norm
 
 masses = st.floats(0.1, 1e4)
@@ -87,16 +86,6 @@ def test_norms_are_those_of_numpy_for_arrays_and_for_pieces():
     assert difference_norm(a, b) == pytest.approx(np.linalg.norm(a.astype(np.float64) - b), rel=1e-12)
     assert norm(np.full(4, 3e38, np.float32)) == pytest.approx(6e38)
     assert np.isnan(norm(np.array([np.nan, 1.0])))
-
-
-def test_a_sum_of_squares_is_work_of_its_own_thread_alone():
-    """OpenBLAS' threads, which it takes for long dot products, spin as long as they wait: they would do more than half."""
-    long = np.ones(1 << 20, np.float32)
-    everybody, own = time.process_time(), time.thread_time()
-    for _ in range(20):
-        assert square_sum(long) == 1 << 20
-    everybody, own = time.process_time() - everybody, time.thread_time() - own
-    assert everybody - own < own / 2
 
 
 def test_clip_factor_is_one_inside_tau_and_never_above():
