@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from gossipfl.digest import expected_name, name_of, replica_name
-from gossipfl.learning import compression
+from gossipfl.learning import compression, correction, mixing
+from gossipfl.learning.sparse import SPAN
+from gossipfl.protocol import events as ev
 from gossipfl.simulator.faults import Faults
 from gossipfl.simulator.federation import found
 from gossipfl.simulator.network import World
 from gossipfl.simulator.trial import LAWS, Watching, truth_of
+from gossipfl.store import Store
+from gossipfl.workbench import Bench, Workbench
 
 CODEC = "topk:0.25"
 
 
-@pytest.mark.parametrize("correction", ["ledger", "none"])
-def test_every_law_holds_over_a_study_with_cuts_and_crashes_whose_exchanges_are_sparse(correction: str) -> None:
+@pytest.mark.parametrize("rule", ["ledger", "none"])
+def test_every_law_holds_over_a_study_with_cuts_and_crashes_whose_exchanges_are_sparse(rule: str) -> None:
     federation = found("toy", 5, 1, options={"dimension": 24}, study={"codec": CODEC, "local_rounds": 40, "local_steps": 5,
-                       "eta": 0.05, "release_exchanges": 5, "correction": correction})  # fmt: skip
+                       "eta": 0.05, "release_exchanges": 5, "correction": rule})  # fmt: skip
     specs = federation.specs(change=lambda told: replace(told, checkpoint_ns=20 * 10**9, turn_ns=10**9))
     watch = Watching(truth_of(federation, specs), LAWS)
     world = World(specs, 1, Faults(cut_per_hour=240, crash_per_hour=30, down_s=5, until_hours=0.05), observers=(watch,))
@@ -47,3 +54,63 @@ def test_a_name_says_also_what_the_reference_was_made_of() -> None:
 def test_a_study_takes_one_spelling_of_a_codec(codec: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         found("toy", 3, 0, study={"codec": codec})
+
+
+def test_both_ends_of_a_large_exchange_in_pieces_agree_with_the_plain_functions() -> None:
+    """Encode, answer, mix, twice: vectors of several spans, with moments, by hands that know each other's payloads only."""
+    p, moments, gamma, masses = 5 * SPAN + 77, 9, 0.5, {"a": 1.0, "b": 3.0}
+    rng = np.random.default_rng(0)
+    size = p + moments
+    models = {name: rng.standard_normal(size).astype(np.float32) for name in "ab"}
+    zero = np.zeros(size, np.float32)
+    hands = {name: Workbench(Bench(p, moments, "float32", _never, _never, (1,)), Store.modelled().files) for name in "ab"}
+    names = {name: {"own": hands[name].tensors.put(zero), "theirs": hands[name].tensors.put(zero)} for name in "ab"}
+    flows, drifts, replicas = dict.fromkeys("ab", b""), dict.fromkeys("ab", b""), [zero, zero]
+    idle, phi = np.zeros(p, np.float32), np.zeros(p, np.float32)
+    common = {"codec": CODEC, "seed": b"", "gamma": gamma, "kappa": 0.5, "tau": math.inf, "leak": 0.9, "cap_norm": math.inf}
+
+    def mix(name: str, other: str, model: bytes, incoming: bytes, **known: Any) -> ev.Mixed:
+        agreed = names[name]
+        done = hands[name].carry_out(ev.Mix(2, "model", name == "a", incoming, agreed["theirs"], agreed["own"], model,
+                                            flows[name], drifts[name], mass=masses[name], mass_peer=masses[other], **common,
+                                            **known))  # fmt: skip
+        assert isinstance(done, ev.Mixed), done
+        names[name] = {"own": done.own, "theirs": done.theirs}
+        flows[name], drifts[name] = done.flow, done.correction
+        models[name] = hands[name].tensors.array(done.model, np.float32).copy()
+        return done
+
+    for turn in range(2):
+        before = {name: model.copy() for name, model in models.items()}
+        held = {name: hands[name].tensors.put(models[name]) for name in "ab"}
+        sent = hands["a"].carry_out(ev.Encode(1, "model", held["a"], names["a"]["own"], CODEC, b"", names["a"]["theirs"], True,
+                                              masses["a"], masses["b"], gamma))  # fmt: skip
+        assert isinstance(sent, ev.Encoded) and sent.size == compression.payload_size(CODEC, p, moments, 4)
+        payload = hands["a"].tensors.read(sent.root)
+        answer = mix("b", "a", held["b"], hands["b"].tensors.put(payload))
+        back = hands["a"].tensors.put(hands["b"].tensors.read(answer.payload))
+        done = mix("a", "b", held["a"], back, payload=sent.root, clip=answer.clip, cap=answer.cap, q=answer.q)
+        assert done.q == answer.q and (done.own, done.theirs) == (answer.theirs, answer.own)
+
+        expected = mixing.predict(replicas[0], replicas[1], gamma, 1.0, 3.0)
+        raw = payload, hands["b"].tensors.read(answer.payload)
+        replicas = [compression.decode(CODEC, one, ref, n_parameters=p) for one, ref in zip(raw, expected, strict=True)]
+        q = mixing.flow_step(replicas[0], replicas[1], gamma, 1.0, 3.0, 1.0)
+        for name, lower in (("a", True), ("b", False)):
+            assert (models[name] == mixing.apply(before[name], q, masses[name], lower)).all()
+        came = (replicas[0] != expected[0]) | (replicas[1] != expected[1])
+        n, idle = correction.since_last(idle, came[:p])
+        phi = correction.book(phi, q[:p] / n, 0.5, 0.9, 1.0, True)
+        for name, sign in (("a", 1), ("b", -1)):
+            flow = hands[name].tensors.array(flows[name], np.float32)
+            assert (flow[:p] == sign * phi).all() and (flow[p:] == sign * idle).all()
+            drift = hands[name].tensors.array(drifts[name], np.float32)
+            np.testing.assert_allclose(drift, -sign * phi / masses[name], atol=1e-6)
+            renewed = hands[name].carry_out(ev.Correct(3, (flows[name],), masses[name]))
+            assert isinstance(renewed, ev.Corrected)
+            np.testing.assert_allclose(hands[name].tensors.array(renewed.correction, np.float32), drift, atol=1e-6)
+        assert 0.25 < float(came[:p].mean()) < 0.5 and float(idle.max()) == turn + 1
+
+
+def _never(*_: object) -> Any:
+    raise AssertionError("nothing is trained here")

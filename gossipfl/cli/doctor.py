@@ -318,7 +318,8 @@ def _disk(patient: Patient) -> Iterator[Finding]:
     if patient.running:
         yield Finding("state", "info", f"in use by process {patient.running}: this node runs already")
     membership, work = patient.has("membership"), patient.has("work")
-    need = len(membership.neighbours(config.node.id)) * 3 * work.start.nbytes
+    each = 4 if membership.study.codec.startswith("topk:") else 3  # two replicas and a flow, with counts if sparse
+    need = len(membership.neighbours(config.node.id)) * each * work.start.nbytes
     free = shutil.disk_usage(there).free
     replicas, room = output.amount(need), output.amount(free)
     what = f"{replicas} for the replicas of all links and {output.amount(RECORD)} for the record; {room} free"
