@@ -1,0 +1,107 @@
+"""What one exchange of a large model may cost, counted: hashes, lengths of dot products, memory. No time is measured."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gossipfl import digest, workbench
+from gossipfl.digest import chunk_count
+from gossipfl.protocol import events as ev
+from gossipfl.store.disk import RealDisk
+from gossipfl.store.files import Files
+from gossipfl.workbench import Bench, Workbench
+
+P = 2_000_003
+"""Parameters: 8 MB, 131 chunks, nine pieces; the last of each is short."""
+
+SPINS = 10_000
+"""Elements of a dot product above which OpenBLAS takes threads of its own, which wait by spinning."""
+
+
+class Site:
+    """The hands of one node, and its vectors."""
+
+    def __init__(self, folder: Path, model: np.ndarray, reference: np.ndarray) -> None:
+        self.files = Files(RealDisk(folder))
+        self.hands = Workbench(Bench(P, 0, "float32", lambda _: pytest.fail("no training"), lambda *_: None, (1,)), self.files)
+        self.model, self.reference = (self.files.put(vector, pinned=True) for vector in (model, reference))
+
+    def mix(self, incoming: bytes, lower: bool, **more: Any) -> ev.Mixed:
+        job = ev.Mix(
+            job=2, space="model", lower=lower, incoming=incoming, reference_in=self.reference, reference_out=self.reference,
+            model=self.model, flow=b"", correction=b"", codec="f32", seed=b"", mass=1.0, mass_peer=1.0, gamma=1.0, kappa=0.0,
+            tau=1e9, leak=1.0, cap_norm=1e9, **more,
+        )  # fmt: skip
+        found = self.hands.carry_out(job)
+        assert isinstance(found, ev.Mixed), found
+        return found
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Site, Site]:
+    drawn = np.random.default_rng(0).standard_normal((2, P), np.float32)
+    zeros = np.zeros(P, np.float32)
+    return Site(tmp_path / "a", drawn[0], zeros), Site(tmp_path / "b", drawn[1], zeros)
+
+
+def exchange(a: Site, b: Site, between: Callable[[str], object] = lambda stage: None) -> tuple[ev.Mixed, ev.Mixed]:
+    encoded = a.hands.carry_out(ev.Encode(job=1, space="model", model=a.model, reference=a.reference, codec="f32", seed=b""))
+    assert isinstance(encoded, ev.Encoded)
+    between("encoded")
+    b.files.put(a.files.read(encoded.root), pinned=True)
+    between("sent")
+    answered = b.mix(encoded.root, lower=False)
+    between("answered")
+    a.files.put(b.files.read(answered.payload), pinned=True)
+    between("sent back")
+    mixed = a.mix(answered.payload, lower=True, payload=encoded.root, q=answered.q, clip=answered.clip, cap=answered.cap)
+    between("mixed")
+    return answered, mixed
+
+
+def test_an_exchange_hashes_each_payload_once_where_it_is_made_and_nothing_else(
+    pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed, seen, leaf = [], {}, digest.leaf
+    monkeypatch.setattr(digest, "leaf", lambda chunk: hashed.append(len(chunk)) or leaf(chunk))
+    exchange(*pair, lambda stage: seen.update({stage: sum(hashed)}) or hashed.clear())
+    assert [seen[stage] for stage in ("encoded", "answered", "mixed")] == [4 * P, 4 * P, 0]
+    assert chunk_count(4 * P) == 131
+
+
+def test_no_dot_product_of_an_exchange_is_long_enough_for_openblas_to_take_threads(
+    pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = []
+
+    def noted(product: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda x, y, **more: longest.append(x.shape[-1]) or product(x, y, **more)
+
+    monkeypatch.setattr(np, "dot", noted(np.dot))
+    monkeypatch.setattr(np, "vecdot", noted(np.vecdot))
+    exchange(*pair)
+    assert 0 < max(longest) <= SPINS
+
+
+def test_an_exchange_needs_no_memory_of_the_size_of_a_model(pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbench, "THREADS", 1)
+    exchange(*pair)  # what is made once: weights of sums, the watched coordinates
+    tracemalloc.start()
+    try:
+        exchange(*pair)
+        assert tracemalloc.get_traced_memory()[1] < 4 * P
+    finally:
+        tracemalloc.stop()
+
+
+def test_both_ends_of_a_large_exchange_compute_the_same_and_meet(pair: tuple[Site, Site]) -> None:
+    answered, mixed = exchange(*pair)
+    assert (answered.q, answered.own, answered.theirs) == (mixed.q, mixed.theirs, mixed.own)
+    a, b = (site.files.array(found.model, np.float32) for site, found in zip(pair, (mixed, answered), strict=True))
+    np.testing.assert_allclose(a, b, atol=1e-6)
