@@ -26,7 +26,9 @@ from gossipfl.simulator.bench.recipe import changed, recipe
 from gossipfl.simulator.bench.summary import summarise
 from gossipfl.simulator.bench.verdict import sentences, verdict
 from gossipfl.simulator.vectorized.faults import Faults, Weather
+from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.tasks import load
+from gossipfl.topology import graph
 
 
 def asked(*methods: str, **settings: Any) -> Question:
@@ -89,6 +91,22 @@ def test_every_method_gets_the_same_plan_and_a_change_is_of_plan_or_method() -> 
     assert recipe(task, "fedavg", 50).plan == recipe(task, "ledger", 50).plan
     tried = changed(recipe(task, "ledger", 50), eta=0.5, theta=0.1)
     assert (tried.plan.eta, tried.method.theta) == (0.5, 0.1)
+
+
+def test_scarce_rounds_get_more_exchanges_and_a_release_as_long_as_the_graph_asks_for() -> None:
+    task, ring, dense = load("breast-cancer"), graph("ring", 64), graph("complete", 64)
+    short, long = (recipe(task, "ledger", rounds, dense) for rounds in (50, 400))
+    assert (short.exchanges, long.exchanges) == (6, 1) and short.method.theta > long.method.theta == 0.25
+    assert 0 < long.release < recipe(task, "ledger", 400, ring).release == 40
+    assert recipe(task, "fedavg", 50).exchanges == 1 and recipe(task, "fedavg", 50).release == 0
+    own = Method("own", theta=0.1)
+    assert recipe(task, own, 50, dense).method == own
+
+
+def test_a_net_keeps_its_rate_and_takes_minibatches_where_a_linear_model_takes_all_rows() -> None:
+    net, linear = recipe(load("digits"), "ledger", 300), recipe(load("icu"), "ledger", 300)
+    assert (net.eta_schedule, net.plan.batch_size) == ("linear-tail", 32)
+    assert (linear.eta_schedule, linear.plan.batch_size) == ("cosine", None)
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------

@@ -165,11 +165,15 @@ def contraction(graph: Mapping[str, tuple[str, ...]], gamma: float = 1.0) -> flo
     >>> round(contraction(complete("abcde")), 4), round(contraction(complete("abcde"), 0.5), 4)
     (0.6124, 0.7289)
     """
-    n = len(graph)
+    return contraction_of(len(graph), speed(graph), gamma)
+
+
+def contraction_of(n: int, speed: float, gamma: float = 1.0) -> float:
+    """`contraction` of a graph of n nodes with this `speed`."""
     if n < 2:
         return 0.0
     matching = (n - 2) / (2 * (n - 1))
-    return max(1 - gamma * speed(graph), math.sqrt(1 - gamma * (2 - gamma) * (1 - matching)))
+    return max(1 - gamma * speed, math.sqrt(1 - gamma * (2 - gamma) * (1 - matching)))
 
 
 def release_exchanges(graph: Mapping[str, tuple[str, ...]], gamma: float = 1.0) -> int:
