@@ -1,6 +1,6 @@
 """Default settings of a study in rounds: task, method, budget and graph in; steps, schedule, exchanges, release, masses out.
 
-The one door for defaults of the benchmark. What stands here was chosen on validation parts, never on test rows: ADR 20 has the
+The one door for defaults of the benchmark. What stands here was chosen on validation parts, never on test rows: ADR 23 has the
 figures of what was tried and lost. Not here: what a method does with them (simulator.vectorized.methods).
 """
 
@@ -38,7 +38,7 @@ icu at 50 rounds."""
 
 HEAVIEST: Final = 10.0
 """Medians that a site may count. A deployed membership caps at 3, so that nobody owns a small federation's model; among 415
-hospitals that moves the optimum itself by .0005 to .0023 of the AUC."""
+hospitals that moves the optimum itself by up to .0023 of the AUC."""
 
 
 @dataclass(frozen=True)
