@@ -96,6 +96,18 @@ def test_a_blob_is_named_by_its_chunks(size: int) -> None:
     assert size == 0 or name_of(blob) != name_of(blob + b"\0") != EMPTY
 
 
+@pytest.mark.parametrize(
+    ("size", "published"),
+    [
+        (0, "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"),
+        (1025, "d00278ae47eb27b34faecf67b4fe263f82d5412916c1ffd97c8cb7fb814b8444"),
+        (31744, "62b6960e1a44bcc1eb1a611a8d6235b6b4b78f32e7abc4fb4c6cdcce94895c47"),
+    ],
+)
+def test_a_leaf_is_blake3_as_its_authors_publish_it(size: int, published: str) -> None:
+    assert leaf(bytes(at % 251 for at in range(size))).hex() == published
+
+
 def test_a_leaf_is_never_taken_for_a_node() -> None:
     left, right = leaf(b"a"), leaf(b"b")
     assert leaf(left + right) != node(left, right)
