@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from gossipfl.simulator.expect import Judged
     from gossipfl.simulator.federation import Federation
     from gossipfl.simulator.play import Progress
+    from gossipfl.simulator.rounds import Crowd
     from gossipfl.simulator.run import Run
     from gossipfl.simulator.scenario import Read, Scenario
 
@@ -22,6 +26,17 @@ EPILOG: Final = (
     "Example: [bold]gossipfl simulate simulations/partition.toml --set at.0.seconds=7200 --seed 3[/bold]; "
     "exits with 1 where what the file expects does not hold."
 )
+
+CHECKPOINT: Final = "checkpoint.safetensors"
+"""In a run folder: there is something to go on with."""
+
+INTERRUPTED: Final = 130
+"""As shells say it of Ctrl-C."""
+
+LISTED: Final = 60
+"""Nodes up to which each is a row of the closing table."""
+
+SPREAD: Final = ("worst", "p5", "median", "mean")
 
 LINE_S: Final = 2.0
 """Between two lines of progress where there is no terminal."""
@@ -38,12 +53,16 @@ def simulate(
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Folder that holds uci-heart/ and the like.")
     ] = None,
-    engine: Annotated[str, typer.Option("--engine", help="events: the very code that is deployed.")] = "events",
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help="events: the very code that is deployed; vectorized: all nodes at once, in rounds."),
+    ] = None,
     record: Annotated[bool, typer.Option("--record", help="Also record every node, for `gossipfl replay`.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/simulate-... by default.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Play one scenario in virtual time: real nodes' code on simulated clocks, lines and disks; say whether it held."""
+    """Play one scenario: real nodes' code on simulated clocks, lines and disks, or all nodes at once in rounds; say whether
+    it held."""
     from gossipfl.cli import output
     from gossipfl.recorder import RECORDINGS
     from gossipfl.simulator import expect, play, results, story
@@ -51,25 +70,25 @@ def simulate(
     from gossipfl.simulator import scenario as scenarios
     from gossipfl.simulator.recorded import Recorded
 
-    if engine not in play.ENGINES:
+    if engine is not None and engine not in play.ENGINES:
         raise typer.BadParameter(f"no engine is called {engine!r}; there is {', '.join(play.ENGINES)}", param_hint="--engine")
     began = time.time()
-    read = scenarios.load(scenario, set_ or (), seed=seed, hours=hours, nodes__count=nodes)
+    read = scenarios.load(scenario, set_ or (), seed=seed, hours=hours, nodes__count=nodes, engine=engine)
     asked = read.scenario
-    made = scenarios.federation(read, data_dir)
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
-    folder = results.fresh(out or Path("runs") / f"simulate-{scenario.stem}-seed{asked.seed}-{stamp}")
+    made = play.prepare(read, asked.engine, data_dir)
+    config = results.finite(_resolved(asked, made))
+    folder, goes_on = _folder(out, scenario.stem, asked.seed, began, config)
     manifest = results.manifest(asked.seed, ["gossipfl", *sys.argv[1:]], began)
     results.write_json(folder / "manifest.json", manifest)
-    results.write_json(folder / "config.json", _resolved(asked, made))
+    results.write_json(folder / "config.json", config)
     (folder / "scenario.toml").write_text(read.text, encoding="utf-8")
-    output.say(f"{asked.question}\n{_size(asked, made)}")
+    output.say(f"{asked.question}\n{_size(asked, made)}" + ("; going on where it was interrupted" if goes_on else ""))
     seen = Recorded(folder / RECORDINGS) if record else None
-    with _shown(asked) as tell:
-        run = play.play(play.Stage(asked, made, tell, [seen] if seen else []), engine)
+    with _shown() as tell:
+        run = play.play(play.Stage(asked, made, tell, [seen] if seen else [], folder), asked.engine)
     if seen:
         seen.close()
-    judged = expect.judge(asked.expect, run)
+    judged = expect.judge(asked.expect, run) if run.is_whole else []
     page = folder / "report.html"
     result = runs.as_json(run) | {"expectations": [vars(one) for one in judged], "report": str(page)}
     results.write_json(folder / "summary.json", result)
@@ -80,25 +99,61 @@ def simulate(
         output.emit(results.finite(result))
     else:
         _closing(read, run, judged, page, time.time() - began)
+    if not run.is_whole:
+        output.say(f"interrupted; the same command with --out {shlex.quote(str(folder))} goes on from here")
+        raise typer.Exit(INTERRUPTED)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     if not all(one.holds for one in judged):
         raise typer.Exit(1)
 
 
-def _size(scenario: Scenario, made: Federation) -> str:
+def _folder(out: Path | None, stem: str, seed: int, began: float, config: Any) -> tuple[Path, bool]:
+    """The run folder, and whether there is an interrupted run in it to go on with.
+
+    **Raises**: ConfigError: something else is in it.
+    """
+    from gossipfl.errors import ConfigError, Exit, Fault
+    from gossipfl.simulator import results
+
+    if out is not None and (out / CHECKPOINT).exists():
+        try:
+            before = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = None
+        if before != json.loads(json.dumps(config)):
+            what = "holds an interrupted run of other settings"
+            raise ConfigError(Fault(str(out), None, what, "choose another --out, or repeat its settings"), exit_code=Exit.STATE)
+        return out.resolve(), True
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
+    return results.fresh(out or Path("runs") / f"simulate-{stem}-seed{seed}-{stamp}"), False
+
+
+def _size(scenario: Scenario, made: Federation | Crowd) -> str:
+    from gossipfl.simulator.federation import Federation
+
     rows = sum(len(site.train) for site in made.sites)
-    return (
-        f"{len(made.membership.active)} nodes, {rows} rows of {scenario.task}, {scenario.hours:g} virtual hours, "
-        f"seed {scenario.seed}"
-    )
+    if isinstance(made, Federation):
+        return (
+            f"{len(made.membership.active)} nodes, {rows} rows of {scenario.task}, {scenario.hours:g} virtual hours, "
+            f"seed {scenario.seed}"
+        )
+    drawn = f", {scenario.rounds.bootstrap} drawn for each" if scenario.rounds.bootstrap else ""
+    ends = f", the last {made.release} without training" if made.release else ""
+    return f"{len(made.names):,} nodes, {rows} rows of {scenario.task}{drawn}, {made.rounds} rounds{ends}, seed {scenario.seed}"
 
 
-def _resolved(scenario: Scenario, made: Federation) -> dict[str, Any]:
+def _resolved(scenario: Scenario, made: Federation | Crowd) -> dict[str, Any]:
     """Every setting, the defaults too."""
-    study = made.membership.study.model_dump(mode="json")
-    faults = vars(scenario.options_of_faults())
-    masses = {member.id: member.mass for member in made.membership.members}
-    more = {"masses": masses, "graph": made.membership.graph, "release_exchanges": made.membership.release_exchanges}
-    return {**scenario.model_dump(mode="json"), "study": study, "faults": faults, **more}
+    from gossipfl.simulator.federation import Federation
+
+    said = {**scenario.model_dump(mode="json"), "faults": vars(scenario.options_of_faults())}
+    if isinstance(made, Federation):
+        members = made.membership
+        masses = {member.id: member.mass for member in members.members}
+        more = {"masses": masses, "graph": members.graph, "release_exchanges": members.release_exchanges}
+        return {**said, "study": members.study.model_dump(mode="json"), **more}
+    edges = len(made.graph.edges) if made.graph is not None else None
+    return {**said, "study": made.study.model_dump(mode="json"), "edges": edges, "release_exchanges": made.release}
 
 
 # ---- live ------------------------------------------------------------------------------------------------------------
@@ -107,8 +162,7 @@ def _resolved(scenario: Scenario, made: Federation) -> dict[str, Any]:
 class _shown:
     """Progress while a run goes on: a few lines that renew themselves on a terminal, one line every two seconds elsewhere."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        self.rounds = scenario.changes_of_study().get("local_rounds")
+    def __init__(self) -> None:
         self.began = self.last = time.monotonic()
         self.live: Any = None
 
@@ -143,8 +197,13 @@ def _stages(progress: Progress) -> str:
 
 
 def _line(progress: Progress) -> str:
-    from gossipfl.simulator.expect import clock
+    from gossipfl.simulator.run import clock
 
+    if progress.rounds:
+        return (
+            f"round {progress.round} of {progress.rounds}  {progress.exchanges} exchanges  {_stages(progress)}  "
+            f"apart {progress.consensus:.2g}  worst node {progress.quality:.4f}"
+        )
     low, high = progress.local_rounds
     rounds = f"{low}" if low == high else f"{low}-{high}"
     return (
@@ -158,7 +217,7 @@ def _drawn(progress: Progress, seconds: float) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from gossipfl.simulator.expect import clock
+    from gossipfl.simulator.run import clock
 
     low, high = progress.local_rounds
     share = progress.virtual_s / progress.of_s
@@ -168,12 +227,15 @@ def _drawn(progress: Progress, seconds: float) -> Any:
     drawn.add_column()
     bar = Table.grid(padding=(0, 1))
     passed = f"{clock(progress.virtual_s)} of {clock(progress.of_s)}"
+    if progress.rounds:
+        passed = f"{progress.round:,} of {progress.rounds:,}"
     bar.add_row(passed, ProgressBar(progress.of_s, progress.virtual_s, width=24), left)
-    drawn.add_row("virtual time", bar)
+    drawn.add_row("rounds" if progress.rounds else "virtual time", bar)
     drawn.add_row("nodes", _stages(progress))
-    drawn.add_row("events", f"{progress.events:,}")
+    if not progress.rounds:
+        drawn.add_row("events", f"{progress.events:,}")
+        drawn.add_row("local rounds", f"{low}" if low == high else f"{low} to {high}")
     drawn.add_row("exchanges", f"{progress.exchanges:,}")
-    drawn.add_row("local rounds", f"{low}" if low == high else f"{low} to {high}")
     drawn.add_row("apart", f"{progress.consensus:.2g}")
     drawn.add_row("worst node", "-" if progress.quality != progress.quality else f"{progress.quality:.4f}")
     drawn.add_row("faults", Text(_faults(progress)))
@@ -186,7 +248,7 @@ def _drawn(progress: Progress, seconds: float) -> Any:
 def _closing(read: Read, run: Run, judged: list[Judged], page: Path, seconds: float) -> None:
     from gossipfl.cli import output
     from gossipfl.simulator import tell
-    from gossipfl.simulator.expect import clock
+    from gossipfl.simulator.run import clock
 
     print()
     for one in tell.told(run, read.scenario.at):
@@ -195,20 +257,31 @@ def _closing(read: Read, run: Run, judged: list[Judged], page: Path, seconds: fl
             print(f"         {said}")
     print(*tell.outcome(run), sep="\n")
     print()
-    rows = [
-        (life.name, life.rows, "left" if life.left else life.stage,
-         life.local_rounds, len(life.exchanges), f"{life.sent / 1024:.0f}", life.boots,
-         _shown_value(run, life.name))
-        for life in run.lives
-    ]  # fmt: skip
-    header = ("node", "rows", "stage", "local rounds", "exchanges", "KiB sent", "starts", run.metric)
-    output.table("", header, rows)
+    if len(run.lives) <= LISTED:
+        rows = [
+            (life.name, life.rows, "left" if life.left else life.stage,
+             life.local_rounds, len(life.exchanges), f"{life.sent / 1024:.0f}", life.boots,
+             _shown_value(run, life.name))
+            for life in run.lives
+        ]  # fmt: skip
+        header = ("node", "rows", "stage", "local rounds", "exchanges", "KiB sent", "starts", run.metric)
+        output.table("", header, rows)
+    else:
+        spread = [(f"{one.at_s / run.per_unit:g}", *(f"{one.spread.get(name, math.nan):.4f}" for name in SPREAD),
+                   f"{one.consensus:.2g}") for one in run.samples[:: max(1, len(run.samples) // 10)]]  # fmt: skip
+        output.table("", (run.unit, f"{run.metric}: worst", "5 %", "median", "mean", "apart"), spread)
     print()
     whole = run.centralized.get(run.metric)
     print(f"centralized: {run.metric} {whole:.4f}; consensus distance {run.consensus_distance:.2g} (0: one model)")
     print(f"faults: {', '.join(f'{n} {kind}' for kind, n in run.faults.items()) or 'none'}")
-    took = f"{clock(run.virtual_seconds)} of virtual time in {seconds:.1f} s"
-    print(f"{run.exchanges:,} exchanges, {run.events:,} events, {took}" + _digest(run))
+    print(*run.notes, sep="\n", end="\n" if run.notes else "")
+    if run.round_s:
+        sent = output.amount(run.sent)
+        print(f"{run.exchanges:,} exchanges, {sent} sent, {run.virtual_seconds / run.round_s:g} rounds in {seconds:.1f} s "
+              f"({run.cpu_seconds:.1f} s of CPU)")  # fmt: skip
+    else:
+        took = f"{clock(run.virtual_seconds)} of virtual time in {seconds:.1f} s"
+        print(f"{run.exchanges:,} exchanges, {run.events:,} events, {took}" + _digest(run))
     print()
     if judged:
         cells = [("held" if one.holds else "NOT HELD", one.asked, one.found) for one in judged]

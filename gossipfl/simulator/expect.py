@@ -35,7 +35,7 @@ def _judge(expect: Expect, run: Run) -> Iterator[Judged]:
             f"{life.name} ({life.stage}, local round {life.local_rounds})" for life in stay if life.stage != "finished"
         ]
         last = max((life.finished_at() for life in stay), default=math.inf)
-        found = f"not finished: {', '.join(late)}" if late else f"the last after {clock(last)}"
+        found = f"not finished: {', '.join(late)}" if late else f"the last after {run.when(last)}"
         yield Judged("every node finishes the study", found, not late)
     if expect.consensus_below is not None:
         d = run.consensus_distance
@@ -62,12 +62,15 @@ def _judge(expect: Expect, run: Run) -> Iterator[Judged]:
         enough = few.local_rounds >= expect.local_rounds
         yield Judged(f"{expect.local_rounds} local rounds a node", f"{few.name} made {few.local_rounds}", enough)
     for kind, least in expect.happened.items():
+        if kind in run.meaningless:
+            continue
         often = run.faults.get(kind, 0)
         yield Judged(f"{kind} happens at least {times(least)}", times(often), often >= least)
-    if expect.nothing_violated and run.invariants:
-        bad = [name for name, verdict in run.invariants.items() if verdict != "held"]
+    if expect.nothing_violated and set(run.invariants) - run.unseen:
+        watched = {name: verdict for name, verdict in run.invariants.items() if name not in run.unseen}
+        bad = [name for name, verdict in watched.items() if verdict != "held"]
         words = [f"{name}: {run.first_violations.get(name, run.invariants[name])}" for name in bad]
-        found = "; ".join(words) or f"{len(run.invariants)} watched after every event"
+        found = "; ".join(words) or f"{len(watched)} watched {'in every round judged' if run.round_s else 'after every event'}"
         yield Judged("no law is violated", found, not bad)
 
 
@@ -83,14 +86,14 @@ def _quality(least: float, run: Run) -> Judged:
 
 
 def _recovered(within_s: float, run: Run, stay: list[Life]) -> Judged:
-    asked = f"exchanges again within {length(within_s)} after the last fault"
+    asked = f"exchanges again within {run.lasts(within_s)} after the last fault"
     if run.healed_s + within_s > run.virtual_seconds:
-        return Judged(asked, f"the last fault ended at {clock(run.healed_s)}: too late to judge; raise hours", False)
+        return Judged(asked, f"the last fault ended at {run.when(run.healed_s)}: too late to judge; raise hours", False)
     first = {life.name: wait(life, run.healed_s) for life in stay if life.finished_at() > run.healed_s}
     slow = max(first, key=lambda name: first[name], default="")
     if not slow:
-        return Judged(asked, f"all had finished before it was over, at {clock(run.healed_s)}", True)
-    return Judged(asked, f"the last, {slow}, after {length(first[slow])}", first[slow] <= within_s)
+        return Judged(asked, f"all had finished before it was over, at {run.when(run.healed_s)}", True)
+    return Judged(asked, f"the last, {slow}, after {run.lasts(first[slow])}", first[slow] <= within_s)
 
 
 def _others(most_s: float, run: Run) -> Judged:
@@ -100,14 +103,14 @@ def _others(most_s: float, run: Run) -> Judged:
             found = longest_wait(life, happening, run.virtual_seconds)
             if found > longest:
                 longest, who = found, life.name
-    asked = f"nobody else waits more than {length(most_s)} for an exchange"
+    asked = f"nobody else waits more than {run.lasts(most_s)} for an exchange"
     if not run.planned():
         return Judged(asked, "no fault of [[at]] has happened", False)
-    return Judged(asked, f"{who or 'nobody'}: {length(longest)}", longest <= most_s)
+    return Judged(asked, f"{who or 'nobody'}: {run.lasts(longest)}", longest <= most_s)
 
 
 def _returned(within_s: float, run: Run) -> Judged:
-    asked = f"who was struck exchanges again within {length(within_s)}"
+    asked = f"who was struck exchanges again within {run.lasts(within_s)}"
     slowest, who, judged = 0.0, "", 0
     for happening in run.planned():
         for name in happening.nodes:
@@ -120,7 +123,7 @@ def _returned(within_s: float, run: Run) -> Judged:
                 slowest, who = found, name
     if not judged:
         return Judged(asked, "no fault of [[at]] has struck a node that was not finished", False)
-    return Judged(asked, f"{who}: {length(slowest)}", slowest <= within_s)
+    return Judged(asked, f"{who}: {run.lasts(slowest)}", slowest <= within_s)
 
 
 # ---- measures, which the telling uses, too ---------------------------------------------------------------------------
@@ -156,31 +159,3 @@ def times(count: int) -> str:
     ('once', '7 times')
     """
     return "once" if count == 1 else f"{count} times"
-
-
-def clock(seconds: float) -> str:
-    """A virtual time of day.
-
-    >>> clock(54_321), clock(math.inf)
-    ('15:05:21', 'never')
-    """
-    if not math.isfinite(seconds):
-        return "never"
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-def length(seconds: float) -> str:
-    """How long, in the unit that a person would use.
-
-    >>> [length(x) for x in (0.4, 12, 360, 5000, 90_000)]
-    ['0.4 s', '12 s', '6 min', '1 h 23 min', '25 h']
-    """
-    if not math.isfinite(seconds):
-        return "for ever"
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 and seconds % 1 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min" if seconds % 60 < 1 or seconds > 600 else f"{seconds / 60:.1f} min"
-    return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")

@@ -11,27 +11,31 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from gossipfl.errors import Misuse
 from gossipfl.simulator.conservation import MOVING_LAWS
-from gossipfl.simulator.expect import clock
+from gossipfl.simulator.federation import Federation
 from gossipfl.simulator.laws import NODE_LAWS
 from gossipfl.simulator.network import SECOND, Observer, Pace, World
 from gossipfl.simulator.recovery import DoubtsEnd
-from gossipfl.simulator.run import Run
+from gossipfl.simulator.run import Run, clock
 from gossipfl.simulator.trace import Digests
 from gossipfl.simulator.trial import Watching, truth_of
 from gossipfl.simulator.watch import Historian
 
 if TYPE_CHECKING:
-    from gossipfl.simulator.federation import Federation
     from gossipfl.simulator.invariants import Checker
     from gossipfl.simulator.network import Node
-    from gossipfl.simulator.scenario import Scenario
+    from gossipfl.simulator.rounds import Crowd
+    from gossipfl.simulator.scenario import Read, Scenario
 
-ENGINES: Final[Mapping[str, str]] = {"events": "gossipfl.simulator.play:events"}
-"""name -> module:function of (Stage) -> Run."""
+ENGINES: Final[Mapping[str, tuple[str, str]]] = {
+    "events": ("gossipfl.simulator.scenario:federation", "gossipfl.simulator.play:events"),
+    "vectorized": ("gossipfl.simulator.rounds:crowd", "gossipfl.simulator.rounds:play"),
+}
+"""name -> module:function of (Read, folder of data) -> who plays, and of (Stage) -> Run."""
 
 SAMPLES: Final = 120
 """Times at which models are judged."""
@@ -66,6 +70,9 @@ class Progress:
     """of the worst node"""
     stages: Mapping[str, int]
     """how many nodes are in each stage"""
+    round: int = 0
+    rounds: int = 0
+    """where time is rounds: those done, and all"""
 
 
 @dataclass
@@ -73,26 +80,46 @@ class Stage:
     """What an engine is given."""
 
     scenario: Scenario
-    made: Federation
+    made: Federation | Crowd
+    """who plays, as the engine wants it: see ENGINES"""
     tell: Callable[[Progress], None] = field(default=lambda progress: None)
     observers: Sequence[Observer] = ()
     """who else watches; only an engine of nodes has something to show them"""
+    folder: Path | None = None
+    """where an engine that can go on later keeps what it needs for that"""
+
+
+def prepare(read: Read, engine: str = "events", data_dir: Path | None = None) -> Federation | Crowd:
+    """Who plays a scenario. **Raises**: ConfigError with file and line; Misuse for an engine that is none."""
+    found: Federation | Crowd = _imported(_engine(engine)[0])(read, data_dir)
+    return found
 
 
 def play(stage: Stage, engine: str = "events") -> Run:
     """Run the scenario. **Raises**: Misuse for an engine that is none."""
-    if engine not in ENGINES:
-        raise Misuse(f"no engine is called {engine!r}; there is {', '.join(ENGINES)}")
-    module, _, name = ENGINES[engine].partition(":")
+    _, function = _engine(engine)
     begun = time.process_time()
-    run: Run = getattr(import_module(module), name)(stage)
+    run: Run = _imported(function)(stage)
     run.engine, run.cpu_seconds = engine, time.process_time() - begun
     return run
+
+
+def _engine(name: str) -> tuple[str, str]:
+    if name not in ENGINES:
+        raise Misuse(f"no engine is called {name!r}; there is {', '.join(ENGINES)}")
+    return ENGINES[name]
+
+
+def _imported(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
 
 
 def events(stage: Stage) -> Run:
     """The event simulator: the very Peers that are deployed."""
     scenario, made = stage.scenario, stage.made
+    if not isinstance(made, Federation):
+        raise Misuse("the engine of events is given a Federation; see simulator.scenario.federation")
     strikes = [one.strike() for one in scenario.at]
     historian, specs = Historian(made, strikes), made.specs(scenario.nodes.speeds)
     watch, digests = Watching(truth_of(made, specs), WATCHED), Digests()
@@ -115,7 +142,7 @@ def events(stage: Stage) -> Run:
         stage.tell(_progress(world, made, end_s, sample.consensus, sample.quality))
     historian.finish(world)
     watch.over(_is_quiet(historian, end_s))
-    return _told(stage, world, historian, watch, digests)
+    return _told(scenario, made, world, historian, watch, digests)
 
 
 def _is_quiet(historian: Historian, end_s: float) -> bool:
@@ -148,10 +175,11 @@ def faults_of(world: World) -> dict[str, int]:
     return {kind: n for kind, n in sorted(world.counts.items()) if n and kind not in NO_FAULTS}
 
 
-def _told(stage: Stage, world: World, historian: Historian, watch: Watching, digests: Digests) -> Run:
+def _told(
+    scenario: Scenario, made: Federation, world: World, historian: Historian, watch: Watching, digests: Digests
+) -> Run:
     from gossipfl.simulator import baselines
 
-    scenario, made = stage.scenario, stage.made
     quality: dict[str, dict[str, float]] = {}
     for name in historian.lives:
         if (found := historian.model(world, name) if world.nodes[name].boots else None) is not None:

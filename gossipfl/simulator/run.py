@@ -89,6 +89,8 @@ class Sample:
     exchanges: int
     sent: int
     """bytes of all nodes, so far"""
+    spread: Mapping[str, float] = field(default_factory=dict)
+    """worst, p5, median and mean over the nodes, where they are too many to have one each"""
 
 
 @dataclass
@@ -118,8 +120,20 @@ class Run:
     """invariant -> what was seen, in words"""
     trace_digest: str | None = None
     content_digest: str | None = None
+    unseen: frozenset[str] = frozenset()
+    """invariants that this engine cannot see: unknown, and nobody's fault"""
+    meaningless: frozenset[str] = frozenset()
+    """kinds of faults that were asked for and cannot happen in this engine"""
     cpu_seconds: float = 0.0
     test_rows: int = 0
+    round_s: float = 0.0
+    """virtual seconds of a round, where time is rounds; 0: time is time"""
+    is_whole: bool = True
+    """False: somebody interrupted it"""
+    notes: Sequence[str] = ()
+    """what else a reader should know"""
+    bytes_sent: int | None = None
+    """of all nodes, where `lives` are only some"""
 
     @property
     def honest(self) -> list[Life]:
@@ -146,7 +160,37 @@ class Run:
 
     @property
     def sent(self) -> int:
-        return sum(life.sent for life in self.lives)
+        return sum(life.sent for life in self.lives) if self.bytes_sent is None else self.bytes_sent
+
+    @property
+    def per_unit(self) -> float:
+        """Virtual seconds in a unit of the pictures' horizontal axis."""
+        return self.round_s or 3600.0
+
+    @property
+    def unit(self) -> str:
+        """What that axis counts."""
+        return "rounds" if self.round_s else "virtual hours"
+
+    @property
+    def a_unit(self) -> str:
+        """One of them."""
+        return "a round" if self.round_s else "an hour"
+
+    def when(self, seconds: float) -> str:
+        """A time, as a person would say it of this run."""
+        if self.round_s and math.isfinite(seconds):
+            return f"round {math.ceil(seconds / self.round_s - 1e-9)}"
+        return clock(seconds)
+
+    def lasts(self, seconds: float) -> str:
+        """How long, as a person would say it of this run."""
+        if self.round_s and math.isfinite(seconds):
+            rounds = round(seconds / self.round_s)
+            if not rounds:
+                return "less than a round"
+            return "one round" if rounds == 1 else f"{rounds} rounds"
+        return length(seconds)
 
 
 def as_json(run: Run) -> dict[str, Any]:
@@ -172,6 +216,9 @@ def as_json(run: Run) -> dict[str, Any]:
         "invariants": dict(run.invariants),
         "trace_digest": run.trace_digest,
         "content_digest": run.content_digest,
+        "whole": run.is_whole,
+        "rounds": round(run.virtual_seconds / run.round_s) if run.round_s else None,
+        "notes": list(run.notes),
         "question": run.question,
         "task": run.task,
         "engine": run.engine,
@@ -194,3 +241,31 @@ def as_json(run: Run) -> dict[str, Any]:
             for life in run.lives
         },
     }
+
+
+def clock(seconds: float) -> str:
+    """A virtual time of day.
+
+    >>> clock(54_321), clock(math.inf)
+    ('15:05:21', 'never')
+    """
+    if not math.isfinite(seconds):
+        return "never"
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def length(seconds: float) -> str:
+    """How long, in the unit that a person would use.
+
+    >>> [length(x) for x in (0.4, 12, 360, 5000, 90_000)]
+    ['0.4 s', '12 s', '6 min', '1 h 23 min', '25 h']
+    """
+    if not math.isfinite(seconds):
+        return "for ever"
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 and seconds % 1 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min" if seconds % 60 < 1 or seconds > 600 else f"{seconds / 60:.1f} min"
+    return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")

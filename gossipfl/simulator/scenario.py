@@ -32,6 +32,8 @@ from gossipfl.errors import ConfigError, Fault
 from gossipfl.simulator import federation as fed
 from gossipfl.simulator.faults import CLASSES, HOSTILE_KINDS, PRESETS, SHAPES, SHARES, STRIKES, Faults, Strike
 from gossipfl.simulator.lines import Line, Lines
+from gossipfl.simulator.vectorized.faults import COUNTS
+from gossipfl.simulator.vectorized.faults import Faults as RoundFaults
 from gossipfl.trust.identity import CERTIFICATE_DAYS
 from gossipfl.trust.membership import MemberId, Positive, Share, Study, Topology
 
@@ -41,6 +43,10 @@ if TYPE_CHECKING:
 
 HOURS_MAX: Final = 24.0 * (CERTIFICATE_DAYS - 1)
 """Virtual hours: nobody renews certificates in a simulation, and they end."""
+
+NODES_MAX: Final = 10_000_000
+EVENT_NODES_MAX: Final = 1000
+"""Above it a day of events takes hours; rounds take seconds."""
 
 QUIET: Final = 0.75
 """Share of the time after which nothing new goes wrong by chance, where the file does not say: the end can be judged."""
@@ -55,8 +61,8 @@ Seconds = Annotated[float, Field(ge=0, le=3600 * HOURS_MAX)]
 class Nodes(Strict):
     """[nodes]: how many there are, what rows they have, how fast they are."""
 
-    count: Annotated[int, Field(ge=2, le=1000)] = 5
-    """How many."""
+    count: Annotated[int, Field(ge=2, le=NODES_MAX)] = 5
+    """How many; the event engine plays up to 1000."""
     partition: Literal["task", "iid", "dirichlet"] = "task"
     """task: the sites that the task has for demos; iid, dirichlet: its rows dealt anew."""
     alpha: Positive = 0.3
@@ -190,6 +196,57 @@ class At(Strict):
         return Strike(self.hour * 3600, self.kind, self.nodes, self.seconds, self.value)
 
 
+ENGINES: Final = ("events", "vectorized")
+"""In play.ENGINES, by name."""
+
+
+def _of_rounds() -> dict[str, Any]:
+    """Name -> (type, default) of every field of the engine of rounds' Faults."""
+    kinds: dict[str, Any] = {
+        "slow_sites": Many[Annotated[int, Field(ge=0)]],
+        "delay_rounds": Annotated[int, Field(ge=1, le=10**6)],
+        "slow_times": Annotated[int, Field(ge=1, le=10**6)],
+    }
+    plain = {True: Annotated[float, Field(ge=0, le=1e6)], False: Share}
+    return {
+        one.name: (kinds.get(one.name, plain[one.name in COUNTS]), one.default) for one in dataclasses.fields(RoundFaults)
+    }
+
+
+class RoundsBase(Strict):
+    """[rounds]: what is meant for the engine of rounds only."""
+
+    count: Annotated[int, Field(ge=1, le=10**7)] | None = None
+    """Rounds of training; none: the study's local rounds."""
+    release: Annotated[int, Field(ge=0, le=10**6)] | None = None
+    """Rounds after them in which nobody trains; none: the study's release exchanges, else as many as the graph needs."""
+    method: Annotated[str, Field(max_length=60)] = "study"
+    """What a round does: study is what is deployed, with the constants of [study]; others are in docs/simulate-rounds.md."""
+    mode: Literal["rounds", "ticks"] = "rounds"
+    """ticks: single nodes wake at random instead."""
+    exchanges: Annotated[int, Field(ge=1, le=1000)] = 1
+    """So many a round with others, one after the other."""
+    compression: Annotated[str, Field(max_length=40)] | None = None
+    """As study.codec, and topk:0.1 and the like; none: the study's codec."""
+    bootstrap: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    """So many rows a node, drawn with replacement from all: more nodes than rows could be dealt to."""
+    masses: Literal["rows", "equal"] = "rows"
+    """What a node counts for in the mean."""
+    training: Literal["auto", "loop", "vmap", "matmul"] = "auto"
+    """How local steps are taken."""
+    evaluate_every: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    """Rounds between two evaluations; none: forty times in all."""
+
+
+if TYPE_CHECKING:
+
+    class RoundsSection(RoundsBase):
+        """[rounds], and the fields of the engine's Faults."""
+
+else:
+    RoundsSection = create_model("RoundsSection", __base__=RoundsBase, **_of_rounds())
+
+
 class Expect(Strict):
     """[expect]: what must hold at the end; a simulation whose expectations do not hold exits with 1."""
 
@@ -249,6 +306,8 @@ class Scenario(Strict):
     """A built-in task's short name, or module:attribute."""
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
     """Of everything that is drawn."""
+    engine: Literal[ENGINES] = "events"  # type: ignore[valid-type]
+    """Who plays it where the command line does not say."""
     hours: Hours = 24.0
     """Virtual hours; nodes that have finished their study answer the others until then."""
     source: Annotated[str, Field(max_length=500)] = ""
@@ -262,6 +321,7 @@ class Scenario(Strict):
     lines: LinesSection = LinesSection()
     study: StudySection = StudySection()
     faults: FaultsSection = FaultsSection()
+    rounds: RoundsSection = RoundsSection()
     at: Many[At] = ()
     expect: Expect = Expect()
 
@@ -272,6 +332,15 @@ class Scenario(Strict):
                 raise ValueError(
                     f"[[at]] hour = {one.hour:g} is not before the end -- hours = {self.hours:g}: raise it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _in_reach(self) -> Scenario:
+        if self.engine == "events" and self.nodes.count > EVENT_NODES_MAX:
+            raise ValueError(
+                f"{self.nodes.count:,} nodes, and the event engine plays up to {EVENT_NODES_MAX:,} -- write "
+                'engine = "vectorized" at the top of the file'
+            )
         return self
 
     def options_of_faults(self) -> Faults:
@@ -310,8 +379,20 @@ class Read:
         return Fault(self.file, line, what, remedy)
 
 
-def load(path: Path, changes: Sequence[str] = (), **given: Any) -> Read:
-    """The scenario in a file. `changes` are texts "faults.cut_per_hour=2"; `given` are values at the top, None for none.
+def round_seconds(scenario: Scenario) -> float:
+    """Virtual seconds from one round to the next: the study's, else the rounds spread over the time."""
+    study = scenario.study.model_dump(exclude_unset=True)
+    rounds = scenario.rounds.count or study.get("local_rounds", fed.ROUNDS.get(scenario.task, fed.ROUNDS_ELSE))
+    return float(study.get("local_round_s", 0)) or LEARNING * scenario.hours * 3600 / rounds
+
+
+Setting = tuple[tuple[str, ...], Any]
+"""(keys of the tables on the way, value)"""
+
+
+def load(path: Path, changes: Sequence[str] = (), over: Sequence[Setting] = (), **given: Any) -> Read:
+    """The scenario in a file. `changes` are texts "faults.cut_per_hour=2"; `given` are values at the top, None for none;
+    `over` goes before both.
 
     **Raises**: ConfigError with every fault: file and line, or the change that is wrong.
     """
@@ -321,6 +402,7 @@ def load(path: Path, changes: Sequence[str] = (), **given: Any) -> Read:
     tree = toml_tree(text, str(path))
     named = [_change(one) for one in changes]
     named += [((*name.split("__"),), value) for name, value in given.items() if value is not None]
+    named += over
     for keys, value in named:
         _put(tree, keys, value)
     if named:
@@ -328,7 +410,7 @@ def load(path: Path, changes: Sequence[str] = (), **given: Any) -> Read:
     return Read(scenario, str(path), places, text)
 
 
-def _change(text: str) -> tuple[tuple[str, ...], Any]:
+def _change(text: str) -> Setting:
     name, equals, value = text.partition("=")
     keys = tuple(name.strip().split("."))
     if not equals or not all(re.fullmatch(r"[\w-]+", key) for key in keys):
@@ -369,8 +451,8 @@ def federation(read: Read, data_dir: Path | None = None) -> Federation:
             source=scenario.data, data_dir=data_dir,
         )  # fmt: skip
         names = {site.name for site in dealt[0]}
-        if strangers := list(_strangers(read, names)):
-            raise ConfigError(*strangers)
+        if unknown := list(strangers(read, names)):
+            raise ConfigError(*unknown)
         graph = None
         if spec := scenario.topology.graph:
             where = topology.parse(spec, "topology", Path(read.file).parent)
@@ -381,11 +463,11 @@ def federation(read: Read, data_dir: Path | None = None) -> Federation:
             observers=nodes.observers, dial_only=nodes.dial_only, graph=graph,
         )  # fmt: skip
     except ConfigError as error:
-        raise ConfigError(*(_placed(read, fault) for fault in error.faults), exit_code=error.exit_code) from None
+        raise ConfigError(*(placed(read, fault) for fault in error.faults), exit_code=error.exit_code) from None
     return made
 
 
-def _placed(read: Read, fault: Fault | str) -> Fault:
+def placed(read: Read, fault: Fault | str) -> Fault:
     """A fault that a deeper room found, at the table that it is about."""
     if isinstance(fault, str):
         return read.fault(("nodes",), fault, "")
@@ -396,7 +478,7 @@ def _placed(read: Read, fault: Fault | str) -> Fault:
     return fault
 
 
-def _strangers(read: Read, names: set[str]) -> list[Fault]:
+def strangers(read: Read, names: set[str]) -> list[Fault]:
     """Every name in the file that no node has."""
     scenario, found = read.scenario, []
     mentioned: list[tuple[tuple[str | int, ...], Sequence[str]]] = [

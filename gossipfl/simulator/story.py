@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator import tell
-from gossipfl.simulator.expect import Judged, clock, length
+from gossipfl.simulator.expect import Judged
 from gossipfl.simulator.pictures import COLOURS, LEFT, Axes, power, rendered, steps, ticks
 from gossipfl.simulator.results import mean, share_of, worst
 from gossipfl.simulator.run import Life, Run
@@ -30,6 +30,12 @@ NAMES: Final = 104
 
 NAMED: Final = 48
 """Nodes up to which each has a name and a row of full height in the timeline."""
+
+SPREAD: Final = {"median": "#0072b2", "mean": "#009e73", "p5": "#e69f00", "worst": "#d55e00"}
+"""Of curves over nodes, where they have none of their own."""
+
+SOME: Final = 24
+"""Nodes of a timeline that shows only some."""
 
 ALIKE: Final = 1e-12
 """A distance below this is what rounding leaves of none: all have one model."""
@@ -67,6 +73,8 @@ def page(run: Run, scenario: Scenario, judged: Sequence[Judged], manifest: Mappi
         up=UP,
         exchange=EXCHANGE,
         many=len(run.lives) > MANY,
+        listed=len(listed(run)),
+        spread=SPREAD if any(one.spread for one in run.samples) else {},
         timeline=Markup(timeline(run)),
         quality=Markup(quality(run)),
         apart=Markup(apart(run)),
@@ -74,8 +82,8 @@ def page(run: Run, scenario: Scenario, judged: Sequence[Judged], manifest: Mappi
         chance=chance(run),
         stages=stages(run),
         hidden=max(0, sum(one.planned is None for one in run.happenings) - LISTED),
-        clock=clock,
-        length=length,
+        length=run.lasts,
+        kept=run.bytes_sent is not None,
         down=down,
         mebi=lambda size: f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 1024:.0f} KiB",
     )
@@ -88,10 +96,10 @@ def stages(run: Run) -> str:
         for name in ("training", "release")
     }
     said = (
-        [f"statistics until {clock(max(ends['training']))}"] if ends["training"] and max(ends["training"]) > 10 else []
+        [f"statistics until {run.when(max(ends['training']))}"] if ends["training"] and max(ends["training"]) > 10 else []
     )
     if ends["release"]:
-        said.append(f"training until {clock(max(ends['release']))}")
+        said.append(f"training until {run.when(max(ends['release']))}")
     return ", ".join(said)
 
 
@@ -102,7 +110,7 @@ def down(life: Life) -> float:
 def chance(run: Run) -> list[tuple[str, str]]:
     """(when, what) of what happened by chance, without what is a matter of seconds and in the thousands."""
     found = [one for one in run.happenings if one.planned is None and one.kind != "refused"]
-    return [(clock(one.begin_s), tell.in_words(one)) for one in found[:LISTED]]
+    return [(run.when(one.begin_s), tell.in_words(run, one)) for one in found[:LISTED]]
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -112,7 +120,7 @@ def hours(axes: Axes, run: Run) -> list[str]:
     """Numbered dashed lines where the faults of [[at]] begin."""
     parts = []
     for number, one in enumerate(run.planned(), 1):
-        place, top = axes.at(one.begin_s / 3600, axes.y[1])
+        place, top = axes.at(one.begin_s / run.per_unit, axes.y[1])
         _, floor = axes.at(0, axes.y[0])
         parts.append(f'<line class="kill" x1="{place:.1f}" x2="{place:.1f}" y1="{top:.1f}" y2="{floor:.1f}"/>')
         parts.append(f'<text class="killed" x="{place:.1f}" y="{top - 3:.1f}" text-anchor="middle">{number}</text>')
@@ -121,20 +129,22 @@ def hours(axes: Axes, run: Run) -> list[str]:
 
 def timeline(run: Run) -> str:
     """One row a node: light where it was up, coloured where not, a dark tick for every exchange."""
-    count = len(run.lives)
+    lives = listed(run)
+    count = len(lives)
     row = 22 if count <= NAMED else max(3, 1000 // count)
     bar = max(2, row - 8) if count <= NAMED else row
     left = NAMES if count <= NAMED else LEFT
-    axes = Axes((0, run.virtual_seconds / 3600), (0, count), 54 + row * count, left)
-    parts = axes.frame(steps(*axes.x, 8), [], "virtual hours")
-    for at, life in enumerate(run.lives):
+    axes = Axes((0, run.virtual_seconds / run.per_unit), (0, count), 54 + row * count, left)
+    parts = axes.frame(steps(*axes.x, 8), [], run.unit)
+    for at, life in enumerate(lives):
         _, middle = axes.at(0, count - at - 0.5)
         top = middle - bar / 2
-        parts.append(_box(axes, 0, run.virtual_seconds, top, bar, UP))
+        parts.append(_box(axes, *axes.x, top, bar, UP))
         for span in life.spans:
-            parts.append(_box(axes, span.begin_s, span.end_s, top, bar, STATES[span.state], f"{span.state} "
-                              f"{clock(span.begin_s)} to {clock(span.end_s)}", 1.2))  # fmt: skip
-        places = sorted({round(2 * axes.at(second / 3600, 0)[0]) / 2 for second in life.exchanges})
+            within = span.begin_s / run.per_unit, span.end_s / run.per_unit
+            parts.append(_box(axes, *within, top, bar, STATES[span.state], f"{span.state} "
+                              f"{run.when(span.begin_s)} to {run.when(span.end_s)}", 1.2))  # fmt: skip
+        places = sorted({round(2 * axes.at(second / run.per_unit, 0)[0]) / 2 for second in life.exchanges})
         marks = "".join(f"M{x:g} {top + bar * 0.25:.1f}v{bar * 0.5:.1f}" for x in places)
         if marks:
             parts.append(f'<path d="{marks}" stroke="{EXCHANGE}" stroke-width="0.7" fill="none"/>')
@@ -143,12 +153,19 @@ def timeline(run: Run) -> str:
             hostile = " killed" if life.hostile else " tick"
             place = f'x="{left - 8}" y="{middle + 4:.1f}" text-anchor="end"'
             parts.append(f'<text class="{hostile.strip()}" {place}>{escape(shown)}</text>')
-    return axes.picture([*parts, *hours(axes, run)], "what every node did over virtual time")
+    return axes.picture([*parts, *hours(axes, run)], f"what every node did over {run.unit}")
 
 
-def _box(axes: Axes, begin_s: float, end_s: float, top: float, height: float, colour: str, title: str = "",
+def listed(run: Run) -> Sequence[Life]:
+    """The nodes of the timeline: all, but of rounds with many of them so many that each has a name, evenly over all."""
+    if not run.round_s or len(run.lives) <= NAMED:
+        return run.lives
+    return [run.lives[at * len(run.lives) // SOME] for at in range(SOME)]
+
+
+def _box(axes: Axes, begin: float, end: float, top: float, height: float, colour: str, title: str = "",
          least: float = 0.0) -> str:  # fmt: skip
-    left, right = axes.at(begin_s / 3600, 0)[0], axes.at(end_s / 3600, 0)[0]
+    left, right = axes.at(begin, 0)[0], axes.at(end, 0)[0]
     said = f"<title>{escape(title)}</title>" if title else ""
     size = f'width="{max(least, right - left):.1f}" height="{height:g}"'
     return f'<rect x="{left:.1f}" y="{top:.1f}" {size} fill="{colour}">{said}</rect>'
@@ -157,22 +174,26 @@ def _box(axes: Axes, begin_s: float, end_s: float, top: float, height: float, co
 def quality(run: Run) -> str:
     """The task's metric of every honest node over virtual hours; dashed: centralized."""
     lines = {
-        life.name: [(one.at_s / 3600, one.quality[life.name]) for one in run.samples if _known(one.quality, life.name)]
+        life.name: [(one.at_s / run.per_unit, one.quality[life.name]) for one in run.samples if _known(one.quality, life.name)]
         for life in run.honest
     }
     whole = run.centralized.get(run.metric, math.nan)
     later = [y for line in lines.values() for _, y in line[len(line) // 20 :]] + [whole]
+    spread = {name: [(one.at_s / run.per_unit, one.spread[name]) for one in run.samples if _known(one.spread, name)]
+              for name in SPREAD}  # fmt: skip
+    later += [y for line in spread.values() for _, y in line[len(line) // 20 :]]
     known = [y for y in later if math.isfinite(y)]
     if not known:
         return ""
     room = max((max(known) - min(known)) * 0.08, 1e-3)
-    axes = Axes((0, run.virtual_seconds / 3600), (min(known) - room, max(known) + room), 260)
-    parts = axes.frame(steps(*axes.x, 8), ticks(*axes.y), "virtual hours")
+    axes = Axes((0, run.virtual_seconds / run.per_unit), (min(known) - room, max(known) + room), 260)
+    parts = axes.frame(steps(*axes.x, 8), ticks(*axes.y), run.unit)
     parts.append(axes.line([(0, whole), (axes.x[1], whole)], WHOLE, "6 4"))
     for at, line in enumerate(lines.values()):
         if line:
             parts.append(axes.line(line, COLOURS[at % len(COLOURS)] if len(lines) <= MANY else EXCHANGE))
-    return axes.picture([*parts, *hours(axes, run)], f"{label(run.metric)} over virtual time")
+    parts += [axes.line(line, SPREAD[name]) for name, line in spread.items() if line]
+    return axes.picture([*parts, *hours(axes, run)], f"{label(run.metric)} over {run.unit}")
 
 
 def _known(values: Mapping[str, float], name: str) -> bool:
@@ -181,15 +202,15 @@ def _known(values: Mapping[str, float], name: str) -> bool:
 
 def apart(run: Run) -> str:
     """Consensus distance over virtual hours, on a logarithmic axis."""
-    known = [(one.at_s / 3600, math.log10(one.consensus)) for one in run.samples if one.consensus > ALIKE]
+    known = [(one.at_s / run.per_unit, math.log10(one.consensus)) for one in run.samples if one.consensus > ALIKE]
     if not known:
         return ""
     low, high = math.floor(min(y for _, y in known)), math.ceil(max(y for _, y in known))
-    axes = Axes((0, run.virtual_seconds / 3600), (low, max(high, low + 1)), 220)
+    axes = Axes((0, run.virtual_seconds / run.per_unit), (low, max(high, low + 1)), 220)
     powers = range(low, max(high, low + 1) + 1, max(1, (high - low) // 6))
-    parts = axes.frame(steps(*axes.x, 8), [(float(n), power(n)) for n in powers], "virtual hours")
+    parts = axes.frame(steps(*axes.x, 8), [(float(n), power(n)) for n in powers], run.unit)
     parts.append(axes.line(known, EXCHANGE))
-    return axes.picture([*parts, *hours(axes, run)], "consensus distance over virtual time")
+    return axes.picture([*parts, *hours(axes, run)], f"consensus distance over {run.unit}")
 
 
 def moved(run: Run) -> str:
@@ -197,17 +218,17 @@ def moved(run: Run) -> str:
     rates = []
     sent, since = 0, 0.0
     for one in run.samples:
-        rates.append((one.at_s / 3600, (one.sent - sent) / 1024 / ((one.at_s - since) / 3600)))
+        rates.append((one.at_s / run.per_unit, (one.sent - sent) / 1024 / ((one.at_s - since) / run.per_unit)))
         sent, since = one.sent, one.at_s
     top = max((y for _, y in rates), default=0.0)
     if not top:
         return ""
-    axes = Axes((0, run.virtual_seconds / 3600), (0, top * 1.08), 180)
-    parts = axes.frame(steps(*axes.x, 8), [(y, f"{y:,.0f}") for y in steps(0, top, 4)], "virtual hours")
+    axes = Axes((0, run.virtual_seconds / run.per_unit), (0, top * 1.08), 180)
+    parts = axes.frame(steps(*axes.x, 8), [(y, f"{y:,.0f}") for y in steps(0, top, 4)], run.unit)
     stairs: list[tuple[float, float]] = []
     before = 0.0
     for x, y in rates:
         stairs += [(before, y), (x, y)]
         before = x
     parts.append(axes.line(stairs, EXCHANGE))
-    return axes.picture([*parts, *hours(axes, run)], "KiB an hour, all nodes together")
+    return axes.picture([*parts, *hours(axes, run)], f"KiB {run.a_unit}, all nodes together")

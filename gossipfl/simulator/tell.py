@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from gossipfl.simulator.expect import clock, length, longest_wait, others, wait
+from gossipfl.simulator.expect import longest_wait, others, wait
 from gossipfl.simulator.run import Happening, Run
 
 if TYPE_CHECKING:
@@ -50,17 +50,17 @@ class Told:
 def told(run: Run, plan: Sequence[At]) -> list[Told]:
     """Every [[at]] of the scenario that has happened, in the order of time."""
     return [
-        Told(clock(one.begin_s), plan[one.planned or 0].says or in_words(one), aftermath(run, one))
+        Told(run.when(one.begin_s), plan[one.planned or 0].says or in_words(run, one), aftermath(run, one))
         for one in run.planned()
     ]
 
 
-def in_words(one: Happening) -> str:
+def in_words(run: Run, one: Happening) -> str:
     if one.kind == "cut" and len(one.nodes) == 2 and one.planned is None:
         return f"The connection of {one.nodes[0]} and {one.nodes[1]} was cut."
     who = joined(one.nodes)
     text = WORDS.get(one.kind, one.kind + " at {who}.")
-    return text.format(who=who, Who=who, long=length(one.end_s - one.begin_s))
+    return text.format(who=who, Who=who, long=run.lasts(one.end_s - one.begin_s))
 
 
 def joined(names: Sequence[str]) -> str:
@@ -78,7 +78,7 @@ def aftermath(run: Run, one: Happening) -> list[str]:
         waits = {life.name: longest_wait(life, one, run.virtual_seconds) for life in rest}
         slow = max(waits, key=lambda name: waits[name])
         during = f"made their part of {made} exchanges while it lasted" if one.end_s > one.begin_s else "went on"
-        said.append(f"The other {len(rest)} {during}; none of them waited longer than {length(waits[slow])} for one.")
+        said.append(f"The other {len(rest)} {during}; none of them waited longer than {run.lasts(waits[slow])} for one.")
     struck = [run.life(name) for name in one.nodes]
     back = {life.name: wait(life, one.end_s) for life in struck if one.end_s < life.finished_at() and not life.hostile}
     if back and one.kind != "leave":
@@ -86,29 +86,34 @@ def aftermath(run: Run, one: Happening) -> list[str]:
         if math.isinf(back[slow]):
             said.append(f"{slow} never made an exchange again.")
         elif len(back) == 1:
-            said.append(f"{slow} made its next exchange {length(back[slow])} after it was over.")
+            said.append(f"{slow} made its next exchange {run.lasts(back[slow])} after it was over.")
         else:
-            said.append(f"The last of them to exchange again was {slow}, {length(back[slow])} after it was over.")
+            said.append(f"The last of them to exchange again was {slow}, {run.lasts(back[slow])} after it was over.")
     return said
 
 
 def outcome(run: Run) -> list[str]:
     """The end, in two or three sentences."""
+    if not run.is_whole:
+        return [f"Interrupted at {run.when(run.virtual_seconds)}: what follows is as far as it came."]
     stay = [life for life in run.honest if not life.left]
     done = [life for life in stay if life.stage == "finished"]
     if len(done) == len(stay):
         last = max(life.finished_at() for life in done)
-        said = [f"All {len(done)} nodes finished the study, the last at {clock(last)} of virtual time."]
+        when = run.when(last) + ("" if run.round_s else " of virtual time")
+        said = [f"All {len(done)} nodes finished the study, the last at {when}."]
     else:
         late = [f"{life.name} ({life.stage})" for life in stay if life.stage != "finished"]
         said = [f"{len(done)} of {len(stay)} nodes finished the study; not {joined(late)}."]
     if run.invariants:
         bad = [name for name, verdict in run.invariants.items() if verdict == "violated"]
-        doubt = [name for name, verdict in run.invariants.items() if verdict == "unknown"]
+        doubt = [name for name, verdict in run.invariants.items() if verdict == "unknown" and name not in run.unseen]
         if bad:
             said.append(f"Violated: {', '.join(bad)}.")
         elif doubt:
             said.append(f"Nothing was seen to be lost or doubled; not known: {', '.join(doubt)}.")
+        elif run.round_s:
+            said.append(f"Held, of what rounds can show: {', '.join(sorted(set(run.invariants) - run.unseen)) or 'nothing'}.")
         else:
             said.append("No exchange was lost, doubled or half applied: every law that was watched has held.")
     return said

@@ -37,6 +37,7 @@ from gossipfl.simulator.vectorized.rows import Rows
 from gossipfl.simulator.vectorized.server import Server
 from gossipfl.simulator.vectorized.state import State
 from gossipfl.simulator.vectorized.stepping import Work
+from gossipfl.simulator.vectorized.watching import Watching
 from gossipfl.simulator.vectorized.ways import Choosing, Model, prepare
 
 BLOCK_BYTES: Final = 4 * 2**20
@@ -100,6 +101,8 @@ class Engine:
     """(N,) models that each node sent in the last round"""
     stepped: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """(N,) local steps of each in the last round"""
+    watching: Watching | None = None
+    """whoever looks at this round's exchanges; None: nobody"""
     server: Server | None = None
     memory: Memory | None = None
     push: Push | None = None
@@ -121,7 +124,7 @@ class Engine:
         if method.has_server:
             masses = self.mixer.masses
             self.server = Server(self.state, method, np.ones_like(masses) if method.is_uniform else masses)
-        if method.theta and (method.leak or method.cap or (self.weather.faults.leave and links is not None)):
+        if method.theta and (method.leak or method.cap or (self.weather.some_leave and links is not None)):
             self.mixer.keep_flows()
         if method.theta:
             self.state.need_correction()
@@ -151,7 +154,11 @@ class Engine:
                     if kept is not None:
                         kept.before(nodes)
                 self._train(nodes, plan)
+            if self.watching is not None:
+                self.watching.before(self.state)
             self._combine(present, plan, at, trains)
+            if self.watching is not None:
+                self.watching.after(self.state, at)
             if trains and self.memory is not None and settings.method.post == "qgm":
                 self.memory.follow(nodes, self.stepped[nodes], plan.eta)
         self.done += 1
@@ -175,9 +182,9 @@ class Engine:
 
     def _come_and_go(self, at: int) -> None:
         weather = self.weather
-        if weather.faults.leave and at:
+        if weather.some_leave and at:
             self.mixer.leave(weather.members(at - 1) & ~weather.members(at))
-        if weather.faults.join:
+        if weather.some_join:
             for node in np.flatnonzero(weather.joins == at) if at else ():
                 self._join(int(node), at)
 
@@ -204,7 +211,7 @@ class Engine:
 
     def _step(self, nodes: Integers, plan: Plan, tick: int | None) -> None:
         """In blocks: of a size where rows are many, of falling steps within a block."""
-        steps = self.weather.steps(plan.steps)
+        steps = self.weather.steps(plan.steps, self.done)
         self.stepped[nodes] += steps[nodes]
         sizes = self.rows.sizes(plan.batch_size)
         is_even = bool((sizes == sizes[0]).all())

@@ -15,6 +15,7 @@ from gossipfl.errors import Misuse
 from gossipfl.learning.blocks import Vector
 from gossipfl.simulator.vectorized.draws import Integers, bits, stream, uniform
 from gossipfl.simulator.vectorized.meetings import Mask, Meetings
+from gossipfl.simulator.vectorized.outages import Outages
 
 COUNTS: Final = ("up_rounds", "down_rounds", "slow_sites", "slow_times", "delay_rounds", "noise_scale")
 """Faults that are no share of anything."""
@@ -84,8 +85,9 @@ class Faults:
 class Weather:
     """The faults of one run, round by round. `up` is all that a checkpoint needs of it."""
 
-    def __init__(self, faults: Faults, nodes: int, rounds: int, seed: int) -> None:
+    def __init__(self, faults: Faults, nodes: int, rounds: int, seed: int, outages: Outages | None = None) -> None:
         self.faults, self.nodes, self.rounds, self.seed = faults, np.arange(nodes), rounds, seed
+        self.outages = outages
         self.up: Mask = np.ones(nodes, dtype=bool)
         course = self._drawn("course")
         late = course < faults.join
@@ -94,6 +96,11 @@ class Weather:
         """(N,) first round of each"""
         self.leaves = np.where(gone, rounds / 4 + self._drawn("leave") * rounds / 2, np.inf)
         """(N,) the round in which each is there no more"""
+        if outages is not None:
+            self.joins = np.maximum(self.joins, outages.joins)
+            self.leaves = np.minimum(self.leaves, outages.leaves)
+        self.some_join = bool(self.joins.any())
+        self.some_leave = bool(np.isfinite(self.leaves).any())
         self.is_slow: Mask = self._drawn("straggler") < faults.stragglers
         attack = self._drawn("attack")
         self.flips: Mask = attack < faults.sign_flip
@@ -112,19 +119,26 @@ class Weather:
         faults, here = self.faults, self.members(round)
         if faults.slow_sites and (round + 1) % faults.slow_times:
             here = here & ~np.isin(self.nodes, faults.slow_sites)
+        if self.outages is not None:
+            here = here & self.outages.here(round)
         if faults.up_rounds:
             flips = self._drawn("session", round) < np.where(self.up, 1 / faults.up_rounds, 1 / faults.down_rounds)
             self.up = self.up ^ flips
             here = here & self.up
         return here & (self._drawn("dropout", round) >= faults.dropout) if faults.dropout else here
 
-    def steps(self, steps: int) -> Integers:
+    def steps(self, steps: int, round: int = 0) -> Integers:
         """(N,) local steps of each in a round."""
-        return np.where(self.is_slow, max(1, int(steps * self.faults.slowness)), steps)
+        known = np.where(self.is_slow, max(1, int(steps * self.faults.slowness)), steps)
+        if self.outages is None:
+            return known
+        return np.minimum(known, np.maximum(1, (steps * self.outages.share(round)).astype(np.int64)))
 
     def strike(self, met: Meetings, round: int, batch: int = 0) -> Meetings:
         """What becomes of these exchanges. **Randomness**: streams of the faults, named after the lower node."""
         faults = self.faults
+        if self.outages is not None:
+            met = self.outages.reach(met, round)
         if not (faults.lost or faults.half or faults.delayed):
             return met
         draws = bits(stream(self.seed, "exchange", round, batch), met.lo * len(self.nodes) + met.hi, 4)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gossipfl.errors import Misuse
 from gossipfl.simulator.vectorized.state import State
+from gossipfl.simulator.vectorized.watching import Verdict
 
 Counts = NDArray[np.int64]
 
@@ -72,6 +73,12 @@ class Run:
     """(rounds, N) bytes that each node sent in each round; None where that would be more than MOST numbers"""
     stepped: Counts | None = None
     """(rounds, N) local steps of each node in each round; 0: it was not there, or nobody trained"""
+    scores: dict[int, float] = field(default_factory=dict)
+    """node -> its model's metric in the last evaluation"""
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """law -> what became of it; empty where nobody watched"""
+    violations: dict[str, str] = field(default_factory=dict)
+    """law -> its first violation, in words"""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 

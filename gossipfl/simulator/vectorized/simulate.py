@@ -6,10 +6,10 @@ had happened.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,22 +20,24 @@ import torch
 from gossipfl import topology as topologies
 from gossipfl.errors import Misuse
 from gossipfl.learning import compression as codecs
-from gossipfl.learning.correction import schedule
 from gossipfl.learning.parameters import Layout
 from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized import checkpoint as disk
+from gossipfl.simulator.vectorized.course import Course, Progress
 from gossipfl.simulator.vectorized.draws import bits, stream
 from gossipfl.simulator.vectorized.engine import Engine, Settings, block_of, cores
 from gossipfl.simulator.vectorized.faults import Faults, Weather
-from gossipfl.simulator.vectorized.judging import ALL, SAMPLE, Judge, sample
+from gossipfl.simulator.vectorized.judging import SAMPLE, Judge
 from gossipfl.simulator.vectorized.meetings import Floats, Links
 from gossipfl.simulator.vectorized.methods import Method, method_of
 from gossipfl.simulator.vectorized.mixing import Mixer
+from gossipfl.simulator.vectorized.outages import Outages
 from gossipfl.simulator.vectorized.posts import contraction
 from gossipfl.simulator.vectorized.replicas import Replicas
 from gossipfl.simulator.vectorized.rows import Rows
-from gossipfl.simulator.vectorized.run import Record, Run
+from gossipfl.simulator.vectorized.run import Run
 from gossipfl.simulator.vectorized.state import State
+from gossipfl.simulator.vectorized.watching import Watching
 from gossipfl.simulator.vectorized.ways import CHOICES, Choice, Model, choose
 from gossipfl.tasks import Site, Task, load
 from gossipfl.tasks.fitting import layout_of, prepare, start
@@ -54,8 +56,6 @@ SHARE: Final = 0.9
 """Of the memory that is free now: an estimate above it is refused."""
 
 EVALUATIONS: Final = 10
-
-Progress = Callable[[Record], None]
 
 
 def simulate(
@@ -88,6 +88,8 @@ def simulate(
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
     progress: Progress | None = None,
+    outages: Outages | None = None,
+    watch: bool = False,
 ) -> Run:
     """Simulate a federation in rounds, all nodes at once, with the deployed nodes' arithmetic.
 
@@ -100,6 +102,8 @@ def simulate(
     in which nobody trains. `exchanges`: so many a round, one after the other. `masses` "rows": min(rows, `heaviest` times the
     median), mean 1. `threads` None: every core. `evaluate_every` None: ten
     times and at the end; 0: never. `checkpoint`: a file that is written every so many rounds, and gone on from if it is there.
+    `outages`: what goes wrong at known rounds, beside the chances of `faults`. `watch`: look in every evaluated round whether
+    the laws of watching.LAWS hold.
 
     **Randomness**: streams of `seed`; one seed is one run, whatever the threads and (beyond rounding) the block.
     **Raises**: Misuse for settings that do not fit together, a size that memory cannot hold, a checkpoint of other settings.
@@ -116,7 +120,7 @@ def simulate(
         layout = Layout.of(torch_task.model().to(getattr(torch, dtype)), getattr(torch_task, "shared", None), dtype)
     x0 = start(torch_task, layout, seed).astype(layout.dtype)
     if bootstrap is not None:
-        _require_memory(nodes, nodes * (8 * bootstrap + layout.size * np.dtype(layout.dtype).itemsize))
+        require_memory(nodes, nodes * (8 * bootstrap + layout.size * np.dtype(layout.dtype).itemsize))
     rows, judge_data, normaliser = _rows(torch_task, nodes, seed, sites, test, bootstrap, dtype)
     nodes = rows.nodes
     plan = plan or _plan(torch_task, rows)
@@ -131,7 +135,7 @@ def simulate(
     if mode == "ticks" and (links is None or chosen.combine != "pairs" or chosen.post != "plain"):
         raise Misuse(f"mode 'ticks' takes a static graph and a plain method of pairs, not {topology!r} and {chosen.name}")
     held = 3 * (0 if compression == "none" or links is None else len(links)) * layout.n_parameters
-    _require_memory(
+    require_memory(
         nodes, estimate(layout, nodes, rows, plan, chosen, struck, links) + held * np.dtype(layout.dtype).itemsize
     )
     model = Model.of(torch_task, layout, x0)
@@ -150,7 +154,7 @@ def simulate(
         choosing,
         Mixer(state, weights, links, replicas=_replicas(compression, state, links)),
         settings,
-        Weather(struck, nodes, rounds, seed),
+        Weather(struck, nodes, rounds, seed, outages),
         block,
         meet,
     )
@@ -160,65 +164,14 @@ def simulate(
         list(choosing.lines), block, threads, state, min(nodes, evaluate_nodes),
     )  # fmt: skip
     run.keep_counts()
-    identity = _identity(given, plan, chosen, struck, layout)
+    identity = _identity(given, plan, chosen, struck, layout, outages, links)
     if path is not None and path.exists():
         disk.load(path, engine, run, identity)
     every = max(1, rounds // EVALUATIONS) if evaluate_every is None else evaluate_every
-    _go(engine, run, judge, every, evaluate_nodes, path, checkpoint_every, identity, progress)
+    judges_mass = chosen.combine in ("pairs", "edges") and chosen.post == "plain" and mode == "rounds"
+    watching = Watching(weights, judges_mass) if watch else None
+    Course(engine, run, judge, every, identity, path, checkpoint_every, watching, progress).go()
     return run
-
-
-def _go(engine: Engine, run: Run, judge: Judge, every: int, evaluated: int, path: Path | None, kept_every: int,
-        identity: str, progress: Progress | None) -> None:  # fmt: skip
-    """The rounds, until they are done or somebody presses Ctrl-C."""
-    wall, cpu = time.monotonic(), time.process_time()
-    before = run.seconds, run.cpu_seconds
-    message = _message(engine)
-
-    def clock() -> None:
-        run.seconds, run.cpu_seconds = before[0] + time.monotonic() - wall, before[1] + time.process_time() - cpu
-
-    with engine.running():
-        try:
-            while engine.done < run.rounds:
-                at, exchanges = engine.done, engine.exchanges
-                present = engine.round()
-                made = engine.exchanges - exchanges
-                found: dict[str, float] = {}
-                is_last = engine.done == run.rounds
-                if every and (engine.done % every == 0 or is_last):
-                    members = engine.weather.members(at)
-                    nodes = np.flatnonzero(members)
-                    judged = nodes[sample(len(nodes), ALL if is_last else evaluated)] if len(nodes) else nodes
-                    if len(judged):
-                        found = judge.summary(judge.scores(engine.state, judged))
-                        found["consensus"] = judge.consensus(engine.state, members)
-                plan, train = engine.settings.plan, max(1, run.rounds - engine.settings.release)
-                eta = schedule(engine.settings.decay, plan.eta, at, train) if at < train else 0.0
-                sent, steps = message * int(engine.sent.sum()), int(engine.stepped.sum())
-                served = 2 * sent if engine.server is not None else 0
-                run.records.append(Record(at, eta, present, made, sent, served, steps, **found))
-                if run.sent is not None and run.stepped is not None:
-                    run.sent[at], run.stepped[at] = message * engine.sent, engine.stepped
-                if path is not None and (engine.done % kept_every == 0 or is_last):
-                    clock()
-                    disk.save(path, engine, run, identity)
-                if progress is not None:
-                    progress(run.records[-1])
-        except KeyboardInterrupt:
-            run.notes.append(f"interrupted after {run.done} rounds")
-            if path is not None and engine.done == run.done:
-                disk.save(path, engine, run, identity)
-    clock()
-
-
-def _message(engine: Engine) -> int:
-    """Bytes of one model on its way."""
-    layout, held = engine.state.layout, engine.mixer.replicas
-    itemsize = np.dtype(layout.dtype).itemsize
-    if held is None:
-        return layout.size * itemsize
-    return codecs.payload_size(held.codec, layout.n_parameters, layout.n_moments, itemsize)
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------
@@ -383,7 +336,8 @@ def estimate(
     return int(size + rows.nbytes + min(unpacked, 512 * 2**20) + 64 * (nodes + (0 if links is None else len(links))))
 
 
-def _require_memory(nodes: int, needed: int) -> None:
+def require_memory(nodes: int, needed: int) -> None:
+    """**Raises**: Misuse, with the estimate, for more than is free."""
     free = free_bytes()
     if needed > SHARE * free:
         raise Misuse(
@@ -404,16 +358,21 @@ def free_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _identity(given: dict[str, Any], plan: Plan, method: Method, faults: Faults, layout: Layout) -> str:
+def _identity(
+    given: dict[str, Any], plan: Plan, method: Method, faults: Faults, layout: Layout, outages: Outages | None,
+    links: Links | None,
+) -> str:  # fmt: skip
     """The settings that decide the result, as one line: threads, blocks and evaluation do not."""
     names = ("nodes", "rounds", "seed", "eta_schedule", "release", "exchanges", "heaviest", "mode", "bootstrap", "h_ref",
              "training", "compression")  # fmt: skip
     parts = {name: given[name] for name in names}
     parts |= {
-        "topology": str(given["topology"]),
+        "topology": given["topology"] if isinstance(given["topology"], str) else "",
+        "links": "" if links is None else hashlib.sha256(np.concatenate([links.lo, links.hi]).tobytes()).hexdigest(),
         "masses": str(given["masses"]),
         "plan": asdict(plan),
         "method": asdict(method),
         "faults": asdict(faults),
+        "outages": outages.digest if outages else "",
     }
     return json.dumps({**parts, "layout": layout.digest.hex()}, sort_keys=True, default=str)
