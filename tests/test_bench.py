@@ -20,6 +20,7 @@ from gossipfl.simulator import pool, results
 from gossipfl.simulator.bench import folder as folders
 from gossipfl.simulator.bench import one, tune
 from gossipfl.simulator.bench.compare import compare
+from gossipfl.simulator.bench.document import between, inserted
 from gossipfl.simulator.bench.network import NETWORKS, Network, Work, seconds
 from gossipfl.simulator.bench.question import Ask, Question
 from gossipfl.simulator.bench.recipe import changed, recipe
@@ -29,6 +30,8 @@ from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.tasks import load
 from gossipfl.topology import graph
+
+ROOT = Path(__file__).parents[1]
 
 
 def asked(*methods: str, **settings: Any) -> Question:
@@ -332,6 +335,13 @@ def test_two_folders_are_compared_over_the_same_splits(tmp_path: Path) -> None:
     assert not made.asked and made.only == ([], [])
     with pytest.raises(ConfigError, match="no summary of a benchmark"):
         compare(tmp_path / "a", tmp_path)
+
+
+def test_what_people_write_around_the_marks_stays() -> None:
+    page = inserted("one", "# By hand\n")
+    assert between(page) == "one" and page.startswith("# By hand\n")
+    again = inserted("two", page + "after\n")
+    assert between(again) == "two" and again.startswith("# By hand\n") and again.endswith("after\n")
 
 
 # ---- the folder and the command --------------------------------------------------------------------------------------

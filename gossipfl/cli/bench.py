@@ -24,9 +24,11 @@ METHODS: Final = "centralized,local,fedavg,fedprox,gossip,ledger"
 def bench(
     dataset: Annotated[
         str | None,
-        typer.Argument(help="stroke, icu, heart, breast-cancer, digits, .. or module:attribute; or: compare A B."),
+        typer.Argument(
+            help="stroke, icu, heart, breast-cancer, digits, ..; or: compare A B, document [SUITE] RESULTS."
+        ),
     ] = None,
-    folders: Annotated[list[Path] | None, typer.Argument(help="After compare: two results folders.")] = None,
+    folders: Annotated[list[Path] | None, typer.Argument(help="After compare or document: results folders.")] = None,
     methods: Annotated[
         str, typer.Option("--methods", help="With commas; centralized and local are the references.")
     ] = METHODS,
@@ -62,8 +64,11 @@ def bench(
     if dataset == "compare":
         _compare(folders or [], json_)
         return
+    if dataset == "document":
+        _document(folders or [], out)
+        return
     if folders:
-        raise typer.BadParameter(f"{folders[0]}: only `compare` takes more than a dataset")
+        raise typer.BadParameter(f"{folders[0]}: only compare and document take more than a dataset")
     if suite is not None:
         known("suite", suite, SUITES)
         top = out or Path("runs") / f"bench-{suite}"
@@ -183,6 +188,24 @@ def _compare(paths: list[Path], json_: bool) -> None:
     for name, methods in zip("AB", found.only, strict=True):
         if methods:
             print(f"only in {name}: {', '.join(methods)}")
+
+
+def _document(paths: list[Path], out: Path | None) -> None:
+    """A page of all results below a folder; of a suite's run, first what is to be kept of it."""
+    from gossipfl.cli import output
+    from gossipfl.simulator.bench.document import document, inserted, keep
+
+    if len(paths) not in (1, 2):
+        raise typer.BadParameter(
+            "document takes a folder of results, and before it, if new, the suite's: document [SUITE] RESULTS"
+        )
+    if len(paths) == 2:
+        keep(*paths)
+    text = document(paths[-1])
+    if out is None:
+        print(text, end="")
+    else:
+        output.write(out, inserted(text, out.read_text("utf-8") if out.exists() else ""))
 
 
 def _signed(value: float) -> str:

@@ -1,0 +1,165 @@
+"""docs/benchmarks.md: the committed results of the standard suite as a page. Every figure is a result file's.
+
+`gossipfl bench document RESULTS --out docs/benchmarks.md` makes it anew, between its two marks: what people write stands around
+them. A test holds page and results together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from gossipfl.learning.evaluation import label
+from gossipfl.simulator.bench import folder as folders
+from gossipfl.simulator.bench.verdict import size
+
+KEPT: Final = (folders.SUMMARY, "manifest.json")
+"""Of a benchmark's folder, what is committed: lines of runs and pages are large, and the same command makes them."""
+
+BEGIN: Final = "<!-- made by gossipfl bench document; do not edit between this line and the next such -->\n"
+END: Final = "<!-- end of what gossipfl bench document has made -->\n"
+
+TITLE: Final = "# Benchmarks\n\n"
+
+HEAD: Final = """## The standard suite
+
+Made from `{folder}` by `gossipfl bench document {folder} --out docs/benchmarks.md`. The suite:
+
+```sh
+{command}
+```
+
+commit {commit}, {platform}, Python {python}, {packages}; began {began}.
+
+Every method has the same rows, graph, budget of rounds, absence, seeds and schedule; a task's defaults were chosen on
+validation parts (`gossipfl/simulator/bench/recipe.py`). *Share*: the worst node's metric over centralized, which is the same
+model trained to convergence on all rows with the same regularisation; its interval is the corrected resampled t of Nadeau and
+Bengio over the splits. *To 99 %*: until the worst node is at 99 % of centralized for good, the median over splits. Seconds are
+modelled, under networks that were fixed before the runs:
+
+{networks}
+
+What one command measures, and how to ask for more: `gossipfl bench --help`; the parts: `docs/bench.md`.
+"""
+
+
+def inserted(text: str, page: str) -> str:
+    """`page` with `text` between its marks; where it has none, at its end."""
+    before, begin, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if not begin:
+        before = page or TITLE
+    return before + BEGIN + "\n" + text + "\n" + END + after
+
+
+def between(page: str) -> str:
+    """What stands between the marks."""
+    return page.partition(BEGIN + "\n")[2].partition("\n" + END)[0]
+
+
+def document(results: Path) -> str:
+    """The results, as text. **Raises**: ConfigError for a folder without results."""
+    found = {
+        path.name: folders.summary(path) for path in sorted(results.iterdir()) if (path / folders.SUMMARY).is_file()
+    }
+    manifests = [json.loads((results / name / "manifest.json").read_text("utf-8")) for name in found]
+    newest = max(manifests, key=lambda one: str(one["began"]))
+    networks: Mapping[str, str] = next(iter(found.values()))["networks"]
+    head = HEAD.format(
+        folder="/".join(results.resolve().parts[-2:]),
+        command=" ".join(newest["command"]),
+        commit=newest["commit"] or "unknown",
+        platform=newest["platform"],
+        python=newest["python"],
+        packages=", ".join(
+            f"{name} {version}" for name, version in newest["packages"].items() if name in ("torch", "numpy")
+        ),
+        began=newest["began"],
+        networks="\n".join(f"* {name}: {says}" for name, says in networks.items()),
+    )
+    return head + "".join(_section(name, one) for name, one in found.items())
+
+
+def _section(name: str, found: Mapping[str, Any]) -> str:
+    metric, rows = label(found["metric"]), found["methods"]
+    lines = [
+        "",
+        f"### {name}",
+        "",
+        f"{found['question']}; {found['train_rows']:,} training and {found['test_rows']:,} test rows.",
+        "",
+        f"| method | worst {metric} | 5 % | median | mean | share | 95 % interval | splits | Brier | calibration |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *(_quality(row) for row in rows),
+        "",
+        "| method | rounds to 99 % | sent by a node to 99 % | in all | "
+        + " | ".join(found["networks"])
+        + " | apart | CPU s |",
+        "|---|---|---|---|" + "---|" * len(found["networks"]) + "---|---|",
+        *(_cost(row, found["networks"]) for row in rows if row["method"] not in ("centralized", "local")),
+        "",
+        *(f"* {line[2:]}" if line[0] == "+" else f"* **{_word(line[0])}** {line[2:]}" for line in found["said"]),
+    ]
+    for one in found["published"][:1]:
+        aucs = [
+            sum(split[key] for split in found["published"]) / len(found["published"]) for key in ("auc", "centralized")
+        ]
+        lines.append(
+            f"* {one['model']}, published, on the rows that it scores: AUC {aucs[0]:.4f}; centralized there {aucs[1]:.4f}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _word(sign: str) -> str:
+    return {"-": "Not:", "?": "Open:"}[sign]
+
+
+def _quality(row: Mapping[str, Any]) -> str:
+    if row["diverged"]:
+        return f"| {row['method']} | DIVERGED in {row['diverged']} of {row['runs']} splits | | | | | | | | |"
+    score, share = row["score"], row["share"]
+    values = [_figure(score[name]) for name in ("worst", "low", "median", "mean")]
+    splits = ", ".join(_figure(value, 3) for value in row["splits"])
+    interval = f"{_figure(share['low'])} to {_figure(share['high'])}"
+    cells = [
+        row["method"],
+        *values,
+        _figure(share["middle"]),
+        interval,
+        splits,
+        _figure(row["brier"]),
+        _figure(row["calibration"]),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _cost(row: Mapping[str, Any], networks: Mapping[str, str]) -> str:
+    goal = row["worst_reached"]
+    rounds = (
+        f"{goal['rounds']:g}" if goal["rounds"] is not None else f"{goal['splits']} of {row['runs']} splits come there"
+    )
+    seconds = [goal["seconds"].get(name) for name in networks]
+    cells = [
+        row["method"], rounds, size(goal["bytes_per_node"]), size(row["bytes_per_node"]),
+        *("-" if value is None else f"{value:.3g}" for value in seconds), f"{row['consensus']:.1g}", f"{row['cpu_s']:.1f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _figure(value: float | None, places: int = 4) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{places}f}"
+
+
+def keep(suite: Path, results: Path) -> list[Path]:
+    """What is committed of a finished suite, copied into `results`. **Returns**: the files."""
+    made = []
+    for path in sorted(suite.iterdir()):
+        if (path / folders.SUMMARY).is_file():
+            (results / path.name).mkdir(parents=True, exist_ok=True)
+            for name in KEPT:
+                (results / path.name / name).write_text((path / name).read_text("utf-8"), encoding="utf-8")
+                made.append(results / path.name / name)
+    return made
