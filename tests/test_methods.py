@@ -15,6 +15,7 @@ from gossipfl.errors import Misuse
 from gossipfl.learning.compression import payload_size
 from gossipfl.learning.parameters import Layout
 from gossipfl.learning.training import Plan
+from gossipfl.simulator import baselines
 from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.meetings import Links, Meetings, every_edge, matching, metropolis
 from gossipfl.simulator.vectorized.methods import METHODS, Method, method_of
@@ -23,6 +24,7 @@ from gossipfl.simulator.vectorized.posts import contraction
 from gossipfl.simulator.vectorized.push import Push, edges_of
 from gossipfl.simulator.vectorized.replicas import Replicas
 from gossipfl.simulator.vectorized.state import State
+from gossipfl.tasks import load
 from gossipfl.tasks.toy import Toy
 from gossipfl.topology import graph, schedule
 
@@ -341,18 +343,40 @@ def test_the_ledger_reaches_the_optimum_through_a_codec_and_counts_its_bytes(cod
     assert run.bytes == 2 * run.exchanges * payload_size(codec, 8, 0, 8)
 
 
+def test_uploads_to_a_server_may_be_compressed_and_nothing_is_forgotten():
+    a, size = quadratics()[0], payload_size("topk:0.25", 8, 0, 8)
+    run = ran("fedavg", 600, steps=1, faults={"dropout": 0.2}, compression="topk:0.25", eta_schedule="cosine")
+    assert apart(run, weighted(a)) < 0.05
+    assert run.bytes == run.exchanges * size and run.server_bytes == run.exchanges * (size + 64)
+    assert apart(ran("fednova", 200, steps=1, compression="int8"), ran("fednova", 200, steps=1).state.vectors()) < 1e-3
+
+
+@pytest.mark.parametrize("method", ["ledger", "scaffold", "k-gt"])
+def test_methods_without_bias_come_to_the_centralized_model_of_the_same_objective(method):
+    task = load("breast-cancer")
+    sites, test = task.demo_sites(5, 3)
+    target = baselines.centralized(task, sites, seed=3).vector
+    settings = {"nodes": 5, "sites": sites, "test": test, "rounds": 150, "seed": 3, "masses": [len(site.train) for site in sites]}
+    settings |= {"plan": Plan(5, 1.0, l2=task.l2), "eta_schedule": "constant", "evaluate_every": 0, "dtype": "float64"}
+    found = simulate(task, method=method, topology="complete", **settings).state.vectors()
+    assert np.abs(found - target).max() < 5e-4
+    biased = simulate(task, method="fedavg", **settings).state.vectors()
+    assert np.abs(biased - target).max() > 0.02
+
+
 def test_a_compressed_run_goes_on_from_its_checkpoint(tmp_path):
     def stop(record):
         if record.round == 4:
             raise KeyboardInterrupt
 
     settings = {"topology": SPREAD, "compression": "topk:0.25"}
-    whole, file = ran("ledger", 9, **settings), tmp_path / "run.safetensors"
-    ran("ledger", 9, checkpoint=file, progress=stop, **settings)
-    assert ran("ledger", 9, checkpoint=file, **settings).state.vectors().tobytes() == whole.state.vectors().tobytes()
+    for method in ("ledger", "fedavg"):
+        whole, file = ran(method, 9, **settings), tmp_path / f"{method}.safetensors"
+        ran(method, 9, checkpoint=file, progress=stop, **settings)
+        assert ran(method, 9, checkpoint=file, **settings).state.vectors().tobytes() == whole.state.vectors().tobytes()
 
 
-@pytest.mark.parametrize(("method", "codec", "says"), [("fedavg", "int8", "links"), ("k-gt", "int8", "links"),
+@pytest.mark.parametrize(("method", "codec", "says"), [("scaffold", "int8", "links"), ("k-gt", "int8", "links"),
                                                        ("ledger", "zip", "topk:0.1"), ("epidemic", "int8", "links")])  # fmt: skip
 def test_compression_where_no_link_remembers_is_refused(method, codec, says):
     with pytest.raises(Misuse, match=says):

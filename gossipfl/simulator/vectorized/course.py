@@ -87,7 +87,9 @@ class Course:
         plan, train = engine.settings.plan, max(1, run.rounds - engine.settings.release)
         eta = schedule(engine.settings.decay, plan.eta, at, train) if at < train else 0.0
         sent, steps = self._message * int(engine.sent.sum()), int(engine.stepped.sum())
-        served = 2 * sent if engine.server is not None else 0
+        layout = engine.state.layout
+        down = layout.size * np.dtype(layout.dtype).itemsize * int(engine.sent.sum())  # the model comes as it is
+        served = sent + down if engine.server is not None else 0
         run.records.append(Record(at, eta, present, engine.exchanges - exchanges, sent, served, steps, **found))
         if run.sent is not None and run.stepped is not None:
             run.sent[at], run.stepped[at] = self._message * engine.sent, engine.stepped
@@ -134,11 +136,11 @@ class Course:
 
 def message_bytes(engine: Engine) -> int:
     """Bytes of one model on its way."""
-    layout, held = engine.state.layout, engine.mixer.replicas
+    layout, codec = engine.state.layout, engine.settings.codec
     itemsize = np.dtype(layout.dtype).itemsize
-    if held is None:
+    if codec == "none":
         return layout.size * itemsize
-    return codecs.payload_size(held.codec, layout.n_parameters, layout.n_moments, itemsize)
+    return codecs.payload_size(codec, layout.n_parameters, layout.n_moments, itemsize)
 
 
 @contextmanager

@@ -70,6 +70,8 @@ class Settings:
     """local steps between two exchanges of a node; 0: those of a round"""
     exchanges: int = 1
     """with others after the local steps of a round, one after the other; kappa is that of one: their sum is what moved"""
+    codec: str = "none"
+    """of what goes up to a server; over links it is the mixer's business"""
 
 
 Conduct = Callable[[int, Floats], Terms]
@@ -123,7 +125,9 @@ class Engine:
             self.memory = Memory(self.state, method, self.mixer.masses)
         if method.has_server:
             masses = self.mixer.masses
-            self.server = Server(self.state, method, np.ones_like(masses) if method.is_uniform else masses)
+            self.server = Server(
+                self.state, method, np.ones_like(masses) if method.is_uniform else masses, self.settings.codec
+            )
         if method.theta and (method.leak or method.cap or (self.weather.some_leave and links is not None)):
             self.mixer.keep_flows()
         if method.theta:

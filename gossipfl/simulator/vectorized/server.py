@@ -7,12 +7,14 @@ the same. No gossip here, and nothing that a deployed federation has: it has no 
     FedAvg, FedProx   s(d) = d
     FedNova           z <- z + (sum_i p_i tau_i) sum_i p_i (y_i - z) / tau_i, tau_i the local steps
     SCAFFOLD          F_i = c - c_i in the local steps; c_i <- c_i - c + (z - y_i) / (eta K_i), c <- the mean of all c_i
+    compressed        C(y_i - z + e_i) is sent and takes the place of y_i - z, e_i keeps the rest; z goes down as it is
     FedAdam           u <- b1 u + (1 - b1) d, v <- b2 v + (1 - b2) d^2, s(d) = server_eta u / (sqrt(v) + tau)
 
 **Source**: McMahan et al., 2017, for the mean; Wang, Liu, Liang, Joshi, Poor, "Tackling the objective inconsistency problem in
-heterogeneous federated optimization", 2020, equations of FedNova with a_i of plain SGD and of the proximal step; Karimireddy,
-Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: stochastic controlled averaging for federated learning", 2020, option II, global
-step 1; Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, "Adaptive federated optimization", 2021, algorithm 2.
+heterogeneous federated optimization", 2020, with a_i of plain SGD and of the proximal step; Karimireddy, Kale, Mohri, Reddi,
+Stich, Suresh, "SCAFFOLD: stochastic controlled averaging for federated learning", 2020, option II, global step 1; Reddi,
+Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, "Adaptive federated optimization", 2021, algorithm 2; Stich,
+Cordonnier, Jaggi, "Sparsified SGD with memory", 2018, for what is kept of a compressed upload.
 **Differs**: SCAFFOLD's means are weighted by mass, where the paper's are plain, so that it rests at the weighted optimum;
 moments of batch norm are averaged under every rule.
 """
@@ -26,6 +28,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from gossipfl.learning import compression
 from gossipfl.learning.blocks import Vector
 from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized.draws import Integers
@@ -50,8 +53,11 @@ class Server:
     method: Method
     weights: Floats
     """what each node counts: its mass, or 1"""
+    codec: str = "none"
+    """of what goes up"""
     model: Vectors = field(default_factory=dict)
-
+    kept: Vectors = field(default_factory=dict)
+    """e_i, (N, size), where uploads are compressed"""
     control: Vectors = field(default_factory=dict)
     """c of SCAFFOLD"""
     controls: Vectors = field(default_factory=dict)
@@ -68,6 +74,8 @@ class Server:
                 self.state.need_correction()
                 self.control[name] = np.zeros_like(self.model[name])
                 self.controls[name] = np.zeros_like(self.state.flat(self.state.shared, name))
+            if self.codec != "none":
+                self.kept[name] = np.zeros_like(self.state.flat(self.state.shared, name))
             if self.method.post == "fedadam":
                 self.first[name] = np.zeros_like(self.model[name])
                 self.second[name] = np.full_like(self.model[name], ADAM_TAU**2)
@@ -81,9 +89,10 @@ class Server:
         """What these nodes made of its model comes in; afterwards everybody holds the new one. **Shapes**: steps (n,)."""
         if len(nodes):
             share = self.weights[nodes] / self.weights[nodes].sum()
-            for name in self.state.shared:
-                rows = self._sent(name, nodes, distort)
-                rows -= self.model[name]
+            moved = {name: self._moved(name, nodes, distort) for name in self.state.shared}
+            if self.kept:
+                self._compress(moved, nodes)
+            for name, rows in moved.items():
                 self.model[name] = self.model[name] + self._step(name, rows, nodes, share, steps, plan)
         for name, block in self.state.shared.items():
             block.view(len(block), -1)[:] = torch.from_numpy(self.model[name])
@@ -115,15 +124,27 @@ class Server:
         two += dtype(1 - ADAM_BETA2) * (mean * mean - two)
         return np.asarray(dtype(self.method.server_eta) * one / (np.sqrt(two) + dtype(ADAM_TAU)))
 
-    def _sent(self, name: str, nodes: Integers, distort: Distort | None) -> Vector:
+    def _moved(self, name: str, nodes: Integers, distort: Distort | None) -> Vector:
+        """y_i - z of these nodes, as they say."""
         rows: Vector = self.state.flat(self.state.shared, name)[nodes]
         if distort is not None:
             distort(name, nodes, rows)
+        rows -= self.model[name]
         return rows
+
+    def _compress(self, moved: Vectors, nodes: Integers) -> None:
+        """What comes of the uploads at the server, in the place of what was meant; the rest is kept for next time."""
+        meant = np.concatenate([moved[name] + held[nodes] for name, held in self.kept.items()], axis=1)
+        came, at = compression.decoded_rows(self.codec, meant), 0
+        for name, held in self.kept.items():
+            part = slice(at, at + held.shape[1])
+            moved[name] = came[:, part]
+            held[nodes] = meant[:, part] - came[:, part]
+            at = part.stop
 
     def arrays(self) -> Iterator[tuple[str, Vector]]:
         """What a checkpoint holds of it."""
-        groups = ("model", self.model), ("control", self.control), ("controls", self.controls)
+        groups = ("model", self.model), ("kept", self.kept), ("control", self.control), ("controls", self.controls)
         for group, vectors in (*groups, ("first", self.first), ("second", self.second)):
             for name, vector in vectors.items():
                 yield f"{group}/{name}", vector

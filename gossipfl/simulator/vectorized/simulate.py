@@ -134,7 +134,8 @@ def simulate(
     _require_spectrum(chosen, links, 0.5 if chosen.is_lazy else 1.0, weights)
     if mode == "ticks" and (links is None or chosen.combine != "pairs" or chosen.post != "plain"):
         raise Misuse(f"mode 'ticks' takes a static graph and a plain method of pairs, not {topology!r} and {chosen.name}")
-    held = 3 * (0 if compression == "none" or links is None else len(links)) * layout.n_parameters
+    copies = 0 if compression == "none" else nodes if chosen.has_server else 3 * (0 if links is None else len(links))
+    held = copies * layout.n_parameters
     require_memory(
         nodes, estimate(layout, nodes, rows, plan, chosen, struck, links) + held * np.dtype(layout.dtype).itemsize
     )
@@ -146,7 +147,7 @@ def simulate(
     choosing = choose(model, rows, plan, block, float(nodes) * rounds * plan.steps, training)
     state = model.state(nodes)
     threads = threads or cores()
-    settings = Settings(plan, chosen, rounds, release, eta_schedule, mode, seed, threads, h_ref, exchanges)
+    settings = Settings(plan, chosen, rounds, release, eta_schedule, mode, seed, threads, h_ref, exchanges, codec=compression)
     engine = Engine(
         model,
         rows,
@@ -267,10 +268,12 @@ def _require_codec(name: str, method: Method, links: Links | None) -> None:
         return
     if not codecs.is_codec(name):
         raise Misuse(f"compression = {name!r}; use none, {', '.join(codecs.CODECS)}, or a share of the largest such as topk:0.1")
+    if method.has_server and method.vectors == 1:
+        return
     if method.combine not in ("pairs", "edges") or method.has_memory or links is None:
         raise Misuse(
             f"compression is against what a link remembers of the models that went over it, and {method.name} here has no such "
-            "links; take gossip, the ledger, d-psgd or d2 on a graph, or compression='none'"
+            "links; take gossip, the ledger, d-psgd or d2 on a graph, fedavg, or compression='none'"
         )
 
 
