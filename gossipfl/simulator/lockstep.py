@@ -7,7 +7,7 @@ draws, so not for large federations; and not for what lockstep refuses (gossipfl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,9 @@ class Draws:
 
     def of(self, node: int, round: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([*self.seeds[node], round]))
+
+    def each(self, nodes: Integers, counts: Integers, round: int, passes: int) -> Iterator[np.random.Generator]:
+        return (self.of(node, round) for node in nodes.tolist())
 
     def orders(self, round: int, turn: int, nodes: Integers, counts: Integers) -> Integers:
         order = np.zeros((len(nodes), int(counts.max())), dtype=np.int64)

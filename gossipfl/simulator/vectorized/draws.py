@@ -10,6 +10,7 @@ round (who is absent, who meets whom) is here as well, so that switching one thi
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -79,6 +80,10 @@ class Draws(Protocol):
 
     def of(self, node: int, round: int) -> Any: ...
 
+    def each(self, nodes: Integers, counts: Integers, round: int, passes: int) -> Iterator[Any]:
+        """`of` each of these nodes, which will shuffle their rows so many times."""
+        ...
+
 
 @dataclass(frozen=True)
 class Named:
@@ -93,6 +98,12 @@ class Named:
     def of(self, node: int, round: int) -> NodeDraws:
         return NodeDraws(self, node, round)
 
+    def each(self, nodes: Integers, counts: Integers, round: int, passes: int) -> Iterator[NodeDraws]:
+        """All shuffles at once: a node's own would cost as much as a step of a small net."""
+        shuffled = [self.orders(round, turn, nodes, counts) for turn in range(passes)]
+        for place, node in enumerate(nodes.tolist()):
+            yield NodeDraws(self, node, round, [order[place, : counts[place]] for order in shuffled])
+
     def phase(self, node: int, round: int) -> int:
         """What seeds torch's generator for a node's local steps."""
         return int(self._stream("phase", round, node))
@@ -104,13 +115,15 @@ class Named:
 class NodeDraws:
     """What learning.training.Trainer asks its generator for, of one node in one round: the numbers that `orders` gives."""
 
-    def __init__(self, draws: Named, node: int, round: int) -> None:
-        self.draws, self.node, self.round, self.passes = draws, node, round, 0
+    def __init__(self, draws: Named, node: int, round: int, ready: list[Integers] | None = None) -> None:
+        self.draws, self.node, self.round, self.passes, self.ready = draws, node, round, 0, ready or []
 
     def integers(self, high: int) -> int:
         return self.draws.phase(self.node, self.round) % high
 
     def permutation(self, rows: int) -> Integers:
         self.passes += 1
+        if self.passes <= len(self.ready):
+            return self.ready[self.passes - 1]
         order: Integers = self.draws.orders(self.round, self.passes - 1, np.array([self.node]), np.array([rows]))[0]
         return order

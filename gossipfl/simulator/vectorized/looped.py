@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gossipfl.learning.parameters import Layout
 from gossipfl.learning.training import Loss, Trainer
+from gossipfl.simulator.vectorized.draws import Integers
 from gossipfl.simulator.vectorized.rows import Rows, places
 from gossipfl.simulator.vectorized.state import State
 from gossipfl.simulator.vectorized.stepping import Work, running
@@ -53,14 +54,18 @@ class Looped:
         nodes = places(work.nodes)
         found = np.zeros(len(nodes))
         plans = {steps: replace(work.plan, steps=steps) for steps in set(work.steps.tolist())}
-        for at, node in enumerate(nodes.tolist()):
+        shared = [(state.flat(state.shared, entry.name), place) for entry, place in state.layout.placed()]
+        counts = self.rows.counts[nodes]
+        every = work.draws.each(nodes, counts, work.round, passes(work, counts))
+        for at, (node, draws) in enumerate(zip(nodes.tolist(), every, strict=True)):
             trainer, own = self._trainer(node), self.own.get(node // self.block, {})
             for name, block in state.personal.items():
                 own[name].detach().copy_(block[node])
             plan = plans[int(work.steps[at])]
-            draws = work.draws.of(node, work.round)
-            outcome = trainer.train(state.vector(node), state.corrections(node), plan, draws)
-            state.put(node, outcome.vector)
+            vector = np.concatenate([rows[node] for rows, _ in shared])
+            outcome = trainer.train(vector, state.corrections(node), plan, draws)
+            for rows, place in shared:
+                rows[node] = outcome.vector[place]
             for name, block in state.personal.items():
                 block[node] = own[name].detach()
             found[at] = outcome.gradient
@@ -84,3 +89,12 @@ class Looped:
                 kinds = [[held[name][node].clone() for name in trainer.names if name in held]
                          for held in (state.first, state.second)]  # fmt: skip
                 trainer.remember(optimizer, int(state.count[node]), kinds[0], kinds[1])
+
+
+def passes(work: Work, counts: Integers) -> int:
+    """How often a node of these shuffles its rows at most."""
+    size = work.plan.batch_size
+    if size is None:
+        return 0
+    steps = int(work.steps.max(initial=0))
+    return max((-(-steps // (rows // size)) for rows in set(counts.tolist()) if rows > size), default=0)

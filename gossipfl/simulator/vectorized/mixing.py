@@ -66,10 +66,10 @@ class End:
     nodes: Integers
     sign: int
     """+ at the lower node, - at the higher"""
-    now: Integers | None
-    """which halves are applied; None: all"""
+    skipped: Integers | None
+    """which halves are not applied now; None: all are"""
     later: Integers | None
-    """which after a delay"""
+    """which of these are after a delay"""
 
 
 @dataclass
@@ -191,22 +191,17 @@ class Mixer:
 
     @staticmethod
     def _ends(met: Meetings) -> tuple[End, End]:
-        """The lower nodes and the higher, with what of each is applied now and what later."""
-        if met.late is None or not met.late.any():
-            return tuple(  # type: ignore[return-value]
-                End(nodes, sign, None if there is None else np.flatnonzero(there), None)
-                for nodes, sign, there in ((met.lo, 1, met.at_lo), (met.hi, -1, met.at_hi))
-            )
-        now = ~met.late
-        return tuple(  # type: ignore[return-value]
-            End(
-                nodes,
-                sign,
-                np.flatnonzero(now if there is None else now & there),
-                np.flatnonzero(met.late if there is None else met.late & there),
-            )
-            for nodes, sign, there in ((met.lo, 1, met.at_lo), (met.hi, -1, met.at_hi))
-        )
+        """The lower nodes and the higher, with what of each is applied later or never."""
+        later = met.late if met.late is not None and met.late.any() else None
+        made = []
+        for nodes, sign, there in ((met.lo, 1, met.at_lo), (met.hi, -1, met.at_hi)):
+            skipped, waiting = None if there is None else ~there, later
+            if later is not None:
+                skipped = later if skipped is None else skipped | later
+                waiting = later if there is None else later & there
+            parts = (None if mask is None else np.flatnonzero(mask) for mask in (skipped, waiting))
+            made.append(End(nodes, sign, *parts))
+        return made[0], made[1]
 
     def _clip(self, pairs: dict[str, tuple[Vector, Vector]], terms: Terms, met: Meetings) -> Floats | float:
         if terms.tau is None:
@@ -237,7 +232,7 @@ class Mixer:
                 gained = np.subtract(after, before, out=before)
             for end, mass in zip(ends, masses, strict=True):
                 step = self._over(gained, mass, self._room(after, name, 3))
-                back = End(end.nodes, -end.sign, end.now, end.later)
+                back = End(end.nodes, -end.sign, end.skipped, end.later)
                 self._add(self.state.correction[name], "correction", name, back, step, late, None, met.is_disjoint)
 
     def _add(self, target: torch.Tensor, group: str, name: str, end: End, step: Vector, late: Late, held: Vector | None,
@@ -249,9 +244,10 @@ class Mixer:
         if end.later is not None and len(end.later):
             waiting = step[end.later]
             late.steps.append((group, name, nodes[end.later], waiting if end.sign > 0 else -waiting))
-        if end.now is not None and len(end.now) < len(nodes):
-            nodes, step = nodes[end.now], step.take(end.now, axis=0)
-            held = None
+        if end.skipped is not None and len(end.skipped):
+            kept, step = step, self._room(step, name, 5)
+            np.copyto(step, kept)
+            step[end.skipped] = 0
         if not is_once:
             add_rows(target, nodes, step, end.sign)
             return
@@ -317,7 +313,7 @@ class Mixer:
 
     def leave(self, gone: Mask) -> None:
         """Nodes leave for good: survivors drop the flows with them, so that the sum of m F is zero again, exactly."""
-        if not self.flows or self.links is None:
+        if not self.flows or self.links is None or not gone.any():
             return
         ending = np.flatnonzero(gone[self.links.lo] | gone[self.links.hi])
         both = (1, self.links.lo[ending]), (-1, self.links.hi[ending])

@@ -6,6 +6,7 @@ only. The batches are those of learning.training: a new permutation for each pas
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -48,6 +49,7 @@ class Rows:
     counts: Integers
     starts: Integers = field(init=False)
     _unpacked: tuple[Tensor, Tensor] | None = field(default=None, init=False)
+    _scratch: threading.local = field(default_factory=threading.local, init=False)
 
     def __post_init__(self) -> None:
         if self.counts.min(initial=1) < 1 or int(self.counts.sum()) != len(self.index):
@@ -88,6 +90,16 @@ class Rows:
             x = self.x.index_select(0, chosen).view(self.nodes, n, *self.x.shape[1:])
             self._unpacked = x, self.y.index_select(0, chosen).view(self.nodes, n)
 
+    def taken(self, block: Tensor, nodes: Integers) -> Tensor:
+        """Rows of some nodes, in this thread's array: fresh ones of this size fault pages every time."""
+        held: dict[int, np.ndarray] | None = getattr(self._scratch, "held", None)
+        if held is None:
+            held = self._scratch.held = {}
+        room = held.get(id(block))
+        if room is None or len(room) < len(nodes):
+            room = held[id(block)] = np.empty((len(nodes), *block.shape[1:]), block.numpy().dtype)
+        return torch.from_numpy(block.numpy().take(nodes, axis=0, out=room[: len(nodes)], mode="clip"))
+
     def batches(self, nodes: Nodes, batch_size: int | None, draws: Draws, round: int) -> Batches:
         return Batches(self, nodes, batch_size, draws, round)
 
@@ -119,8 +131,9 @@ class Batches:
     def _everything(self) -> Batch:
         unpacked = self.rows._unpacked
         if unpacked is not None and self.is_even:
-            chosen = self.nodes if isinstance(self.nodes, slice) else torch.from_numpy(self.nodes)
-            return Batch(unpacked[0][chosen], unpacked[1][chosen], None)
+            if isinstance(self.nodes, slice):
+                return Batch(unpacked[0][self.nodes], unpacked[1][self.nodes], None)
+            return Batch(self.rows.taken(unpacked[0], self.nodes), self.rows.taken(unpacked[1], self.nodes), None)
         return self._gather(np.arange(int(self.sizes.max()))[None, :], len(self.places))
 
     def _shuffled(self, h: int, n: int) -> Integers:

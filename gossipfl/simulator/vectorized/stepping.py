@@ -48,7 +48,7 @@ class Chunk:
         kinds = 2 if work.plan.optimizer == "adam" else int(work.plan.momentum > 0)
         self.first = [take(state.first[name], work.nodes) for name in trained] if kinds else []
         self.second = [take(state.second[name], work.nodes) for name in trained] if kinds == 2 else []
-        self.count = take(state.count, work.nodes)
+        self.count = take(state.count, work.nodes) if kinds == 2 else state.count[:0]
         self.buffers = {name: take(self._home(name), work.nodes) for name in buffers}
         self.is_shared = [name in state.shared for name in trained]
         n = len(work.steps)
@@ -113,7 +113,8 @@ class Chunk:
             if lost.any():
                 for buffer in (*self.first, *self.second):
                     buffer[lost] = 0
-                self.count[lost] = 0
+                if self.second:
+                    self.count[lost] = 0
         for names, blocks, values in (
             (self.trained, None, self.weights),
             (self.trained, state.first, self.first),
@@ -122,7 +123,8 @@ class Chunk:
         ):
             for name, value in zip(names, values, strict=False):
                 give(self._home(name) if blocks is None else blocks[name], nodes, value)
-        give(state.count, nodes, self.count)
+        if self.second:
+            give(state.count, nodes, self.count)
         if self.is_measured:
             state.gradient[places(nodes)] = running(state.gradient[places(nodes)], gradient)
 

@@ -33,6 +33,11 @@ CHOICES: Final[dict[str, Choice]] = {Looped.name: "loop", Batched.name: "vmap", 
 WORTH_S: Final = 10.0
 """Of work by the loop below which vmap, whose first call costs one to two CPU seconds, is not even tried."""
 
+UNLIKELY: Final = (nn.modules.conv._ConvNd, nn.LSTM)
+UNLIKELY_S: Final = 200.0
+"""The same for what vmap has always been slower at (convolutions by a third, LSTMs, which it has no batching rule for, by half):
+one or two CPU seconds of trying must be lost in the whole."""
+
 CLOSE: Final = {torch.float32: 2e-3, torch.float64: 1e-7}
 """A way is right when its step differs from the loop's by at most this share of what the loop moved."""
 
@@ -136,8 +141,10 @@ def _weighed(
         else:
             _consider(chosen, Dense(layers, model.task.loss, rows, scratch), model, some, probe, expected, wanted)
     if wanted == "vmap" or (wanted == "auto" and chosen.way is loop):
-        if wanted == "auto" and estimate < WORTH_S:
-            chosen.lines.append(f"vmap not tried: the loop needs about {estimate:.1f} s in all")
+        unlikely = next((part for part in model.module.modules() if isinstance(part, UNLIKELY)), None)
+        if wanted == "auto" and estimate < (WORTH_S if unlikely is None else UNLIKELY_S):
+            why = "" if unlikely is None else f", and at {type(unlikely).__name__} vmap is seldom faster"
+            chosen.lines.append(f"vmap not tried: the loop needs about {estimate:.1f} s in all{why}")
         else:
             way = Batched(model.module, model.task.loss, rows, scratch, model.is_random)
             _consider(chosen, way, model, some, probe, expected, wanted)
