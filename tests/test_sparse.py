@@ -38,7 +38,7 @@ def test_any_places_come_back_from_as_many_bytes_as_was_said(given):
 
 @settings(max_examples=400, deadline=None)
 @given(st.data())
-def test_every_byte_string_is_one_set_of_places_written_in_its_one_way_or_is_refused(data):
+def test_T13_every_byte_string_is_one_set_of_places_written_in_its_one_way_or_is_refused(data):
     n = data.draw(st.integers(1, 600))
     k = data.draw(st.integers(1, n))
     coded = np.zeros(sparse.places_size(n, k), np.uint8)
@@ -56,7 +56,7 @@ def test_every_byte_string_is_one_set_of_places_written_in_its_one_way_or_is_ref
     assert (again == coded).all()
 
 
-def test_all_languages_of_a_small_size_are_counted():
+def test_T13_no_set_of_places_has_two_spellings():
     """Of all byte strings exactly n over k are accepted: no set has two codes."""
     for n, k, many in ((5, 2, 10), (7, 3, 35), (12, 1, 12)):
         size = sparse.places_size(n, k)
@@ -127,7 +127,7 @@ def test_equal_models_travel_as_no_change_and_moments_as_they_are():
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_decode_is_total_on_bytes_of_the_right_length(data):
+def test_T13_any_sparse_payload_of_the_right_length_is_decoded_or_refused(data):
     ref = np.linspace(-1, 1, 41, dtype=np.float32)
     size = payload_size("topk:0.2", 38, 3, 4)
     payload = bytearray(encode("topk:0.2", ref[::-1].copy(), ref, n_parameters=38).tobytes())

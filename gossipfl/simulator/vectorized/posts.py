@@ -14,7 +14,8 @@ Means are those of the pair (NoLoCo), weighted by mass. Who is away keeps what i
 Karimireddy, Stich, Jaggi, "Quasi-global momentum: accelerating decentralized deep learning on heterogeneous data", 2021.
 Kolehmainen, Blagoev, Donaghy, Ersoy, Nies, "NoLoCo: no-all-reduce low communication training method for large models", 2025.
 **Differs**: K-GT begins with F = 0, not with the gradients at x^0. QGM holds M through the local steps of a round: with one
-step that is the paper's. NoLoCo's gamma is chosen by `contraction`, our own.
+step that is the paper's. NoLoCo is experimental: its gamma is chosen by `contraction`, our own, and its outer step was held
+against no second implementation, as the other two were.
 """
 
 from __future__ import annotations
