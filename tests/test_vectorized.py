@@ -27,6 +27,7 @@ from gossipfl.simulator.vectorized.mixing import Mixer, Terms
 from gossipfl.simulator.vectorized.rows import Rows
 from gossipfl.simulator.vectorized.state import State
 from gossipfl.simulator.vectorized.stepping import Work
+from gossipfl.tasks.digits import Digits
 from gossipfl.tasks.toy import Toy
 
 WAYS = ("loop", "matmul", "vmap")
@@ -193,6 +194,58 @@ def test_recurrent_nets_are_taken_by_whichever_way_is_right_and_faster():
     model, rows = model_of(Net(Recurrent)), rows_of([5] * 6, (4, 2))
     found = ways.choose(model, rows, Plan(1, 0.1), 6, 1e9)
     assert found.way.name in ("per-node loop", "torch.func.vmap") and found.lines
+
+
+class Gated(nn.Module):
+    """Three groups of parameters: a body that is frozen, gates that all share, a head of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.gate, self.head = nn.Linear(2, 4), nn.GRUCell(4, 5), nn.Linear(5, 3)
+        self.body.requires_grad_(False)
+
+    def forward(self, x):
+        held = torch.zeros(len(x), 5, dtype=x.dtype)
+        for step in self.body(x).unbind(1):
+            held = self.gate(step, held)
+        return self.head(held)
+
+
+def test_a_recurrent_net_with_groups_that_are_frozen_shared_and_personal_is_the_loops_in_vmap():
+    task = Net(Gated)
+    task.shared = lambda name: name.startswith("gate")
+    model, rows = model_of(task), rows_of([6, 9, 6, 13], (4, 2))
+    plan = Plan(3, 0.1, batch_size=6, l2=0.01, momentum=0.5)
+    loop, vmap = (trained(kind, model, rows, plan) for kind in ("loop", "vmap"))
+    assert set(loop.shared) == {f"gate.{name}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    assert set(loop.personal) == {"head.weight", "head.bias"}
+    np.testing.assert_allclose(vmap.vectors(), loop.vectors(), atol=1e-9)
+    for name, block in loop.personal.items():
+        np.testing.assert_allclose(vmap.personal[name], block, atol=1e-9)
+        assert (block[0] - block[1]).abs().max() > 1e-3
+
+
+class Dropping(Digits):
+    def model(self):
+        return nn.Sequential(nn.Linear(64, 12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 10))
+
+
+def test_dropout_draws_for_each_node_and_in_the_loop_whatever_the_block():
+    settings = {"nodes": 4, "rounds": 2, "topology": "ring", "seed": 1, "evaluate_every": 0, "plan": Plan(3, 0.1, batch_size=8)}
+    loop, other = (simulate(Dropping(), training="loop", block=block, **settings).state.vectors() for block in (1, 3))
+    assert loop.tobytes() == other.tobytes()
+    vmap, again = (simulate(Dropping(), training="vmap", **settings).state.vectors() for _ in range(2))
+    assert vmap.tobytes() == again.tobytes()
+    assert np.abs(vmap - loop).max() > 1e-3 < np.abs(vmap - simulate(Dropping(), training="vmap", **settings | {"seed": 2})
+                                                     .state.vectors()).max()  # fmt: skip
+
+
+def test_who_has_the_same_rows_drops_other_units():
+    model, rows = model_of(Net(lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)))), rows_of([6, 6])
+    rows.index[6:] = rows.index[:6]
+    state = model.state(2)
+    way_of("vmap", model, rows).train(state, Work(slice(0, 2), np.array([1, 1]), Plan(1, 0.1), Named(0), 0, False))
+    assert np.abs(np.diff(state.vectors(), axis=0)).max() > 1e-3
 
 
 def test_a_loss_that_is_no_mean_over_rows_is_found_out_and_left_to_the_loop():
