@@ -58,6 +58,7 @@ def simulate(
         typer.Option("--engine", help="events: the very code that is deployed; vectorized: all nodes at once, in rounds."),
     ] = None,
     record: Annotated[bool, typer.Option("--record", help="Also record every node, for `gossipfl replay`.")] = False,
+    processes: Annotated[int, typer.Option("--processes", min=0, help="Of a \\[sweep]; 0: one a core.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/simulate-... by default.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -75,6 +76,16 @@ def simulate(
     began = time.time()
     read = scenarios.load(scenario, set_ or (), seed=seed, hours=hours, nodes__count=nodes, engine=engine)
     asked = read.scenario
+    if asked.sweep:
+        from gossipfl.cli.sweep import sweep
+        from gossipfl.simulator import sweep as sweeps
+
+        if record:
+            raise typer.BadParameter("--record is of one run, and this scenario is a [sweep]")
+        given = {"seed": seed, "hours": hours, "nodes__count": nodes, "engine": engine}
+        many = sweeps.asked(scenario, set_ or (), data_dir, **given)
+        sweep(many, asked.question, read.text, out, processes, json_)
+        return
     made = play.prepare(read, asked.engine, data_dir)
     config = results.finite(_resolved(asked, made))
     folder, goes_on = _folder(out, scenario.stem, asked.seed, began, config)

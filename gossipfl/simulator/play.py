@@ -87,6 +87,8 @@ class Stage:
     """who else watches; only an engine of nodes has something to show them"""
     folder: Path | None = None
     """where an engine that can go on later keeps what it needs for that"""
+    threads: int | None = None
+    """that an engine may use; None: as many as there are cores"""
 
 
 def prepare(read: Read, engine: str = "events", data_dir: Path | None = None) -> Federation | Crowd:

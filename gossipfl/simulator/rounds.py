@@ -246,7 +246,8 @@ def play(stage: Stage) -> Run:
     round_s = scenarios.round_seconds(scenario)
     kept = None if stage.folder is None else stage.folder / CHECKPOINT
     teller = _Teller(stage, made, round_s)
-    run = simulate(made.task, progress=teller, checkpoint=kept, checkpoint_every=_kept_every(made), **asked.keywords)
+    keeping: dict[str, Any] = {"checkpoint": kept, "checkpoint_every": _kept_every(made), "threads": stage.threads}
+    run = simulate(made.task, progress=teller, **keeping, **asked.keywords)
     return _told(scenario, made, asked, run, round_s)
 
 
@@ -322,6 +323,7 @@ def _told(scenario: Scenario, made: Crowd, asked: Told, run: Rounds, round_s: fl
         is_whole=run.is_whole,
         notes=notes,
         bytes_sent=run.bytes + run.server_bytes,
+        count=run.nodes,
     )  # fmt: skip
 
 

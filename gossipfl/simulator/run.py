@@ -134,6 +134,8 @@ class Run:
     """what else a reader should know"""
     bytes_sent: int | None = None
     """of all nodes, where `lives` are only some"""
+    count: int | None = None
+    """of all nodes, where `lives` are only some"""
 
     @property
     def honest(self) -> list[Life]:

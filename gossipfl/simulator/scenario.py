@@ -324,6 +324,8 @@ class Scenario(Strict):
     rounds: RoundsSection = RoundsSection()
     at: Many[At] = ()
     expect: Expect = Expect()
+    sweep: dict[str, JsonValue] = Field(default_factory=dict)
+    """[sweep]: settings, each with the list of its values; every combination is run."""
 
     @model_validator(mode="after")
     def _in_time(self) -> Scenario:

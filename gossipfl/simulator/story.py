@@ -83,7 +83,6 @@ def page(run: Run, scenario: Scenario, judged: Sequence[Judged], manifest: Mappi
         stages=stages(run),
         hidden=max(0, sum(one.planned is None for one in run.happenings) - LISTED),
         length=run.lasts,
-        kept=run.bytes_sent is not None,
         down=down,
         mebi=lambda size: f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 1024:.0f} KiB",
     )
