@@ -147,14 +147,14 @@ def _times(mine: float, theirs: float) -> str:
 def size(count: float | None) -> str:
     """Bytes as a person reads them; "-" where there are none to tell.
 
-    >>> size(3818.0), size(None)
-    ('3.73 KiB', '-')
+    >>> size(1008.0), size(3818.0), size(None)
+    ('1008 bytes', '3.73 KiB', '-')
     """
     if count is None:
         return "-"
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
-            return f"{count:.3g} {unit}"
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
         count /= 1024
     return f"{count:.3g} GiB"
 
