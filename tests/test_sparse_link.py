@@ -41,6 +41,14 @@ def test_every_law_holds_over_a_study_with_cuts_and_crashes_whose_exchanges_are_
             assert link.sent % size == 0 and link.received % size == 0 and link.exchanges > 10
 
 
+def test_a_release_is_longer_where_each_number_waits_for_its_turn() -> None:
+    plain, tenth, short = (
+        found("toy", 6, 1, study={"codec": codec, "local_rounds": rounds}).membership.release_exchanges
+        for codec, rounds in (("f64", 4000), ("topk:0.1", 4000), ("topk:0.1", 40))
+    )
+    assert tenth == math.ceil(3.5 * plain) and short == 10
+
+
 def test_a_name_says_also_what_the_reference_was_made_of() -> None:
     own, other, root = (name_of(text) for text in (b"own", b"other", b"root"))
     one = expected_name(own, other, 0.5, 1.0, 2.0)

@@ -34,6 +34,10 @@ HEAVIEST: Final = 3.0
 OBSERVER_MASS: Final = 0.01
 """An observer follows the others and hardly moves them: its mass beside a mean of 1."""
 
+TURN: Final = 0.25
+"""Over a sparse codec's share: by how much more its release takes, since each number waits for its turn. Measured: from models
+that have nothing in common to a hundredth of their distance in 26 rounds, 43 at a share of .25, 85 at .1, 155 at .05."""
+
 MEMBERS_MAX: Final = 10_000
 """Above it the file and every node's table would no longer be small."""
 
@@ -353,6 +357,8 @@ class Membership(Strict):
         if self.study.release_exchanges is not None:
             return self.study.release_exchanges
         needed = topology.release_exchanges(self.graph, self.study.gamma)
+        if self.study.codec.startswith("topk:"):
+            needed = math.ceil(needed * (1 + TURN / float(self.study.codec[5:])))
         return min(needed, math.ceil(self.study.local_rounds / 4))
 
     # ---- names
