@@ -399,6 +399,23 @@ def test_the_command_prints_an_object_a_method_and_goes_on_where_it_stopped(
     assert np.isfinite([float(row["value"]) for row in rows if row["measure"] == "auc"]).all()
 
 
+def test_data_that_are_not_there_are_named_with_their_sum_source_and_licence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOSSIPFL_DATA", raising=False)
+    for more in ([], ["--data-dir", str(tmp_path)]):
+        assert typed("heart", "--out", str(tmp_path / "out"), *more) == Exit.CONFIG
+        said = capsys.readouterr().err
+        assert all(part in said for part in ("processed.va.data", "sha256 e7c93d8d", "UCI", "CC BY 4.0"))
+
+
+def test_a_number_of_sites_that_the_data_do_not_have_ends_it_before_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed("breast-cancer", "--nodes", "399", "--topology", "ring", "--out", str(tmp_path / "out")) == Exit.FAILED
+    assert "gossipfl:" in capsys.readouterr().err and not (tmp_path / "out" / folders.RUNS).exists()
+
+
 def test_a_wrong_name_ends_with_the_code_of_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert typed("storke") == Exit.CONFIG
     assert "did you mean 'stroke'" in capsys.readouterr().err

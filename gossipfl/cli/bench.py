@@ -103,9 +103,15 @@ def _answered(asked: Question, folder: Path, data_dir: str | None, processes: in
     from gossipfl.simulator.bench import folder as folders
     from gossipfl.simulator.bench import one
     from gossipfl.simulator.bench.summary import summarise
+    from gossipfl.tasks.sites import sentences
 
     began = time.time()
     output.say(str(asked))
+    sites, _ = asked.rows.federation(
+        asked.seeds[0], data_dir
+    )  # what is wrong with the data ends it here, not in every run
+    notes = sentences(asked.rows.loaded(), sites)
+    output.say("\n".join(notes))
     there = folders.lines(folders.made(folder))
     wanted = {asked.key(ask): ask for ask in asked.runs()}
     left = [ask for key, ask in wanted.items() if key not in there]
@@ -123,7 +129,7 @@ def _answered(asked: Question, folder: Path, data_dir: str | None, processes: in
     lines = [there[key] for key in wanted if key in there]
     if not lines:
         raise Misuse("; ".join(f"{method}: {why}" for method, why in refused.items()))
-    found = summarise(lines, asked.methods, refused)
+    found = summarise(lines, asked.methods, refused, notes)
     manifest = results.manifest(asked.seeds[0], ["gossipfl", *sys.argv[1:]], began) | {"commit": _commit()}
     folders.write(folder, asked, found, lines, manifest)
     if not quiet:

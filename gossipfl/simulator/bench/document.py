@@ -89,7 +89,8 @@ def _section(name: str, found: Mapping[str, Any]) -> str:
         "",
         f"### {name}",
         "",
-        f"{found['question']}; {found['train_rows']:,} training and {found['test_rows']:,} test rows.",
+        f"{found['question']}; {found['train_rows']:,} training and {found['test_rows']:,} test rows. "
+        + "".join(f"{note}. " for note in found.get("sites", ())).strip(),
         "",
         f"| method | worst {metric} | 5 % | median | mean | share | 95 % interval | splits | Brier | calibration |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -110,12 +110,19 @@ class Summary:
     """a published model beside the pooled one, one a split"""
     refused: Mapping[str, str] = field(default_factory=dict)
     """method -> why the engine would not run it"""
+    notes: Sequence[str] = ()
+    """what a reader should know of the sites: sizes, who has one class, who has no metric of its own"""
 
     def row(self, method: str) -> Row | None:
         return next((row for row in self.rows if row.method == method), None)
 
 
-def summarise(lines: Sequence[Line], methods: Sequence[str], refused: Mapping[str, str] | None = None) -> Summary:
+def summarise(
+    lines: Sequence[Line],
+    methods: Sequence[str],
+    refused: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> Summary:
     """Rows in the order of `methods`, of those that have lines. `refused`: method -> why it was not run."""
     plain: dict[str, dict[int, Line]] = {}
     slow: dict[str, dict[int, Line]] = {}
@@ -129,7 +136,7 @@ def summarise(lines: Sequence[Line], methods: Sequence[str], refused: Mapping[st
     published = [line["published"] for line in plain.get("centralized", {}).values() if line.get("published")]
     first = lines[0]
     return Summary(
-        first["metric"], rows, seeds, first["train_rows"], first["test_rows"], missing, published, refused or {}
+        first["metric"], rows, seeds, first["train_rows"], first["test_rows"], missing, published, refused or {}, notes
     )  # fmt: skip
 
 
