@@ -142,13 +142,54 @@ def closing(goal: Goal, rows: list[dict[str, Any]]) -> str:
     )
 
 
+HEAD = (
+    "| | goal | worst node over centralized, seeds 0 to 4 | lowest bound, patients | difference over splits | FedAvg over "
+    "centralized | beside FedAvg, over splits | kB a node: ours, FedAvg |",
+    "|---|---|---|---|---|---|---|---|",
+)
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/benchmarks.md."""
+    goals = {(row["task"], row["rounds"], row["topology"]): row["goal"] for row in rows}
+    return "\n".join((*HEAD, *(_line([row for row in rows if _of(row) == goal]) for goal in goals)))
+
+
+def _of(row: dict[str, Any]) -> tuple[str, int, str]:
+    return row["task"], row["rounds"], row["topology"]
+
+
+def _line(rows: list[dict[str, Any]]) -> str:
+    task, rounds, topology = _of(rows[0])
+    gap, gain = (
+        comparing.corrected_t([row[name] for row in rows], *rows[0]["rows"]) for name in ("difference", "over_fedavg")
+    )
+    cells = (
+        f"{task}, {topology}, {rounds} rounds",
+        f"{100 * rows[0]['goal']:g} %",
+        " ".join(f"{row['share']:.4f}" for row in rows),
+        f"{min(row['low'] for row in rows):+.4f}",
+        f"{gap.middle:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]",
+        f"{np.mean([row['fedavg_share'] for row in rows]):.4f}",
+        f"{gain.middle:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
+        f"{np.mean([row['bytes_a_node'] for row in rows]) / 1000:.0f}, "
+        f"{np.mean([row['fedavg_bytes_a_node'] for row in rows]) / 1000:.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", help="stroke icu heart digits; all, if none is named")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="splits, with commas between")
     parser.add_argument("--data-dir", help="the folder of the data sets; else GOSSIPFL_DATA names it")
     parser.add_argument("--json", help="a file for all figures")
+    parser.add_argument("--page", help="runs nothing: the table of such a file, as docs/benchmarks.md has it")
     asked = parser.parse_args(arguments)
+    if asked.page:
+        with open(asked.page, encoding="utf-8") as file:
+            print(page(json.load(file)))
+        return
     seeds, rows = list(map(int, asked.seeds.split(","))), []
     for task in asked.tasks or dict.fromkeys(goal.task for goal in GOALS):
         goals = [goal for goal in GOALS if goal.task == task]
