@@ -15,7 +15,7 @@ from gossipfl.recording import Shape
 from gossipfl.store import Files, Store
 from gossipfl.workbench import Bench, Vector, Workbench
 
-REDONE: Final = (ev.Absorb, ev.Encode, ev.Mix, ev.Undo, ev.Correct)
+REDONE: Final = (ev.Absorb, ev.Encode, ev.Mix, ev.Undo, ev.GiveBack, ev.Correct)
 """What follows from tensors alone; Train and Prepare need rows of data, Estimate the order of the members."""
 
 

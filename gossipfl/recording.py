@@ -44,7 +44,7 @@ ROWS: Final = frozenset({"link", "certificate", "course"})
 EVENTS: Final = {
     kind.__name__: kind
     for kind in (ev.Started, ev.Opened, ev.DialFailed, ev.Received, ev.BulkReceived, ev.Closed, ev.Alarm, ev.Stopping,
-                 ev.Operator, ev.Trained, ev.Absorbed, ev.Encoded, ev.Mixed, ev.Undone, ev.Corrected, ev.Estimated,
+                 ev.Operator, ev.Trained, ev.Absorbed, ev.Encoded, ev.Mixed, ev.Undone, ev.GivenBack, ev.Corrected, ev.Estimated,
                  ev.Prepared, ev.Failed)
 }  # fmt: skip
 

@@ -29,7 +29,7 @@ LATEST: Final = 64
 MARKS: Final = 1000
 """Marks of a kind that are kept; the rest are like the first."""
 
-JOBS: Final = (ev.Train, ev.Absorb, ev.Encode, ev.Mix, ev.Undo, ev.Correct, ev.Estimate, ev.Prepare)
+JOBS: Final = (ev.Train, ev.Absorb, ev.Encode, ev.Mix, ev.Undo, ev.GiveBack, ev.Correct, ev.Estimate, ev.Prepare)
 
 
 class Astray(Exception):

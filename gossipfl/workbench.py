@@ -240,6 +240,7 @@ class Workbench:
             ev.Encode: self.encode,
             ev.Mix: self.mix,
             ev.Undo: self.undo,
+            ev.GiveBack: self.give_back,
             ev.Correct: self.correct,
             ev.Estimate: self.estimate,
             ev.Prepare: self.prepare,
@@ -517,7 +518,7 @@ class Workbench:
 
     def ledger(self, job: ev.Mix, parameters: Vector) -> Ledger | None:
         """Where the flow of this exchange is booked; None where none is."""
-        if job.space != "model" or not job.kappa:
+        if not job.kappa:
             return None
         before = self.tensors.array(job.flow, parameters.dtype) if job.flow else None
         ran = self.tensors.array(job.correction, parameters.dtype) if job.correction else None
@@ -540,6 +541,14 @@ class Workbench:
 
         self.over(model, take_back)
         return ev.Undone(job.job, self.keep(job.job, moved, result(job)))
+
+    def give_back(self, job: ev.GiveBack) -> ev.GivenBack:
+        left = np.array(self.vector(job.model, "statistics"))
+        for name in job.flows:
+            np.subtract(left, self.vector(name, "statistics"), out=left)
+        own = self.room(left)
+        np.copyto(own.array, left)
+        return ev.GivenBack(job.job, self.keep(job.job, own))
 
     def correct(self, job: ev.Correct) -> ev.Corrected:
         if not job.flows:

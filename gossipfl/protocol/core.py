@@ -166,6 +166,8 @@ class Core:
 
     def on_let_go(self, peer: str) -> None: ...
 
+    def on_given_back(self) -> None: ...
+
     def is_time(self, peer: str) -> bool:
         return True
 

@@ -154,6 +154,12 @@ class Undone:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenBack:
+    job: int
+    model: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Corrected:
     job: int
     correction: bytes
@@ -188,7 +194,7 @@ class Failed:
 
 Event = (
     Started | Opened | DialFailed | Received | BulkReceived | Closed | Alarm | Stopping | Operator | Trained | Absorbed
-    | Encoded | Mixed | Undone | Corrected | Estimated | Prepared | Failed
+    | Encoded | Mixed | Undone | GivenBack | Corrected | Estimated | Prepared | Failed
 )  # fmt: skip
 
 
@@ -349,6 +355,15 @@ class Undo:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Job -> GivenBack. The statistics vector `model` without what these flows brought, in the given order."""
+
+    job: int
+    model: bytes
+    flows: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Correct:
     """Job -> Corrected. F = -(1/mass) * sum of flows, in the given order."""
 
@@ -379,7 +394,7 @@ class Stopped:
     """All is drained and on disk."""
 
 
-Job = Train | Absorb | Encode | Mix | Undo | Correct | Estimate | Prepare
+Job = Train | Absorb | Encode | Mix | Undo | GiveBack | Correct | Estimate | Prepare
 Command = Dial | Send | SendBulk | ReceiveBulk | Close | Wake | Note | Commit | Stopped | Job
 
 

@@ -178,6 +178,12 @@ class Exchanges(Greeting):
         the reply tells the initiator."""
         peer, space = link.peer, came.space
         agreed = self.reference(link, space)
+        booked: dict[str, Any]
+        if space == "model":
+            norm = self.cap_norm(kappa, gradient, came.gradient, peer)
+            booked = {"flow": link.flow, "correction": self.correction, "kappa": kappa, "leak": leak, "cap_norm": norm}
+        else:  # all that comes, so that it can be given back
+            booked = {"flow": link.given, "correction": b"", "kappa": 1.0, "leak": 1.0, "cap_norm": math.inf}
         return ev.Mix(
             job,
             space,  # type: ignore[arg-type]
@@ -186,18 +192,14 @@ class Exchanges(Greeting):
             reference_in=agreed.theirs,
             reference_out=agreed.own,
             model=self.current[space],
-            flow=link.flow if space == "model" else b"",
-            correction=self.correction,
             codec=self.codec(space),
             seed=self.seed(link.epoch, came.k, self.me, peer),
             mass=mine.mass if mine else self.mass(self.me, space),
             mass_peer=came.mass,
             gamma=self.gamma(space),
-            kappa=kappa,
             tau=tau,
-            leak=leak,
-            cap_norm=self.cap_norm(kappa, gradient, came.gradient, peer),
             peer=peer,
+            **booked,
             **known,
         )
 
@@ -246,6 +248,7 @@ class Exchanges(Greeting):
             model=agreed if space == "model" else link.model,
             statistics=agreed if space == "statistics" else link.statistics,
             flow=mixed.flow if space == "model" else link.flow,
+            given=mixed.flow if space == "statistics" else link.given,
             exchanges=link.exchanges + 1,
             received=link.received + size,
         )
@@ -300,6 +303,9 @@ class Exchanges(Greeting):
         if conn.peer in self.mixing:
             return
         begin_anew(link, link.epoch + 1, self.now.wall_ns // 10**9, self.settings.resets_per_day)
+        if answered.space == "statistics":  # given back with all that this link has brought
+            self.taken_back(conn.peer, note)
+            return
         self.mixing[conn.peer] = b""
         agreed, space = self.reference(link, answered.space), answered.space
 
@@ -322,10 +328,14 @@ class Exchanges(Greeting):
 
     def undone(self, event: ev.Undone | ev.Failed, peer: str, space: str, note: ms.AbortNote) -> None:
         self.mixing.pop(peer, None)
-        link, conn = self.link(peer), self.by_peer.get(peer)
-        if isinstance(event, ev.Failed) or link.epoch != note.epoch:
+        if isinstance(event, ev.Failed) or self.link(peer).epoch != note.epoch:
             return
         self.current[space] = event.model
+        self.taken_back(peer, note)
+
+    def taken_back(self, peer: str, note: ms.AbortNote) -> None:
+        """The exchange that the peer aborted has no effect here any more: the link begins anew, and the peer hears of it."""
+        link, conn = self.link(peer), self.by_peer.get(peer)
         self.start_anew(link, note.epoch + 1, f"{peer} aborted exchange {note.k}: {note.reason}", limited=False)
         if conn and conn.greeted:
             self.send(conn, ms.Aborted(note.epoch, note.k))

@@ -189,7 +189,35 @@ class Greeting(Terms):
         self.links[link.peer] = fresh
         self.commit(self.note("reset", peer=link.peer, epoch=epoch, detail=why), links=(fresh,))
         self.recompute_correction()
+        self.give_back(link.peer)
         self.on_let_go(link.peer)
+
+    def give_back(self, peer: str) -> None:
+        """Take out of the own statistics what came over a link that is over: whoever begins anew, or has left, brings its
+        own whole again, or none, and the sum over all that are there is that of their own (ADR 26)."""
+        if not self.link(peer).owed:
+            return
+        owed: list[bytes] = []
+
+        def make(job: int) -> ev.Job:
+            owed.extend(self.link(peer).owed)
+            return ev.GiveBack(job, self.current["statistics"], tuple(owed))
+
+        self.change(make, lambda event: self.given_back(event, peer, len(owed)))
+
+    def given_back(self, event: ev.GivenBack | ev.Failed, peer: str, paid: int) -> None:
+        link = self.link(peer)
+        if isinstance(event, ev.Failed):
+            self.do(self.note("returned", peer=peer, reason=event.reason, detail=event.detail))
+            return
+        self.current["statistics"] = event.model
+        fact = self.note("returned", peer=peer, epoch=link.epoch)
+        if self.settings.members.has_left(peer):
+            del self.links[peer]
+            self.commit(fact, gone=peer)
+        else:
+            self.commit(fact, links=(msgspec.structs.replace(link, owed=link.owed[paid:]),))
+        self.on_given_back()
 
     def recompute_correction(self) -> None:
         self.corrected_now = False

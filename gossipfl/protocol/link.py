@@ -98,6 +98,10 @@ class Link(Row, frozen=True):
     sent: int = 0
     """payload bytes"""
     received: int = 0
+    given: bytes = b""
+    """name of what the exchanges of this epoch have brought to the own statistics; empty for nothing"""
+    owed: tuple[bytes, ...] = ()
+    """the same of epochs that are over: to be given back"""
 
     @property
     def in_doubt(self) -> bool:
@@ -116,6 +120,7 @@ class Link(Row, frozen=True):
     def names(self) -> frozenset[bytes]:
         """Every name that this link still needs on disk."""
         found = {self.model.own, self.model.theirs, self.statistics.own, self.statistics.theirs, self.flow}
+        found |= {self.given, *self.owed}
         if self.pending:
             found.add(self.pending.root)
         if self.answered:  # confirmed or not: a peer whose folder is an older copy asks for the same reply again
@@ -151,7 +156,7 @@ def _answered(doubtful: LinkView, other: LinkView) -> bool:
 
 
 def begin_anew(link: Link, epoch: int, wall_s: int, limit: int | None) -> Link:
-    """The link in a fresh epoch: no flow, base references, nothing in doubt.
+    """The link in a fresh epoch: no flow, base references, nothing in doubt; what came over it into the statistics is owed.
 
     Raises Refused("quota") when the link was begun anew `limit` times within a day: each costs a full model. None: no
     limit, where this node has no choice (its own file is gone, or its half is taken back already).
@@ -170,6 +175,7 @@ def begin_anew(link: Link, epoch: int, wall_s: int, limit: int | None) -> Link:
         exchanges=link.exchanges,
         sent=link.sent,
         received=link.received,
+        owed=(*link.owed, link.given) if link.given else link.owed,
     )
 
 

@@ -189,14 +189,25 @@ class Peer(InStep):
         self.do(self.note("damaged", detail=detail))
 
     def check_link(self, link: Any, missing: frozenset[bytes]) -> None:
-        """Drop the link of who has left; begin anew where a file that the link needs is gone."""
-        if self.settings.members.has_left(link.peer):
+        """Drop the link of who has left, and while statistics are mixed give back what it brought; begin anew where a file
+        that the link needs is gone; give back what a crash has kept from being given back."""
+        left, gone = self.settings.members.has_left(link.peer), link.names() & missing
+        if gone:
+            given = b"" if link.given in missing else link.given
+            link = msgspec.structs.replace(link, given=given, owed=tuple(one for one in link.owed if one not in missing))
+        owed = (*link.owed, link.given) if link.given else link.owed
+        if left and owed and not self.frozen:
+            self.links[link.peer] = msgspec.structs.replace(link, given=b"", owed=owed)
+            self.give_back(link.peer)
+        elif left:
             del self.links[link.peer]
             self.commit(self.note("left", peer=link.peer), gone=link.peer)
-        elif link.names() & missing:
+        elif gone:
             self.start_anew(
                 link, link.epoch + 1, "a file of this link is missing or damaged on this disk", limited=False
             )
+        else:
+            self.give_back(link.peer)
 
     def state_rows(self) -> list[tuple[str, str, bytes | None]]:
         course = Course(
@@ -499,6 +510,9 @@ class Peer(InStep):
         for neighbour in self.neighbours.values():
             neighbour.inbound.earn()  # so that the study's own pace sets what others may begin
         self.turn_next = self.now.mono_ns + self.settings.turn_ns
+
+    def on_given_back(self) -> None:
+        self.start(lambda job: ev.Estimate(job, self.current["statistics"]), self.estimated)
 
     def on_greeted(self, peer: str) -> None:
         if self.turn == "choosing" and self.turn_peer == peer:

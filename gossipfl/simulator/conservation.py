@@ -85,6 +85,16 @@ class ExactlyOnce(Checker):
         """sum of what came from members that lie, and of what a broken disk lost or changed, by space"""
         self.replicas: dict[tuple[str, str], tuple[Vector, Vector]] = {}
         """of the last exchange of each end"""
+        self.begun: dict[tuple[str, str], bytes] = {}
+        """digest of the proposal that a node has in doubt with a peer"""
+        self.forgotten: set[bytes] = set()
+        """those of proposals whose signer can no longer know of them; a peer may still have to read one"""
+        self.lent: dict[tuple[str, str], Vector] = {}
+        """what the exchanges of this epoch have brought to a node's statistics from a peer"""
+        self.owed: dict[tuple[str, str], Vector] = {}
+        """the same of epochs that are over"""
+        self.is_spoiled = False
+        """has a member that lies, or a disk that lost more than a link, changed statistics for good?"""
         self.count = 0
 
     def account(self, life: Life) -> Account:
@@ -107,11 +117,16 @@ class ExactlyOnce(Checker):
             return
         if account := self.accounts.pop(names[0], None):
             fellow = self.truth.fellows[names[0]]
+            for lost in (self.lent, self.owed):
+                for at in [at for at in lost if at[0] == names[0]]:
+                    del lost[at]
             for space, first in (("model", fellow.begin), ("statistics", fellow.statistics)):
                 given = account.stood[space] + account.mixed[space] - first - account.learned[space]
                 self.adrift(space, -given * self.truth.mass(names[0], space))
         for key in [key for key in self.halves if names[0] in key[:2]]:
             self.orphans[key] = self.halves.pop(key)
+        for at in [at for at in self.begun if at[0] == names[0]]:
+            self.forgotten.add(self.begun.pop(at))
 
     def commanded(self, life: Life, kind: str, command: Any) -> None:
         if kind == "Absorb":
@@ -145,8 +160,13 @@ class ExactlyOnce(Checker):
         hurt: set[str] = set()
         for peer, old in before.items():
             new = life.links.get(peer)
+            self.pay(life, peer, old, new, account, hurt)
             if new is None:
                 continue
+            if new.pending is not None and new.pending != old.pending:
+                self.begun[life.name, peer] = digest(new.pending.manifest)
+            elif new.pending is None:
+                self.begun.pop((life.name, peer), None)
             if new.epoch == old.epoch and new.done > old.done:
                 space = self.space(life, new)
                 if not life.rotten.isdisjoint(old.needs()):
@@ -154,12 +174,17 @@ class ExactlyOnce(Checker):
                 if life.is_readable(*new.replicas(space)):
                     key, half, moved = self.half(life, peer, old, new)
                     account.mixed[half.space] = account.mixed[half.space] + moved
+                    if half.space == "statistics":
+                        self.lent[life.name, peer] = self.lent.get((life.name, peer), 0.0) + moved
                     self.enter(life.name, peer, key, half, moved)
             elif new.epoch > old.epoch:
-                if old.answered is not None and old.answered.open and (life.name, peer) in self.replicas:
+                said = old.answered
+                if said is not None and said.open and said.space == "model" and (life.name, peer) in self.replicas:
                     undoable.append(self.again(life, peer, old))
                 if not life.rotten.isdisjoint(old.needs()):
                     self.orphan(life.name, peer, old.epoch)
+                    if old.pending is not None:
+                        self.forgotten.add(digest(old.pending.manifest))
         for space, name in (("model", life.course.model), ("statistics", life.course.statistics)):
             before_name, account.names[space] = account.names[space], name
             if not life.is_readable(name):
@@ -173,6 +198,7 @@ class ExactlyOnce(Checker):
             if not is_near(found, expected, length(expected) + length(account.stood[space])):
                 off = found - expected
                 if space in hurt or before_name in life.rotten:
+                    self.is_spoiled = self.is_spoiled or space == "statistics"
                     self.adrift(space, off * self.truth.mass(life.name, space))
                 else:
                     self.broken(life.name, f"the {space} on disk is {length(off):.3g} off what updates and exchanges explain")
@@ -181,6 +207,18 @@ class ExactlyOnce(Checker):
         self.count += 1
         if self.count % self.LOOK == 0:
             self.weigh()
+
+    def pay(self, life: Life, peer: str, old: LinkRow, new: LinkRow | None, account: Account, hurt: set[str]) -> None:
+        """Statistics that came over a link that is over are given back, once."""
+        at = life.name, peer
+        if new is not None and new.epoch > old.epoch and at in self.lent:
+            self.owed[at] = self.owed.get(at, 0.0) + self.lent.pop(at)
+        if old.owed and (new is None or not new.owed):
+            back = self.owed.pop(at, np.zeros_like(account.stood["statistics"]))
+            account.mixed["statistics"] = account.mixed["statistics"] - back
+            self.adrift("statistics", -back)
+            if not life.rotten.isdisjoint(old.owed):
+                hurt.add("statistics")
 
     def space(self, life: Life, new: LinkRow) -> str:
         """Of the exchange that a link has done last."""
@@ -245,7 +283,7 @@ class ExactlyOnce(Checker):
             return
         other = self.halves.get(key) or self.orphans.get(key)
         if other is None:
-            self.halves[key] = half
+            (self.orphans if key[4] in self.forgotten else self.halves)[key] = half
         elif other.side == me:
             self.broken(me, f"k {key[3]} with {peer} is applied twice")
         else:
@@ -283,6 +321,19 @@ class ExactlyOnce(Checker):
                 self.broken(half.side, f"k {k} with {begun.name} was applied here and never there")
             elif quiet and not (begun.has_left or lives[half.side].has_left or is_barred(begun, lives[half.side])):
                 self.broken(begun.name, f"k {k} with {half.side} is still in doubt after all has healed")
+
+        if quiet and not self.truth.caught and not self.is_spoiled and not self.owed:
+            self.whole(lives)
+
+    def whole(self, lives: dict[str, Life]) -> None:
+        """Where all are there and every link has settled, statistics are those that the members brought, and no more."""
+        fits = all(life.link(peer).epoch == lives[peer].link(name).epoch for name, life in lives.items() for peer in life.links)
+        if not fits or any(life.has_left for life in lives.values()):
+            return
+        brought = np.sum([self.truth.fellows[name].statistics for name in lives], axis=0)
+        stood = np.sum([self.accounts[name].stood["statistics"] for name in lives], axis=0)
+        if not is_near(stood, brought, 1e3 * (1 + np.abs(brought))):
+            self.broken("", f"statistics are {length(stood - brought):.3g} off what all members have brought")
 
     def weigh(self) -> None:
         """The whole sum, of models and of statistics."""

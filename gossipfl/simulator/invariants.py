@@ -17,7 +17,7 @@ Verdict = Literal["held", "violated", "unknown"]
 
 HOOKS: Final = (
     "booted", "fed", "opened", "heard", "sent", "committed", "commanded", "crashed", "struck", "wire", "healed", "due",
-    "mixing", "over",
+    "frozen", "mixing", "over",
 )  # fmt: skip
 
 
@@ -84,6 +84,9 @@ class Checker:
 
     def due(self, lives: dict[str, Life]) -> None:
         """Every node has had its time since."""
+
+    def frozen(self, lives: dict[str, Life]) -> None:
+        """Every node has had its time to freeze its statistics."""
 
     def mixing(self, lives: dict[str, Life]) -> None:
         """Nobody trains any more."""
@@ -218,7 +221,7 @@ class Watch:
             self.world = world
             self.call("wire", "wire", sender, receiver, size)
 
-    def say(self, hook: Literal["healed", "due", "mixing"]) -> None:
+    def say(self, hook: Literal["healed", "due", "frozen", "mixing"]) -> None:
         """Whoever runs the world says how far it has come."""
         self.call(hook, hook, self.lives)
 

@@ -244,19 +244,21 @@ class AlwaysOpens(Checker):
 
 class WithinBounds(Checker):
     name = "bounds"
-    law = "Records, sessions, transfers, queues, certificates, tensors and facts stay within the bounds of section 15."
+    law = "Records, sessions, transfers, queues, certificates, tensors, facts and alarms stay within the bounds of section 15."
 
     RECORD = 65_535
     INCOMING = 16
     BURST = 30
     NOTES_A_MINUTE = 10
     CERTIFICATES = 4
+    ALARMS_A_SECOND = 500
 
     def __init__(self, truth: Truth) -> None:
         super().__init__(truth)
         self.begun: dict[tuple[str, str], deque[float]] = {}
         self.turns: dict[str, deque[float]] = {}
         self.noted: dict[tuple[str, str], deque[float]] = {}
+        self.alarms: dict[str, deque[float]] = {}
         self.count = 0
 
     def wire(self, sender: str, receiver: str, size: int) -> None:
@@ -274,6 +276,8 @@ class WithinBounds(Checker):
             peer = life.conns.get(command.conn)
             if peer is not None and command.size > max(self.truth.sizes.values()):
                 self.broken(life.name, f"asks {peer} for {command.size} bytes")
+        elif kind == "Wake":
+            self.woken(life.name)
         elif kind == "Note" and command.kind == "refusal":
             recent = self.noted.setdefault((life.name, command.fields["peer"]), deque())
             recent.append(self.now_s)
@@ -281,6 +285,15 @@ class WithinBounds(Checker):
                 recent.popleft()
             if len(recent) > 2 * self.NOTES_A_MINUTE + 1 and self.lies(command.fields["peer"]):
                 self.broken(life.name, f"notes {len(recent)} refusals of {command.fields['peer']} within a minute")
+
+    def woken(self, name: str) -> None:
+        """A core that is woken for nothing is woken again at once, and no time passes any more."""
+        recent = self.alarms.setdefault(name, deque())
+        recent.append(self.now_s)
+        while recent[0] < self.now_s - 1:
+            recent.popleft()
+        if len(recent) > self.ALARMS_A_SECOND:
+            self.broken(name, f"sets its alarm {len(recent)} times within a second")
 
     def committed(self, life: Life, before: dict[str, LinkRow], command: Any) -> None:
         neighbours = len(self.truth.fellows[life.name].neighbours)

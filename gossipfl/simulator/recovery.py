@@ -71,6 +71,31 @@ class DoubtsEnd(Checker):
                     self.broken(name, f"k {link.answered.k} that it answered to {peer} is in doubt")
 
 
+class StatisticsEnd(Checker):
+    name = "statistics-end"
+    law = "Nodes that mix statistics have frozen the same ones soon after all has healed, where all members are there."
+
+    def waiting(self, lives: dict[str, Life]) -> list[str]:
+        """Those who have not frozen; nobody where somebody has left, lies, or may begin no link anew: it is waited for."""
+        if self.truth.caught or any(life.has_left for life in lives.values()):
+            return []
+        if any(is_barred(life, lives[peer]) for life in lives.values() for peer in life.links):
+            return []
+        return [name for name, life in lives.items() if life.course and life.course.stage == "statistics"]
+
+    def frozen(self, lives: dict[str, Life]) -> None:
+        for name in self.waiting(lives):
+            self.broken(name, "has not frozen its statistics")
+
+    def over(self, lives: dict[str, Life], quiet: bool) -> None:
+        """Every candidate has come round, and all have taken the smallest."""
+        if not quiet or self.truth.caught or any(life.has_left for life in lives.values()):
+            return
+        used = {life.course.normalisation for life in lives.values() if life.course} - {b""}
+        if len(used) > 1:
+            self.broken("", f"{len(used)} different statistics are in use")
+
+
 class ComesTogether(Checker):
     name = "consensus"
     law = "Once nobody trains, models of those that reach each other come to a quarter of their distance, or within 0.01."
@@ -90,8 +115,10 @@ class ComesTogether(Checker):
             self.most = [(group, self.SHARE * self.spread(lives, group) + self.CLOSE) for group in self.groups(lives)]
 
     def groups(self, lives: dict[str, Life]) -> list[list[str]]:
-        """Honest nodes that reach each other over honest ones: what is cut off, or joined by a liar only, is on its own."""
-        left = {name for name, life in lives.items() if not self.lies(name) and not life.has_left}
+        """Honest nodes that mix models and reach each other over such: what is cut off, or joined by a liar only, is on its
+        own."""
+        left = {name for name, life in lives.items() if not (self.lies(name) or life.has_left)}
+        left -= {name for name in left if (course := lives[name].course) and course.stage == "statistics"}
         found = []
         while left:
             group = [min(left)]
@@ -146,4 +173,4 @@ def is_over(life: Life) -> bool:
     return life.has_left or (life.course is not None and life.course.stage == "finished")
 
 
-HEALING_LAWS: Final = (ExchangesAgain, DoubtsEnd, ComesTogether)
+HEALING_LAWS: Final = (ExchangesAgain, DoubtsEnd, StatisticsEnd, ComesTogether)

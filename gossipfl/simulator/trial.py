@@ -16,20 +16,22 @@ from typing import Any, Final
 
 import numpy as np
 
+from gossipfl.digest import name_of
 from gossipfl.protocol import events as ev
 from gossipfl.protocol.core import Settings
 from gossipfl.simulator.conservation import MOVING_LAWS
-from gossipfl.simulator.faults import CLASSES, Faults
+from gossipfl.simulator.faults import CLASSES, Faults, Strike
 from gossipfl.simulator.federation import Federation, found
 from gossipfl.simulator.invariants import Checker, Violation, Watch
 from gossipfl.simulator.laws import NODE_LAWS
 from gossipfl.simulator.lines import Line, Lines
 from gossipfl.simulator.network import Observer, Pace, Spec, World
 from gossipfl.simulator.recorded import Recorded
-from gossipfl.simulator.recovery import AGAIN_S, HEALING_LAWS, ComesTogether
+from gossipfl.simulator.recovery import AGAIN_S, HEALING_LAWS, ComesTogether, StatisticsEnd
 from gossipfl.simulator.trace import Digests
 from gossipfl.simulator.witness import Fellow, Truth
 from gossipfl.trust.membership import Topology
+from gossipfl.workbench import statistics_reader
 
 LAWS: Final[tuple[type[Checker], ...]] = (*NODE_LAWS, *MOVING_LAWS, *HEALING_LAWS)
 
@@ -55,6 +57,12 @@ STOPPING_S: Final = 15.0
 """A node that was being stopped when all healed is down after this, and started again."""
 
 NEVER_S: Final = 1e9
+
+STILL: Final = 1e-7
+"""How near to 1 every presence is when statistics are frozen: soon, and still far below what two candidates may differ by."""
+
+FROZEN_S: Final = 600.0
+"""Within which all nodes that mix statistics have frozen them, a turn a second."""
 
 TOGETHER_S: Final = 1800.0
 """Within which models must have come together."""
@@ -88,6 +96,10 @@ class Trial:
     latency_s: float
     bandwidth_bytes_s: float
     dimension: int
+    statistics: bool
+    """do nodes mix statistics first?"""
+    deaf: bool
+    """do all connections of one node die right before all heals, without anybody being told?"""
     faults: Faults
     without: tuple[str, ...] = ()
     """classes of faults that are off although they were drawn"""
@@ -136,6 +148,8 @@ def draw(
         latency_s=spread("latency", 0.002, 1.0),
         bandwidth_bytes_s=one("bandwidth", 0.0, 0.0, spread("bytes", 200.0, 100_000.0)),
         dimension=one("dimension", 8, 8, 8, 40),
+        statistics=one("statistics", False, False, True),
+        deaf="half-open" not in without and one("deaf", False, False, True),
         faults=bad_day(stream("faults"), hours).without(*without),
         without=tuple(without),
         until_s=until_s,
@@ -198,6 +212,9 @@ class Watching(Watch, Observer):
         """Does the law of consensus hold already?"""
         return all(one.is_near(self.lives) for one in self.checkers if isinstance(one, ComesTogether))
 
+    def waits_for_statistics(self) -> bool:
+        return any(one.waiting(self.lives) for one in self.checkers if isinstance(one, StatisticsEnd))
+
 
 def federation_of(trial: Trial) -> tuple[Federation, dict[str, Spec]]:
     """Members and Specs: the toy task, whose answer is known."""
@@ -220,10 +237,27 @@ def federation_of(trial: Trial) -> tuple[Federation, dict[str, Spec]]:
         },
     )  # fmt: skip
     specs = federation.specs(change=lambda told: replace(told, checkpoint_ns=int(trial.checkpoint_s * 1e9)))
+    if trial.statistics:
+        specs = {name: with_statistics(spec, federation, name) for name, spec in specs.items()}
     if mixes:
         rng = np.random.Generator(np.random.PCG64(trial.seed))
         specs = {name: replace(spec, begin=rng.uniform(-3, 3, size=trial.dimension)) for name, spec in specs.items()}
     return federation, specs
+
+
+def with_statistics(spec: Spec, federation: Federation, name: str) -> Spec:
+    """It mixes statistics of one feature first, which nothing uses: its rows' counts, sums and sums of squares are drawn."""
+    members = federation.membership
+    own = int.from_bytes(name_of(name.encode())[:2], "big") / 65536
+    rows = np.array([10.0, 10.0 * own, 10.0 * (own * own + 1)])
+    vector = np.concatenate([np.equal(members.active, name).astype("float64"), rows])
+    reader = statistics_reader(members.federation_id, name, members.active, members.active)
+    told = spec.settings
+
+    def settings(random: Any) -> Settings:
+        return replace(told(random), statistics_size=vector.nbytes, tolerance=STILL)
+
+    return replace(spec, settings=settings, statistics=vector, bench=replace(spec.bench, estimate=reader))
 
 
 def truth_of(federation: Federation, specs: dict[str, Spec]) -> Truth:
@@ -295,7 +329,9 @@ def run(
 
 def _world(trial: Trial, specs: dict[str, Spec], *observers: Observer) -> World:
     line = Line(latency_s=trial.latency_s, bandwidth_bytes_s=trial.bandwidth_bytes_s)
-    return World(specs, trial.seed, trial.faults, lines=Lines(line), pace=Pace(step_s=trial.step_s), observers=observers)
+    strikes = [Strike(trial.hours * 3600 - 0.5, "half-open", (min(specs),))] if trial.deaf else []
+    pace = Pace(step_s=trial.step_s)
+    return World(specs, trial.seed, trial.faults, lines=Lines(line), pace=pace, strikes=strikes, observers=observers)
 
 
 def _heal(world: World, watch: Watching) -> None:
@@ -316,6 +352,9 @@ def _heal(world: World, watch: Watching) -> None:
         ),
     )
     watch.say("due")
+    if watch.waits_for_statistics():
+        world.run(FROZEN_S, until=lambda: not watch.waits_for_statistics())
+    watch.say("frozen")
     for node in _there(world):
         node.feed(ev.Operator("finish"))
     watch.say("mixing")

@@ -86,6 +86,8 @@ class LinkRow(Positional, frozen=True):
     exchanges: int
     sent: int
     received: int
+    given: bytes
+    owed: tuple[bytes, ...]
 
     def replicas(self, space: str) -> tuple[bytes, bytes]:
         return self.model if space == "model" else self.statistics
@@ -97,7 +99,7 @@ class LinkRow(Positional, frozen=True):
 
     def needs(self) -> set[bytes]:
         """Names without which it cannot go on."""
-        found = {*self.model, *self.statistics, self.flow}
+        found = {*self.model, *self.statistics, self.flow, self.given, *self.owed}
         found |= {half.root for half in (self.pending, self.answered) if half}
         return found - {b""}
 
@@ -322,7 +324,7 @@ class Life:
         return bool(self.node.peer.leaving or getattr(self.node, "gone", False))
 
     def link(self, peer: str) -> LinkRow:
-        return self.links.get(peer) or LinkRow(peer, 0, 0, 0, b"", (b"", b""), (b"", b""), b"", None, None, (), 0, 0, 0)
+        return self.links.get(peer) or LinkRow(peer, 0, 0, 0, b"", (b"", b""), (b"", b""), b"", None, None, (), 0, 0, 0, b"", ())
 
     def read(self, name: bytes) -> bytes:
         """A tensor's bytes."""
