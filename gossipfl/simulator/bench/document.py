@@ -32,7 +32,7 @@ Made from `{folder}` by `gossipfl bench document {folder} --out docs/benchmarks.
 {command}
 ```
 
-commit {commit}, {platform}, Python {python}, {packages}; began {began}.
+on {platform}, Python {python}, {packages}; began {began}.
 
 Every method has the same rows, graph, budget of rounds, absence, seeds and schedule; a task's defaults were chosen on
 validation parts (`gossipfl/simulator/bench/recipe.py`). *Share*: the worst node's metric over centralized, which is the same
@@ -71,7 +71,6 @@ def document(results: Path) -> str:
     head = HEAD.format(
         folder="/".join(results.resolve().parts[-2:]),
         command=" ".join(newest["command"]),
-        commit=newest["commit"] or "unknown",
         platform=newest["platform"],
         python=newest["python"],
         packages=", ".join(
@@ -80,17 +79,19 @@ def document(results: Path) -> str:
         began=newest["began"],
         networks="\n".join(f"* {name}: {says}" for name, says in networks.items()),
     )
-    return head + "".join(_section(name, one) for name, one in found.items())
+    made = zip(found.items(), manifests, strict=True)
+    return head + "".join(_section(name, one, manifest) for (name, one), manifest in made)
 
 
-def _section(name: str, found: Mapping[str, Any]) -> str:
+def _section(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     metric, rows = label(found["metric"]), found["methods"]
     lines = [
         "",
         f"### {name}",
         "",
         f"{found['question']}; {found['train_rows']:,} training and {found['test_rows']:,} test rows. "
-        + "".join(f"{note}. " for note in found.get("sites", ())).strip(),
+        + "".join(f"{note}. " for note in found.get("sites", ()))
+        + f"Commit {manifest['commit'] or 'unknown'}.",
         "",
         f"| method | worst {metric} | 5 % | median | mean | share | 95 % interval | splits | Brier | calibration |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -129,10 +129,9 @@ def _sites(row: Row) -> list[Said]:
     more = f"on all held-out rows the federated model is better than the hospital's own at {better:.0f} of {of:.0f} hospitals"
     said = [Said(better > 0.5 * of, f"{row.method}: {more} (mean over splits).")]
     if own_of:
-        lower = f"on a hospital's own held-out rows it has the lower log loss at {own_better:.0f} of {own_of:.0f}"
-        said.append(
-            Said(own_better > 0.5 * own_of, f"{row.method}: {lower}; at the others the hospital's own model has.")
-        )
+        lower = f"on a hospital's own few held-out rows it has the lower log loss at {own_better:.0f} of {own_of:.0f}"
+        means = f"mean over hospitals {row.sites['own_loss']:.3f}, the hospitals' own models {row.sites['own_loss_alone']:.3f}"
+        said.append(Said(own_better > 0.5 * own_of, f"{row.method}: {lower}; {means}."))
     return said
 
 
