@@ -261,6 +261,14 @@ def test_a_difference_is_called_one_only_where_its_interval_is_on_one_side_of_0(
     assert any(line.startswith("?") and line.endswith("no difference can be told.") for line in alike)
 
 
+def test_a_margin_that_is_not_ruled_out_is_open_and_two_splits_decide_nothing() -> None:
+    def first(*worst: float) -> str:
+        return told(list(worst), [0.9] * len(worst))[0]
+
+    assert first(0.899, 0.9, 0.9).startswith("+") and first(0.85, 0.851, 0.852).startswith("-")
+    assert first(0.86, 0.9, 0.93).startswith("?") and first(0.9, 0.9).startswith("?")
+
+
 def test_what_diverged_or_was_refused_is_named_and_has_no_other_sentence() -> None:
     lines = [made_line("gossip", 0, 0.9), made_line("gossip", 1, None)]
     said = sentences(verdict(summarise(lines, ["gossip"], {"d2": "its graph has an eigenvalue of -.5"})))

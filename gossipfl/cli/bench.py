@@ -252,9 +252,11 @@ def _closing(found: Summary) -> None:
 
     splits = f"{len(found.seeds)} splits" if len(found.seeds) > 1 else "one split"
     print()
-    title = f"{label(found.metric)} on {found.test_rows:,} test rows, {splits}; share: worst node over centralized, 95 % interval"
+    print(
+        f"{label(found.metric)} on {found.test_rows:,} test rows, {splits}; share: worst node over centralized, 95 % interval"
+    )
     output.table(
-        title, ("method", "worst node", "5 %", "median", "mean", "share", "from", "to", ""), map(_quality, found.rows)
+        "", ("method", "worst node", "5 %", "median", "mean", "share", "from", "to", ""), map(_quality, found.rows)
     )
     print()
     output.table(
@@ -265,8 +267,9 @@ def _closing(found: Summary) -> None:
     print()
     timed = [row for row in found.rows if row.worst_reached.seconds]
     if timed:
+        print("modelled seconds until the worst node is at 99 % of centralized")
         output.table(
-            "modelled seconds until the worst node is at 99 % of centralized",
+            "",
             ("method", *(network.name for network in NETWORKS)),
             [[row.method, *(_seconds(row, network.name) for network in NETWORKS)] for row in timed],
         )

@@ -19,6 +19,9 @@ MARGIN: Final = 0.01
 """A worst node whose interval lies above centralized less this is called as good, for most purposes of a hospital."""
 
 
+ENOUGH: Final = 3
+"""Splits: two may differ by the same by chance, and have an interval without width."""
+
 DEFAULT: Final = "ledger"
 """What a federation runs that has chosen nothing else."""
 
@@ -68,11 +71,14 @@ def _quality(row: Row) -> Said:
     if math.isnan(share.low):
         return Said(None, text + "; one split has no interval.")
     text += f" ({share.low:.2%} to {share.high:.2%}; {metric} {gain.middle:+.4f}, {_span(gain)})"
-    low = gain.low if row.sign > 0 else -gain.high
-    holds = low > -MARGIN
-    return Said(
-        holds, text + (f": less than {MARGIN:g} below it." if holds else f": {MARGIN:g} below it is not ruled out.")
-    )
+    low, high = (gain.low, gain.high) if row.sign > 0 else (-gain.high, -gain.low)
+    if row.runs < ENOUGH:
+        return Said(None, text + f"; fewer than {ENOUGH} splits decide nothing.")
+    if low > -MARGIN:
+        return Said(True, text + f": less than {MARGIN:g} below it.")
+    if high < -MARGIN:
+        return Said(False, text + f": more than {MARGIN:g} below it.")
+    return Said(None, text + f": {MARGIN:g} below it is not ruled out.")
 
 
 def _goal(row: Row) -> Said:
@@ -91,6 +97,8 @@ def _beside(row: Row) -> Said:
     if math.isnan(gain.low):
         return Said(None, text + "; one split has no interval.")
     text += f" ({_span(gain)}): "
+    if row.runs < ENOUGH:
+        return Said(None, text + f"fewer than {ENOUGH} splits decide nothing.")
     low, high = (gain.low, gain.high) if row.sign > 0 else (-gain.high, -gain.low)
     if low > 0:
         return Said(True, text + "better than FedAvg.")
