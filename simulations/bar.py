@@ -22,7 +22,7 @@ from gossipfl import simulate
 from gossipfl.learning import comparing, evaluation
 from gossipfl.simulator import baselines
 from gossipfl.simulator.baselines import Fitted
-from gossipfl.simulator.bench.question import Dealt, Question
+from gossipfl.simulator.bench.question import Ask, Dealt, Question
 from gossipfl.tasks.fitting import predict
 from gossipfl.tasks.normalisation import Normaliser, own_normaliser
 from gossipfl.tasks.task import pooled
@@ -78,7 +78,7 @@ def models(question: Question, method: str, seed: int, data_dir: str | None) -> 
     made = simulate(
         task, nodes=len(sites), sites=sites, test=test, topology=question.meeting(seed), rounds=question.rounds,
         faults={"dropout": question.dropout}, seed=seed, threads=1, evaluate_every=0,
-        **question.recipe(method, seed).keywords(),
+        **question.recipe(Ask(method, seed)).keywords(),
     )  # fmt: skip
     normaliser = own_normaliser(pooled([site.train for site in sites])) if task.standardise else Normaliser.none()
     count = 1 if method == "fedavg" else made.nodes

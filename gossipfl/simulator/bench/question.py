@@ -21,7 +21,6 @@ from gossipfl.simulator.vectorized.methods import METHODS, method_of
 from gossipfl.tasks import Site, Task, load
 from gossipfl.tasks.task import BUILT_IN, Data
 from gossipfl.topology.graphs import Graph
-from gossipfl.topology.schedules import Schedule
 
 REFERENCES: Final = {
     "centralized": "one model on all rows pooled, trained to convergence: what no hospital can have",
@@ -150,13 +149,15 @@ class Question:
     def nodes(self) -> int:
         return self.rows.nodes
 
-    def meeting(self, seed: int) -> Graph | Schedule:
-        """The graph of this seed, or the schedule that has other edges in other rounds."""
+    def meeting(self, seed: int) -> Graph | str:
+        """The graph of this seed; of a schedule that has other edges in other rounds its spec, for its weights depend on the
+        sites' masses, which `simulate` knows."""
         spec = self.topology
         if spec == "auto":
             spec = "complete" if self.nodes <= topologies.COMPLETE_UP_TO else f"random-regular:{topologies.DEGREE}"
         if topologies.parse(spec).changes:
-            return topologies.schedule(spec, self.nodes, seed)
+            topologies.schedule(spec, self.nodes, seed)  # its faults are found here
+            return spec
         return topologies.graph(spec, self.nodes, seed)
 
     def recipe(self, ask: Ask) -> Recipe:
