@@ -73,7 +73,8 @@ def row_norms(rows: Vector) -> NDArray[np.float64]:
 def norm(vector: Vector | Iterable[Vector]) -> float:
     """The Euclidean norm of a vector or of consecutive pieces of one, summed in float64.
 
-    Its last bits depend on the CPU (a reduction): what two sides must get alike is computed by one and sent.
+    Of more than a row (see `square_sum`) its last bits depend on the CPU: what two sides must get alike is computed by one and
+    sent.
     NaN or infinity among the elements give NaN or infinity; float32 elements never overflow otherwise.
     """
     pieces = (vector[piece] for piece in slices(vector.size)) if isinstance(vector, np.ndarray) else vector
@@ -86,13 +87,14 @@ def norm(vector: Vector | Iterable[Vector]) -> float:
 def square_sum(piece: Vector) -> float:
     """The sum of squares in float64, infinite or NaN where an element or the sum is.
 
-    In rows, because OpenBLAS takes threads of its own for a dot product of more than 10,000, which wait by spinning: where
-    several threads walk a vector that had doubled the CPU time of a whole exchange."""
+    Of less than a row it is numpy's own sum of products, the same bits on any CPU; a longer one is OpenBLAS's, whose order of
+    adding is that of its kernel for this CPU. In rows, because OpenBLAS takes threads of its own for a dot product of more than
+    10,000, which wait by spinning: where several threads walk a vector that had doubled the CPU time of a whole exchange."""
     with np.errstate(over="ignore", invalid="ignore"):
         wide = piece.astype(np.float64)
         whole = wide.size - wide.size % ROW
         rows, rest = wide[:whole].reshape(-1, ROW), wide[whole:]
-        return float(np.vecdot(rows, rows).sum()) + float(np.dot(rest, rest))
+        return float(np.vecdot(rows, rows).sum()) + float(np.add.reduce(rest * rest))
 
 
 def difference_norm(a: Vector, b: Vector) -> float:
