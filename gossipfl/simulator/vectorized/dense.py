@@ -161,6 +161,7 @@ class Dense:
         last = layers[-1].weight
         held = state.shared.get(last, state.personal.get(last))
         assert held is not None
+        rows.is_turned = len(layers) == 1
         self.slope = slope_of(loss, rows, held.shape[1], held.dtype)
 
     def train(self, state: State, work: Work) -> None:
@@ -169,10 +170,10 @@ class Dense:
         chunk.run(self._gradients)
         chunk.close()
 
-    def forward(self, weights: Blocks, x: Tensor) -> list[Tensor]:
-        """Outputs of every layer, (n, B, width), of rows (n, B, d) or one set of rows for all, (B, d)."""
+    def hidden(self, weights: Blocks, x: Tensor) -> list[Tensor]:
+        """Outputs of every layer but the last, (n, B, width), of rows (n, B, d)."""
         outputs = []
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             weight = weights[layer.weight]
             x = self._product(
                 f"forward {layer.weight}", x, weight.transpose(1, 2), (len(weight), x.shape[-2], weight.shape[1])
@@ -183,6 +184,15 @@ class Dense:
                 x = layer.activation.forward(x)
             outputs.append(x)
         return outputs
+
+    def top(self, weights: Blocks, turned: Tensor) -> Tensor:
+        """Outputs of the last layer with the rows last, (n, C, B), of what is below it, (n, d, B)."""
+        layer = self.layers[-1]
+        weight = weights[layer.weight]
+        out = self._product(f"forward {layer.weight}", weight, turned, (*weight.shape[:2], turned.shape[2]))
+        if layer.bias:
+            out.add_(weights[layer.bias].unsqueeze(2))
+        return layer.activation.forward(out) if layer.activation else out
 
     def _product(self, key: str, left: Tensor, right: Tensor, shape: tuple[int, ...]) -> Tensor:
         """left @ right, in this thread's array of that key."""
@@ -201,14 +211,15 @@ class Dense:
         """Backward, layer by layer from the top."""
         batch = chunk.batches.step(h, n)
         weights = {name: weight[:n] for name, weight in zip(chunk.trained, chunk.weights, strict=True)}
-        outputs = self.forward(weights, batch.x)
-        gradient = self.slope(outputs[-1].transpose(1, 2).contiguous(), batch).transpose(1, 2)  # (n, B, out)
-        top = self.layers[-1].activation
-        if top:
-            gradient = top.backward(gradient.contiguous(), outputs[-1])
-        found: Blocks = {}
+        outputs = [batch.x, *self.hidden(weights, batch.x)]
+        turned = batch.turned if len(outputs) == 1 and batch.turned is not None else outputs[-1].transpose(1, 2)
+        logits, activation = self.top(weights, turned), self.layers[-1].activation
+        gradient = self.slope(logits.clone() if activation else logits, batch)
+        if activation:
+            gradient = activation.backward(gradient.contiguous(), logits)
+        gradient, found = gradient.transpose(1, 2), {}  # (n, B, width) from here on
         for at in range(len(self.layers) - 1, -1, -1):
-            layer, below = self.layers[at], outputs[at - 1] if at else batch.x
+            layer, below = self.layers[at], outputs[at]
             weight = weights[layer.weight]
             found[layer.weight] = self._product(
                 f"by {layer.weight}", gradient.transpose(1, 2), below, tuple(weight.shape)

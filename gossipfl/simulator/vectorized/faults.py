@@ -165,10 +165,14 @@ class Weather:
         if not self.hostile.any():
             return None
 
+        where: dict[str, Integers] = {}
+
         def sent(name: str, nodes: Integers, rows: Vector) -> None:
-            flipped = np.flatnonzero(self.flips[nodes])
-            rows[flipped] *= -1
-            noisy = np.flatnonzero(self.noisy[nodes])
+            if where.get("nodes") is not nodes:  # once for all tensors of a model
+                where["nodes"] = nodes
+                where["flipped"], where["noisy"] = np.flatnonzero(self.flips[nodes]), np.flatnonzero(self.noisy[nodes])
+            rows[where["flipped"]] *= -1
+            noisy = where["noisy"]
             if len(noisy):
                 drawn = bits(stream(self.seed, f"noise {name}", round), nodes[noisy], rows.shape[1])
                 unit = ((drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 - 0.5) * 12**0.5

@@ -137,13 +137,12 @@ class Mixer:
         state = self.state
         m_lo, m_hi = self._masses(met)
         is_own = distort is None and self.replicas is None and met.is_disjoint
-        pairs = {}
+        pairs, nodes = {}, np.concatenate([met.lo, met.hi])
         for name in state.shared:
-            rows = state.flat(state.shared, name)
-            pairs[name] = self._taken(rows, met.lo, name, 0), self._taken(rows, met.hi, name, 1)
+            rows = self._taken(state.flat(state.shared, name), nodes, name, 0)
             if distort is not None:
-                distort(name, met.lo, pairs[name][0])
-                distort(name, met.hi, pairs[name][1])
+                distort(name, nodes, rows)
+            pairs[name] = rows[: len(met)], rows[len(met) :]
         counts = {}
         if self.replicas is not None:
             both = self.masses[met.lo], self.masses[met.hi]
