@@ -118,11 +118,13 @@ def _answered(asked: Question, folder: Path, data_dir: str | None, processes: in
     if len(left) < len(wanted):
         output.say(f"{len(wanted) - len(left)} of {len(wanted)} runs are in {folder / folders.RUNS} already")
     refused: dict[str, str] = {}
+    commit = _commit()
     with output.counted("runs", len(wanted), len(wanted) - len(left), quiet=quiet) as counter:
         for line in pool.run(partial(one.attempt, asked, data_dir), left, processes or pool.cores()):
             if "refused" in line:
                 refused[line["method"]] = line["refused"]
             else:
+                line["commit"] = commit
                 pool.append(folder / folders.RUNS, line)
                 there[line["key"]] = line
             counter.step(str(wanted[line["key"]]))
@@ -130,7 +132,7 @@ def _answered(asked: Question, folder: Path, data_dir: str | None, processes: in
     if not lines:
         raise Misuse("; ".join(f"{method}: {why}" for method, why in refused.items()))
     found = summarise(lines, asked.methods, refused, notes)
-    manifest = results.manifest(asked.seeds[0], ["gossipfl", *sys.argv[1:]], began) | {"commit": _commit()}
+    manifest = results.manifest(asked.seeds[0], ["gossipfl", *sys.argv[1:]], began) | {"commit": commit}
     folders.write(folder, asked, found, lines, manifest)
     if not quiet:
         _closing(found)

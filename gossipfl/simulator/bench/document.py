@@ -91,7 +91,7 @@ def _section(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any]) -
         "",
         f"{found['question']}; {found['train_rows']:,} training and {found['test_rows']:,} test rows. "
         + "".join(f"{note}. " for note in found.get("sites", ()))
-        + f"Commit {manifest['commit'] or 'unknown'}.",
+        + f"Runs of commit {', '.join(found['commits']) or 'unknown'}; summary of {manifest['commit'] or 'unknown'}.",
         "",
         f"| method | worst {metric} | 5 % | median | mean | share | 95 % interval | splits | Brier | calibration |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -62,6 +62,7 @@ def as_json(asked: Question, found: Summary) -> dict[str, Any]:
         "published": found.published,
         "refused": dict(found.refused),
         "missing": list(found.missing),
+        "commits": list(found.commits),
         "sites": list(found.notes),
         "networks": {network.name: str(network) for network in NETWORKS},
         "said": sentences(verdict(found)),

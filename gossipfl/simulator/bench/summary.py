@@ -110,6 +110,8 @@ class Summary:
     """a published model beside the pooled one, one a split"""
     refused: Mapping[str, str] = field(default_factory=dict)
     """method -> why the engine would not run it"""
+    commits: Sequence[str] = ()
+    """of the code that made the runs"""
     notes: Sequence[str] = ()
     """what a reader should know of the sites: sizes, who has one class, who has no metric of its own"""
 
@@ -128,15 +130,15 @@ def summarise(
     slow: dict[str, dict[int, Line]] = {}
     for line in lines:
         (slow if line["is_slow"] else plain).setdefault(line["method"], {})[line["seed"]] = line
-    by = plain
-    there = [method for method in methods if method in by]
+    there = [method for method in methods if method in plain]
     seeds = sorted({line["seed"] for line in lines})
-    rows = [_row(method, by, list(slow.get(method, {}).values())) for method in there]
-    missing = [method for method in methods if set(by.get(method, ())) != set(seeds)]
+    rows = [_row(method, plain, list(slow.get(method, {}).values())) for method in there]
+    missing = [method for method in methods if set(plain.get(method, ())) != set(seeds)]
     published = [line["published"] for line in plain.get("centralized", {}).values() if line.get("published")]
+    commits = sorted({line["commit"] for line in lines if line.get("commit")})
     first = lines[0]
     return Summary(
-        first["metric"], rows, seeds, first["train_rows"], first["test_rows"], missing, published, refused or {}, notes
+        first["metric"], rows, seeds, first["train_rows"], first["test_rows"], missing, published, refused or {}, commits, notes
     )  # fmt: skip
 
 
