@@ -25,8 +25,8 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Taped]:
     """The engine of each simulation that a test runs."""
     made: list[Taped] = []
 
-    def taped(*parts: Any) -> Taped:
-        made.append(Taped(*parts))
+    def taped(*parts: Any, **more: Any) -> Taped:
+        made.append(Taped(*parts, **more))
         return made[-1]
 
     monkeypatch.setattr(door, "Engine", taped)

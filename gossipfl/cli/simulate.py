@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gossipfl.simulator.rounds import Crowd
     from gossipfl.simulator.run import Run
     from gossipfl.simulator.scenario import Read, Scenario
+    from gossipfl.simulator.vectorized.shards import Together
 
 EPILOG: Final = (
     "Example: [bold]gossipfl simulate simulations/partition.toml --set at.0.seconds=7200 --seed 3[/bold]; "
@@ -64,12 +65,9 @@ def simulate(
 ) -> None:
     """Play one scenario: real nodes' code on simulated clocks, lines and disks, or all nodes at once in rounds; say whether
     it held."""
-    from gossipfl.cli import output
-    from gossipfl.recorder import RECORDINGS
-    from gossipfl.simulator import expect, play, results, story
-    from gossipfl.simulator import run as runs
+    from gossipfl.simulator import play
     from gossipfl.simulator import scenario as scenarios
-    from gossipfl.simulator.recorded import Recorded
+    from gossipfl.simulator.vectorized import shards
 
     if engine is not None and engine not in play.ENGINES:
         raise typer.BadParameter(f"no engine is called {engine!r}; there is {', '.join(play.ENGINES)}", param_hint="--engine")
@@ -80,23 +78,47 @@ def simulate(
         from gossipfl.cli.sweep import sweep
         from gossipfl.simulator import sweep as sweeps
 
+        if shards.is_shared():
+            raise typer.BadParameter("a [sweep] has processes of its own (--processes); leave torchrun out")
         if record:
             raise typer.BadParameter("--record is of one run, and this scenario is a [sweep]")
         given = {"seed": seed, "hours": hours, "nodes__count": nodes, "engine": engine}
         many = sweeps.asked(scenario, set_ or (), data_dir, **given)
         sweep(many, asked.question, read.text, out, processes, json_)
         return
+    with shards.together() as group:
+        _play(read, group, data_dir, out, record, json_, began)
+
+
+def _play(
+    read: Read, group: Together | None, data_dir: Path | None, out: Path | None, record: bool, json_: bool, began: float
+) -> None:
+    """One run, and what it leaves; of several processes the first one speaks and writes."""
+    from gossipfl.cli import output
+    from gossipfl.recorder import RECORDINGS
+    from gossipfl.simulator import expect, play, results, story
+    from gossipfl.simulator import run as runs
+    from gossipfl.simulator.recorded import Recorded
+
+    asked = read.scenario
     made = play.prepare(read, asked.engine, data_dir)
+    if group is not None and group.rank:
+        play.play(play.Stage(asked, made, folder=group.agree(None), group=group), asked.engine)
+        return
     config = results.finite(_resolved(asked, made))
-    folder, goes_on = _folder(out, scenario.stem, asked.seed, began, config)
+    folder, goes_on = _folder(out, Path(read.file).stem, asked.seed, began, config, 1 if group is None else group.size)
     manifest = results.manifest(asked.seed, ["gossipfl", *sys.argv[1:]], began)
     results.write_json(folder / "manifest.json", manifest)
     results.write_json(folder / "config.json", config)
     (folder / "scenario.toml").write_text(read.text, encoding="utf-8")
-    output.say(f"{asked.question}\n{_size(asked, made)}" + ("; going on where it was interrupted" if goes_on else ""))
+    shared = f", in {group.size} processes" if group else ""
+    output.say(f"{asked.question}\n{_size(asked, made)}{shared}" + ("; going on where it was interrupted" if goes_on else ""))
     seen = Recorded(folder / RECORDINGS) if record else None
+    if group is not None:
+        group.agree(folder)
     with _shown() as tell:
-        run = play.play(play.Stage(asked, made, tell, [seen] if seen else [], folder), asked.engine)
+        stage = play.Stage(asked, made, tell, [seen] if seen else [], folder, group=group)
+        run = play.play(stage, asked.engine)
     if seen:
         seen.close()
     judged = expect.judge(asked.expect, run) if run.is_whole else []
@@ -113,12 +135,13 @@ def simulate(
     if not run.is_whole:
         output.say(f"interrupted; the same command with --out {shlex.quote(str(folder))} goes on from here")
         raise typer.Exit(INTERRUPTED)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    for kept in folder.glob(f"{CHECKPOINT}*"):
+        kept.unlink()
     if not all(one.holds for one in judged):
         raise typer.Exit(1)
 
 
-def _folder(out: Path | None, stem: str, seed: int, began: float, config: Any) -> tuple[Path, bool]:
+def _folder(out: Path | None, stem: str, seed: int, began: float, config: Any, processes: int) -> tuple[Path, bool]:
     """The run folder, and whether there is an interrupted run in it to go on with.
 
     **Raises**: ConfigError: something else is in it.
@@ -126,13 +149,14 @@ def _folder(out: Path | None, stem: str, seed: int, began: float, config: Any) -
     from gossipfl.errors import ConfigError, Exit, Fault
     from gossipfl.simulator import results
 
-    if out is not None and (out / CHECKPOINT).exists():
+    if out is not None and any(out.glob(f"{CHECKPOINT}*")):
         try:
             before = json.loads((out / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = None
-        if before != json.loads(json.dumps(config)):
-            what = "holds an interrupted run of other settings"
+        shared = out / (f"{CHECKPOINT}.0-of-{processes}" if processes > 1 else CHECKPOINT)
+        if before != json.loads(json.dumps(config)) or not shared.exists():
+            what = "holds an interrupted run of other settings, or of another number of processes"
             raise ConfigError(Fault(str(out), None, what, "choose another --out, or repeat its settings"), exit_code=Exit.STATE)
         return out.resolve(), True
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))

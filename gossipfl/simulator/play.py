@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gossipfl.simulator.network import Node
     from gossipfl.simulator.rounds import Crowd
     from gossipfl.simulator.scenario import Read, Scenario
+    from gossipfl.simulator.vectorized.shards import Together
 
 ENGINES: Final[Mapping[str, tuple[str, str]]] = {
     "events": ("gossipfl.simulator.scenario:federation", "gossipfl.simulator.play:events"),
@@ -89,6 +90,8 @@ class Stage:
     """where an engine that can go on later keeps what it needs for that"""
     threads: int | None = None
     """that an engine may use; None: as many as there are cores"""
+    group: Together | None = None
+    """the processes that share the run; only an engine of rounds can be shared"""
 
 
 def prepare(read: Read, engine: str = "events", data_dir: Path | None = None) -> Federation | Crowd:
@@ -120,6 +123,8 @@ def _imported(where: str) -> Any:
 def events(stage: Stage) -> Run:
     """The event simulator: the very Peers that are deployed."""
     scenario, made = stage.scenario, stage.made
+    if stage.group is not None:
+        raise Misuse("the engine of events runs in one process; leave torchrun out, or take --engine vectorized")
     if not isinstance(made, Federation):
         raise Misuse("the engine of events is given a Federation; see simulator.scenario.federation")
     strikes = [one.strike() for one in scenario.at]

@@ -32,6 +32,7 @@ from gossipfl.simulator.vectorized.meetings import Links
 from gossipfl.simulator.vectorized.methods import Method, method_of
 from gossipfl.simulator.vectorized.run import Record
 from gossipfl.simulator.vectorized.run import Run as Rounds
+from gossipfl.simulator.vectorized.shards import Shard
 from gossipfl.simulator.vectorized.simulate import require_memory, simulate
 from gossipfl.tasks import Data, Site, Task, fitting
 from gossipfl.trust.membership import Study
@@ -247,7 +248,10 @@ def play(stage: Stage) -> Run:
     kept = None if stage.folder is None else stage.folder / CHECKPOINT
     teller = _Teller(stage, made, round_s)
     keeping: dict[str, Any] = {"checkpoint": kept, "checkpoint_every": _kept_every(made), "threads": stage.threads}
+    keeping["group"] = stage.group
     run = simulate(made.task, progress=teller, **keeping, **asked.keywords)
+    if stage.group is not None and run.nodes <= SHOWN:
+        Shard(stage.group, run.nodes).collect(run.state)
     return _told(scenario, made, asked, run, round_s)
 
 

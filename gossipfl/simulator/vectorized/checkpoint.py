@@ -18,6 +18,7 @@ from gossipfl.simulator.vectorized.engine import Engine
 from gossipfl.simulator.vectorized.looped import Looped
 from gossipfl.simulator.vectorized.mixing import Late
 from gossipfl.simulator.vectorized.run import Record, Run
+from gossipfl.simulator.vectorized.shards import Shard
 
 
 def save(path: Path, engine: Engine, run: Run, identity: str) -> None:
@@ -27,8 +28,9 @@ def save(path: Path, engine: Engine, run: Run, identity: str) -> None:
     """
     if isinstance(engine.choosing.way, Looped):
         engine.choosing.way.collect(engine.state)
-    tensors = {f"state/{name}": tensor for name, tensor in engine.state.arrays()}
-    tensors |= {f"flow/{name}": torch.from_numpy(flow) for name, flow in engine.mixer.flows.items()}
+    own, links = _here(engine)
+    tensors = {f"state/{name}": tensor[own] for name, tensor in engine.state.arrays()}
+    tensors |= {f"flow/{name}": torch.from_numpy(flow[links]) for name, flow in engine.mixer.flows.items()}
     for kept in (engine.server, engine.memory, engine.push, engine.mixer.replicas):
         if kept is not None:
             tensors |= {f"method/{name}": torch.from_numpy(held) for name, held in kept.arrays()}
@@ -52,7 +54,42 @@ def save(path: Path, engine: Engine, run: Run, identity: str) -> None:
     }
     new = path.with_name(path.name + ".new")
     save_file(tensors, new, {"gossipfl": json.dumps(said)})
+    if engine.shard is not None and path.exists():
+        os.replace(path, before(path))
     os.replace(new, path)
+
+
+def before(path: Path) -> Path:
+    """Where one of several processes keeps the checkpoint before the newest: another may have died before its own."""
+    return path.with_name(path.name + ".before")
+
+
+def newest(path: Path, shard: Shard) -> Path | None:
+    """The newest checkpoint that every process has, as this one has it; None where there is none."""
+    there = {rounds: one for one in (before(path), path) if (rounds := _rounds(one)) is not None}
+    wanted = shard.group.least(max(there, default=-1))
+    if shard.group.least(int(wanted in there)) == 0:
+        if wanted >= 0:
+            raise Misuse(f"{path.parent} has no checkpoint that all processes share; remove its checkpoints to begin anew")
+        return None
+    return there[wanted]
+
+
+def _rounds(path: Path) -> int | None:
+    """After how many rounds it was kept; None for no file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return int(json.loads((file.metadata() or {}).get("gossipfl", "{}"))["done"])
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return None
+
+
+def _here(engine: Engine) -> tuple[slice, Any]:
+    """Which nodes and links this process has: all, where it is alone."""
+    shard, links = engine.shard, engine.mixer.links
+    if shard is None or links is None:
+        return slice(None), slice(None)
+    return shard.own, np.flatnonzero(shard.holds(links.lo) | shard.holds(links.hi))
 
 
 def way(path: Path) -> str | None:
@@ -77,10 +114,11 @@ def load(path: Path, engine: Engine, run: Run, identity: str) -> None:
     except (OSError, SafetensorError, ValueError) as error:
         raise Misuse(f"{path} is no checkpoint that can be read ({error}); remove it to begin anew") from error
     state = engine.state
+    own, links = _here(engine)
     for name, tensor in state.arrays():
-        tensor.copy_(tensors[f"state/{name}"])
+        tensor[own].copy_(tensors[f"state/{name}"])
     for name, flow in engine.mixer.flows.items():
-        flow[:] = tensors[f"flow/{name}"].numpy()
+        flow[links] = tensors[f"flow/{name}"].numpy()
     for kept in (engine.server, engine.memory, engine.push, engine.mixer.replicas):
         if kept is not None:
             for name, held in kept.arrays():

@@ -20,6 +20,7 @@ from gossipfl.errors import Misuse
 from gossipfl.learning import compression as codecs
 from gossipfl.learning.correction import schedule
 from gossipfl.simulator.vectorized import checkpoint as disk
+from gossipfl.simulator.vectorized.draws import Integers
 from gossipfl.simulator.vectorized.engine import Engine
 from gossipfl.simulator.vectorized.judging import ALL, Judge, sample
 from gossipfl.simulator.vectorized.run import Record, Run
@@ -57,7 +58,7 @@ class Course:
         whole = True
         with engine.running(), patience() as asked:
             try:
-                while engine.done < run.rounds and not asked.is_set():
+                while engine.done < run.rounds and not self._is_over(asked.is_set()):
                     whole = False
                     self._round()
                     whole = True
@@ -74,8 +75,14 @@ class Course:
         elif self.every and not run.scores:  # a checkpoint of the last round: nothing was left to do
             self._judged(run.rounds - 1, ALL)
         self._clock()
+        run.moved = 0 if engine.shard is None else engine.shard.moved
         if self.watching is not None:
             run.verdicts, run.violations = self.watching.verdicts(), dict(self.watching.first)
+
+    def _is_over(self, is_asked: bool) -> bool:
+        """Did anybody press Ctrl-C: several processes must stop after the same round."""
+        shard = self.engine.shard
+        return is_asked if shard is None else bool(shard.group.total(np.array([float(is_asked)]))[0])
 
     def _round(self) -> None:
         engine, run, at, exchanges = self.engine, self.run, self.engine.done, self.engine.exchanges
@@ -112,9 +119,18 @@ class Course:
         if not len(nodes):
             return {}
         judged = nodes[sample(len(nodes), count)]
-        scores = self.judge.scores(self.engine.state, judged)
+        scores = self._scores(judged)
         self.run.scores = dict(zip(judged.tolist(), scores, strict=True))
-        return self.judge.summary(scores) | {"consensus": self.judge.consensus(self.engine.state, members)}
+        return self.judge.summary(scores) | {"consensus": self.judge.consensus(self.engine.state, members, self.engine.shard)}
+
+    def _scores(self, judged: Integers) -> list[float]:
+        """Each process judges its own."""
+        shard = self.engine.shard
+        if shard is None:
+            return self.judge.scores(self.engine.state, judged)
+        mine, found = shard.holds(judged), np.zeros(len(judged))
+        found[mine] = self.judge.scores(self.engine.state, judged[mine])
+        return [float(one) for one in shard.group.total(found)]
 
     def _end_early(self) -> None:
         """Keep what there is, to go on from, and judge it: a partial result has figures, too."""
@@ -128,6 +144,8 @@ class Course:
     def _keep(self) -> None:
         self._clock()
         if self.path is not None:
+            if self.engine.shard is not None:
+                self.engine.shard.group.wait()  # nobody is more than one checkpoint ahead: each keeps two
             disk.save(self.path, self.engine, self.run, self.identity)
 
     def _clock(self) -> None:

@@ -35,6 +35,7 @@ from gossipfl.simulator.vectorized.posts import Memory
 from gossipfl.simulator.vectorized.push import Push, edges_of
 from gossipfl.simulator.vectorized.rows import Rows
 from gossipfl.simulator.vectorized.server import Server
+from gossipfl.simulator.vectorized.shards import Shard
 from gossipfl.simulator.vectorized.state import State
 from gossipfl.simulator.vectorized.stepping import Work
 from gossipfl.simulator.vectorized.watching import Watching
@@ -105,6 +106,8 @@ class Engine:
     """(N,) local steps of each in the last round"""
     watching: Watching | None = None
     """whoever looks at this round's exchanges; None: nobody"""
+    shard: Shard | None = None
+    """the nodes that are this process's; None: all"""
     server: Server | None = None
     memory: Memory | None = None
     push: Push | None = None
@@ -132,7 +135,8 @@ class Engine:
             self.mixer.keep_flows()
         if method.theta:
             self.state.need_correction()
-        self.rows.unpack() if self.settings.plan.batch_size is None else None
+        if self.settings.plan.batch_size is None and self.shard is None:
+            self.rows.unpack()
 
     # ---- a round ----------------------------------------------------------------------------------------------------
 
@@ -197,6 +201,8 @@ class Engine:
         there = np.flatnonzero(self.weather.members(at - 1))
         if len(there):
             three = there[np.linspace(0, len(there) - 1, 3).astype(int)]
+            if self.shard is not None:
+                self.shard.bring(self.state, three)
             self.state.put(
                 node, np.median([self.state.vector(int(one)) for one in three], axis=0).astype(self.model.layout.dtype)
             )
@@ -217,6 +223,8 @@ class Engine:
         """In blocks: of a size where rows are many, of falling steps within a block."""
         steps = self.weather.steps(plan.steps, self.done)
         self.stepped[nodes] += steps[nodes]
+        if self.shard is not None:
+            nodes = nodes[self.shard.holds(nodes)]
         sizes = self.rows.sizes(plan.batch_size)
         is_even = bool((sizes == sizes[0]).all())
         draws, works = self._draws(tick), []
@@ -284,9 +292,12 @@ class Engine:
         self.exchanges += len(asked)
 
     def _exchange(self, met: Meetings, plan: Plan, trains: bool) -> None:
-        terms = self._terms(plan, trains)
         distort = self.weather.distort(self.done)
         self._count(met)
+        if self.shard is not None:
+            self.shard.fetch(self.state, met)
+            met = self.shard.mine(met)
+        terms = self._terms(plan, trains)
         if trains and self.memory is not None and self.settings.method.post != "qgm":
             nodes = np.flatnonzero(self.stepped)
             if self.settings.method.post == "noloco":

@@ -17,6 +17,7 @@ from gossipfl.learning.parameters import Layout, write
 from gossipfl.simulator.results import LOWER_IS_BETTER
 from gossipfl.simulator.vectorized.draws import Integers
 from gossipfl.simulator.vectorized.meetings import Floats
+from gossipfl.simulator.vectorized.shards import Shard
 from gossipfl.simulator.vectorized.state import State
 from gossipfl.tasks.classifier import Classifier
 from gossipfl.tasks.fitting import evaluate
@@ -85,24 +86,33 @@ class Judge:
                 "mean": float(kept.mean()),
             }
 
-    def consensus(self, state: State, members: np.ndarray) -> float:
+    def consensus(self, state: State, members: np.ndarray, shard: Shard | None = None) -> float:
         """sqrt(sum_i m_i |x_i - x|^2 / sum m) / |x|, x the mean, over the members. Blocks of nodes at a time."""
         nodes = np.flatnonzero(members)
         if not len(nodes):
             return math.nan
-        weights = self.masses[nodes] / self.masses[nodes].sum()
+        whole = self.masses[nodes].sum()
+        if shard is not None:
+            nodes = nodes[shard.holds(nodes)]
+        weights = self.masses[nodes] / whole
         spread = length = 0.0
         with np.errstate(over="ignore", invalid="ignore"):
             for name in state.shared:
                 rows = state.flat(state.shared, name)
                 step = max(1, 2**18 // rows.shape[1])
                 parts = [slice(start, start + step) for start in range(0, len(nodes), step)]
-                middle = sum(weights[part].astype(rows.dtype) @ rows[nodes[part]] for part in parts)
+                middle = sum(
+                    (weights[part].astype(rows.dtype) @ rows[nodes[part]] for part in parts), np.zeros(rows.shape[1], rows.dtype)
+                )
+                if shard is not None:
+                    middle = shard.group.total(middle).astype(rows.dtype)
                 length += float(np.square(middle, dtype=np.float64).sum())
                 for part in parts:
                     apart = rows[nodes[part]] - middle
                     squares = np.einsum("np,np->n", apart, apart)
                     spread += float(weights[part] @ squares)
+        if shard is not None:
+            spread = float(shard.group.total(np.array([spread]))[0])
         return math.sqrt(spread / length) if length else math.sqrt(spread)
 
 

@@ -84,6 +84,8 @@ class Mixer:
     pending: list[Late] = field(default_factory=list)
     replicas: Replicas | None = None
     """what links hold of their ends, where models travel compressed"""
+    own: slice = field(default_factory=lambda: slice(None))
+    """the nodes whose models are here; see vectorized.shards"""
     is_even: bool = field(init=False)
     """is every mass 1"""
     _spare: Blocks = field(default_factory=dict)
@@ -122,7 +124,7 @@ class Mixer:
             )
         if not meetings.is_disjoint:
             for name, block in self.state.shared.items():
-                block.add_(targets[name])
+                block[self.own].add_(targets[name][self.own])
         if late.steps:
             self.pending.append(late)
 
@@ -130,7 +132,7 @@ class Mixer:
         for name, block in self.state.shared.items():
             if name not in self._spare:
                 self._spare[name] = torch.empty_like(block)
-            self._spare[name].zero_()
+            self._spare[name][self.own].zero_()
         return self._spare
 
     def _chunk(self, met: Meetings, terms: Terms, targets: Blocks, distort: Distort | None, late: Late) -> None:

@@ -79,6 +79,8 @@ class Run:
     """law -> what became of it; empty where nobody watched"""
     violations: dict[str, str] = field(default_factory=dict)
     """law -> its first violation, in words"""
+    moved: int = 0
+    """bytes that this process sent to others that share the run"""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 

@@ -36,6 +36,7 @@ from gossipfl.simulator.vectorized.posts import contraction
 from gossipfl.simulator.vectorized.replicas import Replicas
 from gossipfl.simulator.vectorized.rows import Rows
 from gossipfl.simulator.vectorized.run import Run
+from gossipfl.simulator.vectorized.shards import Shard, Together
 from gossipfl.simulator.vectorized.state import State
 from gossipfl.simulator.vectorized.watching import Watching
 from gossipfl.simulator.vectorized.ways import CHOICES, Choice, Model, choose
@@ -90,6 +91,7 @@ def simulate(
     progress: Progress | None = None,
     outages: Outages | None = None,
     watch: bool = False,
+    group: Together | None = None,
 ) -> Run:
     """Simulate a federation in rounds, all nodes at once, with the deployed nodes' arithmetic.
 
@@ -103,7 +105,8 @@ def simulate(
     median), mean 1. `threads` None: every core. `evaluate_every` None: ten
     times and at the end; 0: never. `checkpoint`: a file that is written every so many rounds, and gone on from if it is there.
     `outages`: what goes wrong at known rounds, beside the chances of `faults`. `watch`: look in every evaluated round whether
-    the laws of watching.LAWS hold.
+    the laws of watching.LAWS hold. `group`: the processes that share this run (vectorized.shards); each returns the whole
+    course, and a state that holds its own rows.
 
     **Randomness**: streams of `seed`; one seed is one run, whatever the threads and (beyond rounding) the block.
     **Raises**: Misuse for settings that do not fit together, a size that memory cannot hold, a checkpoint of other settings.
@@ -134,30 +137,36 @@ def simulate(
     _require_spectrum(chosen, links, 0.5 if chosen.is_lazy else 1.0, weights)
     if mode == "ticks" and (links is None or chosen.combine != "pairs" or chosen.post != "plain"):
         raise Misuse(f"mode 'ticks' takes a static graph and a plain method of pairs, not {topology!r} and {chosen.name}")
+    shard = None if group is None else Shard(group, nodes)
+    if shard is not None:
+        shard.require(chosen, compression)
     copies = 0 if compression == "none" else nodes if chosen.has_server else 3 * (0 if links is None else len(links))
     held = copies * layout.n_parameters
-    require_memory(
-        nodes, estimate(layout, nodes, rows, plan, chosen, struck, links) + held * np.dtype(layout.dtype).itemsize
-    )
+    needed = estimate(layout, nodes, rows, plan, chosen, struck, links) + held * np.dtype(layout.dtype).itemsize
+    require_memory(nodes, needed if group is None else needed * group.here // group.size)
     model = Model.of(torch_task, layout, x0)
     block = block or block_of(model, rows, plan)
-    path = None if checkpoint is None else Path(checkpoint)
-    if path is not None and path.exists() and training == "auto":
-        training = CHOICES.get(disk.way(path) or "", training)
+    path, begun = _checkpoint(checkpoint, shard)
+    if begun is not None and training == "auto":
+        training = CHOICES.get(disk.way(begun) or "", training)
     choosing = choose(model, rows, plan, block, float(nodes) * rounds * plan.steps, training)
-    state = model.state(nodes)
-    threads = threads or cores()
+    if group is not None:  # two ways differ in the last bits, and timing may choose another elsewhere
+        choosing = choose(model, rows, plan, block, 0.0, CHOICES[group.agree(choosing.way.name)])
+    own = None if shard is None else shard.own
+    state = model.state(nodes, own)
+    threads = threads or max(1, cores() // (1 if group is None else group.here))
     settings = Settings(plan, chosen, rounds, release, eta_schedule, mode, seed, threads, h_ref, exchanges, codec=compression)
     engine = Engine(
         model,
         rows,
         state,
         choosing,
-        Mixer(state, weights, links, replicas=_replicas(compression, state, links)),
+        Mixer(state, weights, links, replicas=_replicas(compression, state, links), own=own or slice(None)),
         settings,
         Weather(struck, nodes, rounds, seed, outages),
         block,
         meet,
+        shard=shard,
     )
     judge = Judge(torch_task, normaliser, judge_data, weights)
     run = Run(
@@ -166,13 +175,24 @@ def simulate(
     )  # fmt: skip
     run.keep_counts()
     identity = _identity(given, plan, chosen, struck, layout, outages, links)
-    if path is not None and path.exists():
-        disk.load(path, engine, run, identity)
+    if begun is not None:
+        disk.load(begun, engine, run, identity)
     every = max(1, rounds // EVALUATIONS) if evaluate_every is None else evaluate_every
     judges_mass = chosen.combine in ("pairs", "edges") and chosen.post == "plain" and mode == "rounds"
-    watching = Watching(weights, judges_mass) if watch else None
+    watching = Watching(weights, judges_mass, shard=shard) if watch else None
     Course(engine, run, judge, every, identity, path, checkpoint_every, watching, progress).go()
     return run
+
+
+def _checkpoint(given: str | Path | None, shard: Shard | None) -> tuple[Path | None, Path | None]:
+    """(where this process keeps its own, what there is to go on from)."""
+    if given is None:
+        return None, None
+    path = Path(given)
+    if shard is None:
+        return path, path if path.exists() else None
+    path = path.with_name(f"{path.name}.{shard.group.rank}-of-{shard.group.size}")
+    return path, disk.newest(path, shard)
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------

@@ -42,17 +42,24 @@ class State:
 
     @classmethod
     def start(
-        cls, layout: Layout, vector: Vector, nodes: int, module: nn.Module | None, local: tuple[str, ...]
-    ) -> State:
-        """Every node at x^0; `local` names what each keeps for itself, from the module."""
+        cls, layout: Layout, vector: Vector, nodes: int, module: nn.Module | None, local: tuple[str, ...],
+        own: slice | None = None,
+    ) -> State:  # fmt: skip
+        """Every node at x^0, or only those of `own`; `local` names what each keeps for itself, from the module."""
+
+        def filled(row: Tensor) -> Tensor:
+            if own is None:
+                return row.expand(nodes, *row.shape).clone(memory_format=torch.contiguous_format)
+            block = blank(row.dtype, (nodes, *row.shape))
+            block[own] = row
+            return block
+
         shared = {
-            entry.name: torch.from_numpy(np.array(vector[place])).view(entry.shape).expand(nodes, *entry.shape).clone()
-            for entry, place in layout.placed()
+            entry.name: filled(torch.from_numpy(np.array(vector[place])).view(entry.shape)) for entry, place in layout.placed()
         }
         found = {} if module is None else {**dict(module.named_parameters()), **dict(module.named_buffers())}
         personal = {
-            name: found[name].detach().expand(nodes, *found[name].shape).clone(memory_format=torch.contiguous_format)
-            for name in local
+            name: filled(found[name].detach()) for name in local
         }
         state = cls(layout, nodes, shared, personal)
         state.count, state.gradient = torch.zeros(nodes, dtype=torch.int64), np.zeros(nodes)
@@ -75,14 +82,15 @@ class State:
     def need_correction(self) -> None:
         for name in self.parameters:
             if name not in self.correction:
-                self.correction[name] = torch.zeros_like(self.shared[name])
+                self.correction[name] = blank(self.shared[name].dtype, self.shared[name].shape)
 
     def need_buffers(self, names: list[str], kinds: int) -> None:
         """Zero buffers for these trained tensors; one kind for momentum, two for Adam."""
         for held in (self.first, self.second)[:kinds]:
             for name in names:
                 if name not in held:
-                    held[name] = torch.zeros_like(self.shared.get(name, self.personal.get(name)))  # type: ignore[arg-type]
+                    like = self.shared[name] if name in self.shared else self.personal[name]
+                    held[name] = blank(like.dtype, like.shape)
 
     def vector(self, node: int) -> Vector:
         """(P + M,), a copy."""
@@ -118,6 +126,11 @@ class State:
     @property
     def nbytes(self) -> int:
         return sum(block.nbytes for _, block in self.arrays())
+
+
+def blank(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Zeros whose pages exist only once they are written."""
+    return torch.from_numpy(np.zeros(tuple(shape), np.dtype(str(dtype).removeprefix("torch."))))
 
 
 def take(block: Tensor, nodes: Nodes) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Final, Literal
 import numpy as np
 
 from gossipfl.simulator.vectorized.meetings import Floats
+from gossipfl.simulator.vectorized.shards import Shard
 from gossipfl.simulator.vectorized.state import State
 
 Verdict = Literal["held", "violated", "unknown"]
@@ -34,6 +35,8 @@ class Watching:
     masses: Floats
     judges_mass: bool
     seen: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LAWS, 0))
+    shard: Shard | None = None
+    """the nodes that are this process's; None: all"""
     first: dict[str, str] = field(default_factory=dict)
     """law -> the first violation, in words"""
     _before: Floats | None = None
@@ -65,18 +68,22 @@ class Watching:
     def _sums(self, state: State) -> tuple[Floats, Floats, np.ndarray]:
         """sum m x and sum m |x| of each coordinate, and (N,) whose model is finite."""
         sums, sizes = [], []
+        own = slice(0, state.nodes) if self.shard is None else self.shard.own
         finite = np.ones(state.nodes, dtype=bool)
         with np.errstate(all="ignore"):
             for name in state.shared:
                 rows = state.flat(state.shared, name)
                 total, size = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
                 step = max(1, CHUNK // rows.shape[1])
-                for start in range(0, state.nodes, step):
-                    part = slice(start, start + step)
+                for start in range(own.start, own.stop, step):
+                    part = slice(start, min(start + step, own.stop))
                     wide = rows[part].astype(np.float64)
                     finite[part] &= np.isfinite(wide).all(axis=1)
                     total += self.masses[part] @ wide
                     size += self.masses[part] @ np.abs(wide)
                 sums.append(total)
                 sizes.append(size)
-        return np.concatenate(sums), np.concatenate(sizes), finite
+        if self.shard is None:
+            return np.concatenate(sums), np.concatenate(sizes), finite
+        every = self.shard.group.total
+        return every(np.concatenate(sums)), every(np.concatenate(sizes)), every(~finite) == 0

@@ -90,8 +90,8 @@ class Model:
         )
         return cls(task, layout, x0, module, tuple(trained + moving + counters), is_random)
 
-    def state(self, nodes: int) -> State:
-        return State.start(self.layout, self.x0, nodes, self.module, self.local)
+    def state(self, nodes: int, own: slice | None = None) -> State:
+        return State.start(self.layout, self.x0, nodes, self.module, self.local, own)
 
     def trained(self) -> list[str]:
         return [] if self.module is None else [n for n, p in self.module.named_parameters() if p.requires_grad]
