@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator.bench import folder as folders
-from gossipfl.simulator.bench.verdict import size
+from gossipfl.simulator.bench.verdict import DEFAULT, size
 
 KEPT: Final = (folders.SUMMARY, "manifest.json")
 """Of a benchmark's folder, what is committed: lines of runs and pages are large, and the same command makes them."""
 
 BEGIN: Final = "<!-- made by gossipfl bench document; do not edit between this line and the next such -->\n"
 END: Final = "<!-- end of what gossipfl bench document has made -->\n"
+
+_METHOD: Final = re.compile(r"[a-z0-9+:.-]+[:,] ")
+"""How a sentence on one method begins."""
 
 TITLE: Final = "# Benchmarks\n\n"
 
@@ -90,8 +94,8 @@ def _section(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any]) -
         f"### {name}",
         "",
         f"{found['question']}; {found['train_rows']:,} training and {found['test_rows']:,} test rows. "
-        + "".join(f"{note}. " for note in found.get("sites", ()))
-        + f"Runs of commit {', '.join(found['commits']) or 'unknown'}; summary of {manifest['commit'] or 'unknown'}.",
+        f"At split {found['seeds'][0]}: {'; '.join(found['sites'])}. "
+        f"Runs of commit {', '.join(found['commits']) or 'unknown'}; summary of {manifest['commit'] or 'unknown'}.",
         "",
         f"| method | worst {metric} | 5 % | median | mean | share | 95 % interval | splits | Brier | calibration |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -103,7 +107,10 @@ def _section(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any]) -
         "|---|---|---|---|" + "---|" * len(found["networks"]) + "---|---|",
         *(_cost(row, found["networks"]) for row in rows if row["method"] not in ("centralized", "local")),
         "",
-        *(f"* {line[2:]}" if line[0] == "+" else f"* **{_word(line[0])}** {line[2:]}" for line in found["said"]),
+        *(
+            f"* {line[2:]}" if line[0] == "+" else f"* **{_word(line[0])}** {line[2:]}"
+            for line in _shown(found["said"])
+        ),
     ]
     for one in found["published"][:1]:
         aucs = [
@@ -113,6 +120,11 @@ def _section(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any]) -
             f"* {one['model']}, published, on the rows that it scores: AUC {aucs[0]:.4f}; centralized there {aucs[1]:.4f}."
         )
     return "\n".join(lines) + "\n"
+
+
+def _shown(said: list[str]) -> list[str]:
+    """What is said of the default, and of what went wrong; the summary has the same of every method."""
+    return [line for line in said if line[2:].startswith((f"{DEFAULT}:", f"{DEFAULT},")) or not _METHOD.match(line[2:])]
 
 
 def _word(sign: str) -> str:
