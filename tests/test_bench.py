@@ -20,7 +20,7 @@ from gossipfl.simulator import pool, results
 from gossipfl.simulator.bench import folder as folders
 from gossipfl.simulator.bench import one, tune
 from gossipfl.simulator.bench.compare import compare
-from gossipfl.simulator.bench.document import between, inserted
+from gossipfl.simulator.bench.document import between, document, inserted
 from gossipfl.simulator.bench.network import NETWORKS, Network, Work, seconds
 from gossipfl.simulator.bench.question import Ask, Question
 from gossipfl.simulator.bench.recipe import changed, recipe
@@ -124,6 +124,14 @@ def test_centralized_is_itself_and_a_site_alone_has_no_rounds() -> None:
     assert alone["score"]["worst"] == min(alone["sites"]["score"])
 
 
+def test_who_has_no_held_out_rows_of_its_own_has_no_figure_of_them() -> None:
+    question = asked("local", "gossip", seeds=1)  # one test set judges all
+    lines = [one.run(question, Ask(method, 0)) for method in question.methods]
+    assert [line["sites"]["own_log_loss"] for line in lines] == [[None] * 6] * 2
+    said = sentences(verdict(summarise(lines, question.methods)))
+    assert any("on all held-out rows" in line for line in said) and not any("own few" in line for line in said)
+
+
 def test_a_run_is_the_same_again_and_its_curve_ends_where_it_is_judged() -> None:
     question = asked("gossip")
     first, second = (one.run(question, Ask("gossip", 0)) for _ in range(2))
@@ -164,6 +172,15 @@ def test_a_round_through_a_server_waits_for_its_line_where_that_is_the_narrowest
     assert lasted[0] == pytest.approx(2 * 0.01 + 2 * 2 * 0.002 + 6 * 250 * 20 * 2 / 1e6)
     wide = seconds(replace(LINE, server_mbit_s=1000), work("server", [[2, 2]], [[1000, 1000]]))
     assert wide[0] == pytest.approx(2 * 0.01 + 2 * 0.002 + 6 * 250 * 20 * 2 / 1e6)
+
+
+def test_what_a_server_sends_is_not_compressed_and_lasts_as_long_as_it_is() -> None:
+    small = replace(work("server", [[0, 0]], [[10, 10]], 10), down=100.0)
+    assert seconds(LINE, small)[0] == pytest.approx(2 * 0.01 + 2 * (0.00101 + 0.002))
+    question = asked("fedavg", "fedavg+topk:0.01", rounds=2, seeds=1)
+    plain, packed = (one.run(question, Ask(name, 0))["curve"][-1]["seconds"]["narrow server"] for name in question.methods)
+    uploads = 2 * 6 * 124 * 8 / 10e6  # of two rounds, six sites, models of 124 bytes: no more can be saved
+    assert 0 < plain - packed < uploads
 
 
 def test_a_slow_site_is_waited_for_by_a_server_and_by_nobody_else() -> None:
@@ -225,6 +242,8 @@ def test_the_goal_is_reached_where_the_curve_stays_above_it() -> None:
     assert (both.rounds, both.splits) == (4.5, 2)
     some = summarise([early, never], ["gossip"]).rows[0].worst_reached
     assert (some.rounds, some.splits) == (None, 1)
+    wild = summarise([early, made_line("gossip", 1, None, curve=curve(0.9, 0.9))], ["gossip"]).rows[0].worst_reached
+    assert (wild.rounds, wild.splits) == (None, 1)
 
 
 def test_a_method_without_a_line_for_every_seed_is_named() -> None:
@@ -343,6 +362,26 @@ def test_two_folders_are_compared_over_the_same_splits(tmp_path: Path) -> None:
     assert not made.asked and made.only == ([], [])
     with pytest.raises(ConfigError, match="no summary of a benchmark"):
         compare(tmp_path / "a", tmp_path)
+
+
+def test_an_unfinished_benchmark_is_compared_split_by_split(tmp_path: Path) -> None:
+    for name, there in (("a", (0, 1, 2)), ("b", (0, 2))):
+        lines = [made_line("fedavg", seed, 0.9) for seed in range(3)]
+        lines += [made_line("gossip", seed, 0.8 + 0.05 * seed) for seed in there]
+        (tmp_path / name).mkdir()
+        found = summarise(lines, ["fedavg", "gossip"])
+        folders.write(tmp_path / name, asked("gossip", seeds=3), found, lines, results.manifest(0, ["t"], 0.0) | {"commit": None})
+    gossip = compare(tmp_path / "a", tmp_path / "b").changes[1]
+    assert gossip.method == "gossip" and gossip.gain.middle == 0.0
+
+
+def test_a_method_that_diverged_has_its_row_in_the_document(tmp_path: Path) -> None:
+    lines = [made_line("gossip", seed, None, consensus=None, bytes_per_node=1.0) for seed in range(2)]
+    (tmp_path / "x").mkdir()
+    found = summarise(lines, ["gossip"])
+    folders.write(tmp_path / "x", asked("gossip"), found, lines, results.manifest(0, ["t"], 0.0) | {"commit": None})
+    text = document(tmp_path)
+    assert "| gossip | DIVERGED in 2 of 2 splits |" in text and "| gossip | 0 of 2 splits come there | - |" in text
 
 
 def test_what_people_write_around_the_marks_stays() -> None:

@@ -61,9 +61,8 @@ def compare(before: Path, after: Path) -> Comparison:
 
 
 def _change(method: str, before: Any, after: Any, is_paired: bool, ratio: tuple[float, float]) -> Change:
-    gains = [
-        _number(new) - _number(old) for old, new in zip(before["splits"], after["splits"], strict=False) if is_paired
-    ]
+    olds, news = _by_seed(before), _by_seed(after)
+    gains = [_number(news[seed]) - _number(olds[seed]) for seed in olds if seed in news and is_paired]
     old, new = _number(before["share"]["middle"]), _number(after["share"]["middle"])
     gain = corrected_t(gains, *ratio) if len(gains) > 1 else Interval(new - old, math.nan, math.nan)
     goals = before["worst_reached"], after["worst_reached"]
@@ -75,6 +74,11 @@ def _change(method: str, before: Any, after: Any, is_paired: bool, ratio: tuple[
         (goals[0]["rounds"], goals[1]["rounds"]),
         (goals[0]["bytes_per_node"], goals[1]["bytes_per_node"]),
     )
+
+
+def _by_seed(row: Any) -> dict[int, float | None]:
+    """Of an unfinished benchmark, a method may lack any of the splits."""
+    return dict(zip(row["seeds"], row["splits"], strict=True))
 
 
 def _number(value: float | None) -> float:

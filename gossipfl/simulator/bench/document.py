@@ -158,7 +158,8 @@ def _cost(row: Mapping[str, Any], networks: Mapping[str, str]) -> str:
     seconds = [goal["seconds"].get(name) for name in networks]
     cells = [
         row["method"], rounds, size(goal["bytes_per_node"]), size(row["bytes_per_node"]),
-        *("-" if value is None else f"{value:.3g}" for value in seconds), f"{row['consensus']:.1g}", f"{row['cpu_s']:.1f}",
+        *("-" if value is None else f"{value:.3g}" for value in seconds),
+        "-" if row["consensus"] is None else f"{row['consensus']:.1g}", f"{row['cpu_s']:.1f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -73,13 +73,16 @@ class Work:
     parameters: int
     rows: Counts
     """of a local step"""
+    down: float = 1.0
+    """bytes that a server sends for each that it is sent: more than one where only what goes up is compressed"""
 
 
 def seconds(network: Network, work: Work) -> Floats:
     """(T,) how long each round lasts.
 
         compute = 6 P B steps / operations_per_s                of the slowest who is waited for
-        line    = (bytes + 1000 a message) 8 / line             of the busiest site; through a server also its own, both ways
+        line    = (bytes + 1000 a message) 8 / line             of the busiest site; through a server also its own, both
+                                                              ways, and what comes down is not compressed
         round   = compute + crossings latency + line
 
     A server waits for everybody who is present, the slow site, too, which takes `slow_times` as long for all three. Without a
@@ -96,9 +99,10 @@ def seconds(network: Network, work: Work) -> Floats:
         LATENCIES[work.combine] * network.latency_s * (np.ceil(messages - 0.5) if work.combine == "pairs" else 1.0)
     )
     there = (work.steps > 0) | (work.sent > 0)
-    both = 2 if work.combine == "server" else 1  # a server's client waits for what comes before it trains
-    own = ((compute + both * line + crossing) * there * waited).max(axis=1)
     if work.combine != "server":
-        return np.asarray(own)
-    served = (work.sent.sum(axis=1) + OVERHEAD * messages.sum(axis=1)) * 8e-6 / network.server_mbit_s
-    return np.asarray(own + np.maximum(0.0, 2 * served - 2 * line.max(axis=1)))
+        return np.asarray(((compute + line + crossing) * there * waited).max(axis=1))
+    # a client waits for what comes before it trains
+    both = ((1 + work.down) * work.sent + 2 * OVERHEAD * messages) * 8e-6
+    own = ((compute + both / network.site_mbit_s + crossing) * there * waited).max(axis=1)
+    served = both.sum(axis=1) / network.server_mbit_s
+    return np.asarray(own + np.maximum(0.0, served - both.max(axis=1) / network.site_mbit_s))

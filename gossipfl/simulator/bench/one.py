@@ -172,7 +172,8 @@ def _durations(made: Run, recipe: Recipe, rows: Integers, is_slow: bool) -> dict
     ends = 2 if method.combine in ("pairs", "edges") and not method.is_local else 1
     message = int(made.sent.sum()) / max(1, ends * made.exchanges)
     batch = np.minimum(rows, recipe.plan.batch_size or int(rows.max()))
-    work = Work(method.combine, made.stepped, made.sent, message, layout.n_parameters, batch)
+    down = (made.server_bytes - made.bytes) / max(1, made.bytes) if method.has_server else 1.0
+    work = Work(method.combine, made.stepped, made.sent, message, layout.n_parameters, batch, down)
     waits = method.has_server
     shown = [one for one in NETWORKS if waits or (one.slow_times > 1) == is_slow]
     return {network.name: np.cumsum(seconds(network, work)) for network in shown}
@@ -267,12 +268,12 @@ class Jury:
         return {"difference": found.middle, "low": found.low, "high": found.high}
 
     def _own(self, scores: Sequence[Floats | None]) -> list[float]:
-        """The log loss of each site's model on its own held-out rows; NaN where it has none."""
+        """The log loss of each site's model on its own held-out rows; NaN where it has none, as where one test set judges all."""
         sizes = [len(site.holdout) for site in self.sites]
-        is_parted = sum(sizes) == len(self.test)
-        ends = np.cumsum(sizes)
+        if sum(sizes) != len(self.test):
+            return [math.nan] * len(sizes)
         losses = []
-        for size, end, one in zip(sizes, ends, scores, strict=True):
-            rows = slice(end - size, end) if is_parted else slice(None)
+        for size, end, one in zip(sizes, np.cumsum(sizes), scores, strict=True):
+            rows = slice(end - size, end)
             losses.append(math.nan if one is None else evaluation.log_loss(self.test.y[rows], one[rows]))
         return losses

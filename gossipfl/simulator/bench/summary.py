@@ -56,6 +56,8 @@ class Row:
     """of NODES, means over splits"""
     splits: Sequence[float]
     """worst node over centralized, one a split"""
+    seeds: Sequence[int]
+    """of `splits`"""
     share: Interval
     """of `splits`: mean, and interval of the corrected resampled t"""
     difference: Interval
@@ -163,6 +165,7 @@ def _row(method: str, by: Mapping[str, Mapping[int, Line]], slow: Sequence[Line]
         sum(line["diverged"] > 0 for line in held),
         {name: _mean(line["score"][name] for line in held) for name in NODES},
         shares,
+        sorted(lines),
         _interval(shares, *ratio),
         _interval(differences, *ratio),
         [line["against_centralized"] for line in held],
@@ -221,8 +224,10 @@ def _seconds(points: Sequence[Line | None]) -> dict[str, float | None]:
 
 
 def _first(line: Line, node: str) -> Line | None:
-    """The first point of the curve from which on the goal is held."""
+    """The first point of the curve from which on the goal is held; None of a run that diverged: no figure is its."""
     metric, found = line["metric"], None
+    if line["diverged"]:
+        return None
     for point in reversed(line.get("curve", ())):
         value = point[node]
         if value is None or not share_of(value, line["centralized"], metric) >= GOAL:
