@@ -110,7 +110,8 @@ class Room:
 class Ledger:
     """One link's flow and the running correction, before and after an exchange, dealt with piece by piece.
 
-    Under a sparse codec the flow, P numbers, is followed by P counts (learning.correction.since_last), signed as the flow."""
+    Under a sparse codec the flow, P numbers, is followed by P counts (learning.correction.since_last), signed as the flow; one
+    that was booked under another codec has none yet, and they begin at 0."""
 
     job: ev.Mix
     before: Vector | None
@@ -123,7 +124,8 @@ class Ledger:
         part, size = self.of(piece), self.drift.array.size
         counts = slice(size + part.start, size + part.stop)
         q, came, after = (one[: part.stop - part.start] for one in (q, came, self.after.array[counts]))
-        idle = np.zeros_like(after) if self.before is None else np.abs(self.before[counts])
+        has_counts = self.before is not None and self.before.size > size
+        idle = np.abs(self.before[counts]) if self.before is not None and has_counts else np.zeros_like(after)
         n, kept = correction.since_last(idle, came)
         np.copyto(after, kept) if self.job.lower else np.negative(kept, out=after)
         return np.divide(q, n)

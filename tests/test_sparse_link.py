@@ -120,5 +120,23 @@ def test_both_ends_of_a_large_exchange_in_pieces_agree_with_the_plain_functions(
         assert 0.25 < float(came[:p].mean()) < 0.5 and float(idle.max()) == turn + 1
 
 
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_flow_that_was_booked_under_another_codec_goes_on_with_counts_of_0(lower: bool) -> None:
+    """A new version of the federation file may change the codec; both ends then hold flows without counts."""
+    p, rng = 50, np.random.default_rng(0)
+    hands = Workbench(Bench(p, 0, "float32", _never, _never, (1,)), Store.modelled().files)
+    zeros, before = np.zeros(p, np.float32), rng.standard_normal(p).astype(np.float32)
+    base, model = hands.tensors.put(zeros), hands.tensors.put(rng.standard_normal(p).astype(np.float32))
+    came = compression.encode("topk:0.1", rng.standard_normal(p).astype(np.float32), zeros, n_parameters=p)
+    done = hands.carry_out(ev.Mix(1, "model", lower, hands.tensors.put(came), base, base, model, hands.tensors.put(before), b"",
+                                  "topk:0.1", b"", 1.0, 1.0, 0.5, 0.5, math.inf, 0.9, math.inf))  # fmt: skip
+    assert isinstance(done, ev.Mixed), done
+    own, theirs = (hands.tensors.array(name, np.float32) for name in (done.own, done.theirs))
+    lo, hi = (own, theirs) if lower else (theirs, own)
+    flow = hands.tensors.array(done.flow, np.float32)
+    assert (flow[:p] == correction.book(before, mixing.flow_step(lo, hi, 0.5, 1.0, 1.0, 1.0), 0.5, 0.9, 1.0, lower)).all()
+    assert (np.abs(flow[p:]) == ((own == 0) & (theirs == 0))).all() and 40 <= np.abs(flow[p:]).sum() <= 45
+
+
 def _never(*_: object) -> Any:
     raise AssertionError("nothing is trained here")

@@ -475,8 +475,8 @@ def _made(**fields: Any) -> Membership:
 
 
 def replaces(old: Membership, new: Membership) -> bool:
-    """May `new` take the place of `old`? The same federation, a higher version, the same study and first model, nobody
-    forgotten, no identity exchanged, nobody back who left."""
+    """May `new` take the place of `old`? The same federation, a higher version, the same layout and first model, nobody
+    forgotten, no identity exchanged, nobody back who left. Settings of the study may change: a lower eta is a remedy."""
     if new.federation != old.federation or new.version <= old.version:
         return False
     if (new.layout, new.x0) != (old.layout, old.x0):
