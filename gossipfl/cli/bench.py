@@ -277,6 +277,7 @@ def _closing(found: Summary) -> None:
         )
         print(*(f"  {network.name}: {network}" for network in NETWORKS), sep="\n")
         print()
+    print("what holds (+), falls short (-), is open (?)")
     print(*sentences(verdict(found)), sep="\n")
     print()
 

@@ -128,7 +128,7 @@ def _shown(said: list[str]) -> list[str]:
 
 
 def _word(sign: str) -> str:
-    return {"-": "Not:", "?": "Open:"}[sign]
+    return {"-": "Falls short:", "?": "Open:"}[sign]
 
 
 def _quality(row: Mapping[str, Any]) -> str:

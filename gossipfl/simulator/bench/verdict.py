@@ -171,5 +171,5 @@ def _span_of(seconds: float) -> str:
 
 
 def sentences(said: Sequence[Said]) -> list[str]:
-    """As lines of plain text, each with its sign: +, - or ? where the numbers do not decide."""
+    """As lines of plain text, each with its sign: + holds, - falls short, ? where the numbers do not decide."""
     return [f"{ {True: '+', False: '-', None: '?'}[one.holds] } {one.text}" for one in said]
