@@ -141,3 +141,18 @@ def test_a_figure_over_seeds_is_students_interval() -> None:
     assert found.mean == pytest.approx(0.9)
     assert found.high - found.mean == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
     assert math.isnan(sweep.Figure.of([0.8]).low)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "simulations").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_scenario_that_is_committed_can_be_read_with_all_its_combinations(path: Path) -> None:
+    asked = sweep.asked(path)
+    assert len(list(asked.combinations)) >= 1
+    assert f"`{path.name}`" in (path.parent / "README.md").read_text()
+
+
+def test_a_law_that_was_violated_is_told_beside_the_figures(tmp_path: Path) -> None:
+    text = TEXT.replace("rounds.dropout = [0.0, 0.5]", "rounds.half = [0.0, 0.9]").replace("seed = [0, 1, 2]", "")
+    asked = sweep.asked(write(tmp_path, text))
+    lines = {line["key"]: line for line in (sweep.one(asked, settings) for settings in asked.combinations)}
+    said = {row.settings["rounds.half"]: row.said() for row in sweep.grid(asked, "?", lines).rows}
+    assert said == {0.0: "", 0.9: "not as expected in 1 of 1; violated: mass-conserved"}

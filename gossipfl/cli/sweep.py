@@ -90,10 +90,9 @@ def _closing(found: Grid, folder: Path) -> None:
     rows = []
     for row in found.rows:
         one = row.figures
-        said = [f"not as expected in {row.unheld}"] * bool(row.unheld) + [row.error] * bool(row.error)
         figures = [_percent(one["share"]), _interval(one["share"]), *(_number(one[name]) for name in
                    ("worst", "consensus", "mib_per_node", "cpu_s"))]  # fmt: skip
-        rows.append([*(row.settings[name] for name in names), row.runs, *figures, "; ".join(said)])
+        rows.append([*(row.settings[name] for name in names), row.runs, *figures, row.said()])
     print()
     worst = f"{label(found.metric) if found.metric else 'quality'}, worst"
     header = (*names, "runs", "worst, % of centralized", "95 %", worst, "apart", "MiB a node", "CPU s", "")

@@ -43,7 +43,6 @@ def cells(row: Row) -> list[str]:
         return ["–"] * 5 + [row.error or "not run yet"]
     one = row.figures
     share = one["share"]
-    said = "" if not row.unheld else f"not as expected in {row.unheld} of {row.runs}"
     between = f"{100 * share.low:.2f} to {100 * share.high:.2f}" if math.isfinite(share.low) else "–"
     return [
         f"{100 * share.mean:.2f}",
@@ -51,7 +50,7 @@ def cells(row: Row) -> list[str]:
         f"{one['worst'].mean:.4f}",
         f"{one['consensus'].mean:.2g}",
         f"{one['mib_per_node'].mean:.3g}",
-        said + ("; " if said and row.error else "") + row.error,
+        row.said(),
     ]
 
 

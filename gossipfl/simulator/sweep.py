@@ -201,6 +201,14 @@ class Row:
     unheld: int
     """runs in which what was expected did not hold"""
     error: str = ""
+    violated: tuple[str, ...] = ()
+    """laws that did not hold in some run"""
+
+    def said(self) -> str:
+        """What is to be said of it beside its figures."""
+        parts = [f"not as expected in {self.unheld} of {self.runs}"] * bool(self.unheld)
+        parts += [f"violated: {', '.join(self.violated)}"] * bool(self.violated)
+        return "; ".join([*parts, *([self.error] * bool(self.error))])
 
 
 @dataclass
@@ -235,7 +243,9 @@ def grid(asked: Asked, question: str, lines: Mapping[str, Line]) -> Grid:
         good = [line for line in there if "error" not in line]
         figures = {name: Figure.of([_number(line[name]) for line in good]) for name in FIGURES}
         error = next((line["error"] for line in there if "error" in line), "")
-        found.rows.append(Row(settings, len(good), figures, sum(bool(line["unheld"]) for line in good), error))
+        bad = {name for line in good for name, verdict in line["invariants"].items() if verdict == "violated"}
+        unheld = sum(bool(line["unheld"]) for line in good)
+        found.rows.append(Row(settings, len(good), figures, unheld, error, tuple(sorted(bad))))
     return found
 
 
@@ -258,6 +268,7 @@ def as_json(found: Grid) -> dict[str, Any]:
                 "runs": row.runs,
                 "unheld": row.unheld,
                 "error": row.error or None,
+                "violated": list(row.violated),
                 **{name: vars(figure) for name, figure in row.figures.items()},
             }
             for row in found.rows

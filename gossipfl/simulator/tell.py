@@ -101,7 +101,9 @@ def outcome(run: Run) -> list[str]:
     if len(done) == len(stay):
         last = max(life.finished_at() for life in done)
         when = run.when(last) + ("" if run.round_s else " of virtual time")
-        said = [f"All {len(done)} nodes finished the study, the last at {when}."]
+        is_all = run.count in (None, len(run.lives))
+        who = f"{len(done)} nodes" if is_all else f"{len(done)} nodes that are listed, of {run.count:,},"
+        said = [f"All {who} finished the study, the last at {when}."]
     else:
         late = [f"{life.name} ({life.stage})" for life in stay if life.stage != "finished"]
         said = [f"{len(done)} of {len(stay)} nodes finished the study; not {joined(late)}."]
