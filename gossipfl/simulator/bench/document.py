@@ -30,13 +30,9 @@ TITLE: Final = "# Benchmarks\n\n"
 
 HEAD: Final = """## The standard suite
 
-Made from `{folder}` by `gossipfl bench document {folder} --out docs/benchmarks.md`. The suite:
-
-```sh
-{command}
-```
-
-on {platform}, Python {python}, {packages}; began {began}.
+Made from `{folder}` by `gossipfl bench document {folder} --out docs/benchmarks.md`. The suite is
+`gossipfl bench --suite standard`; each section names the command and the commit that made it. On {platform},
+Python {python}, {packages}.
 
 Every method has the same rows, graph, budget of rounds, absence, seeds and schedule; a task's defaults were chosen on
 validation parts (`gossipfl/simulator/bench/recipe.py`). *Share*: the worst node's metric over centralized, which is the same
@@ -74,13 +70,11 @@ def document(results: Path) -> str:
     networks: Mapping[str, str] = next(iter(found.values()))["networks"]
     head = HEAD.format(
         folder="/".join(results.resolve().parts[-2:]),
-        command=" ".join(newest["command"]),
         platform=newest["platform"],
         python=newest["python"],
         packages=", ".join(
             f"{name} {version}" for name, version in newest["packages"].items() if name in ("torch", "numpy")
         ),
-        began=newest["began"],
         networks="\n".join(f"* {name}: {says}" for name, says in networks.items()),
     )
     made = zip(found.items(), manifests, strict=True)
@@ -95,7 +89,7 @@ def _section(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any]) -
         "",
         f"{found['question']}; {found['train_rows']:,} training and {found['test_rows']:,} test rows. "
         f"At split {found['seeds'][0]}: {'; '.join(found['sites'])}. "
-        f"Runs of commit {', '.join(found['commits']) or 'unknown'}; summary of {manifest['commit'] or 'unknown'}.",
+        f"`{' '.join(manifest['command'])}`: runs of commit {', '.join(found['commits']) or 'unknown'}; summary of {manifest['commit'] or 'unknown'}.",
         "",
         f"| method | worst {metric} | 5 % | median | mean | share | 95 % interval | splits | Brier | calibration |",
         "|---|---|---|---|---|---|---|---|---|---|",
