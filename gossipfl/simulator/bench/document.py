@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gossipfl.learning.evaluation import label
+from gossipfl.simulator import results as writing
 from gossipfl.simulator.bench import folder as folders
 from gossipfl.simulator.bench.verdict import DEFAULT, size
 
@@ -88,8 +89,7 @@ def _section(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any]) -
         f"### {name}",
         "",
         f"{found['question']}; {found['train_rows']:,} training and {found['test_rows']:,} test rows. "
-        f"At split {found['seeds'][0]}: {'; '.join(found['sites'])}. "
-        f"`{' '.join(manifest['command'])}`: runs of commit {', '.join(found['commits']) or 'unknown'}; summary of {manifest['commit'] or 'unknown'}.",
+        f"At split {found['seeds'][0]}: {'; '.join(found['sites'])}. " + _made_by(found, manifest),
         "",
         f"| method | worst {metric} | 5 % | median | mean | share | 95 % interval | splits | Brier | calibration |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -114,6 +114,11 @@ def _section(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any]) -
             f"* {one['model']}, published, on the rows that it scores: AUC {aucs[0]:.4f}; centralized there {aucs[1]:.4f}."
         )
     return "\n".join(lines) + "\n"
+
+
+def _made_by(found: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    runs, summary = ", ".join(found["commits"]) or "unknown", manifest["commit"] or "unknown"
+    return f"`{' '.join(manifest['command'])}`: runs of commit {runs}, summary of {summary}."
 
 
 def _shown(said: list[str]) -> list[str]:
@@ -169,6 +174,9 @@ def keep(suite: Path, results: Path) -> list[Path]:
         if (path / folders.SUMMARY).is_file():
             (results / path.name).mkdir(parents=True, exist_ok=True)
             for name in KEPT:
-                (results / path.name / name).write_text((path / name).read_text("utf-8"), encoding="utf-8")
+                kept = json.loads((path / name).read_text("utf-8"))
+                if "platform" in kept:  # the system is enough: which kernel and host is nobody's business
+                    kept["platform"] = kept["platform"].partition("-")[0]
+                writing.write_json(results / path.name / name, kept)
                 made.append(results / path.name / name)
     return made
