@@ -73,6 +73,11 @@ def test_who_is_there_is_said_once_and_again_after_it_was_missing() -> None:
     assert "the other side closed" in said[2][1]["cause"]
 
 
+def test_who_rests_is_not_said_to_be_lost() -> None:
+    said = watched((0, "connected", ""), (40, "resting", "at rest"), (300, "dialling", ""), (301, "connected", ""))
+    assert [kind for kind, _ in said] == ["connected"]
+
+
 def test_who_can_only_dial_and_does_not_is_said_to_be_missing() -> None:
     ear, b = Ear(), Neighbour("b")
     company = Company(ear, 0)

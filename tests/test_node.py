@@ -168,6 +168,9 @@ async def test_ready_is_who_has_been_greeted(tmp_path: Path) -> None:
         conn = first.peer.by_peer["b"]
         conn.greeted = False
         assert "connected to no neighbour" in unready(first)[0]
+        first.peer.neighbour("b").is_now("resting", 0)
+        assert not unready(first)
+        first.peer.neighbour("b").is_now("connected", 0)
         conn.greeted = True
 
 

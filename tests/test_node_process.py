@@ -61,7 +61,8 @@ def test_two_processes_learn_real_patients_together_and_stop_well(tmp_path: Path
         second = subprocess.run(command(tomls["a"], "run"), capture_output=True, text=True, timeout=60)
         assert second.returncode == 73 and "in use by process" in second.stderr
         shown = subprocess.run(command(tomls["a"], "status"), capture_output=True, text=True, timeout=60)
-        assert shown.returncode == 0 and "finished" in shown.stdout and "connected" in shown.stdout
+        assert shown.returncode == 0 and "finished" in shown.stdout
+        assert "connected" in shown.stdout or "resting" in shown.stdout
         stopped = subprocess.run(command(tomls["a"], "stop"), capture_output=True, timeout=60)
         processes[1].send_signal(signal.SIGTERM)
         assert [process.wait(30) for process in processes] == [0, 0] and stopped.returncode == 0

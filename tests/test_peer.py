@@ -327,9 +327,40 @@ def test_T12_statistics_that_no_rows_can_have_made_are_refused_and_named() -> No
     assert all(np.abs(node.store.files.array(node.peer.current["statistics"], "f8")).max() < 1e9 for node in honest)
 
 
-def test_sessions_at_rest_are_pinged_together_and_a_ping_keeps_one_alive_and_says_nothing_else() -> None:
+def test_a_session_at_rest_is_let_go_by_who_began_it_and_nobody_is_called_silent() -> None:
     world, _ = small_world(local_rounds=1)
-    world.run(30)
+    world.run(60)
+    assert all(node.peer.stage == "finished" and node.peer.links for node in world.nodes.values())
+    world.run(700)  # who does not know yet that the other has finished, too, keeps the session to its age
+    before = world.counts["dial"]
+    world.run(700)
+    for node in world.nodes.values():
+        states = [node.peer.neighbour(other) for other in node.peer.links]
+        assert {one.state for one in states} == {"resting"} and all(one.is_here for one in states)
+        assert not node.peer.by_peer and not node.ends
+    assert world.counts["dial"] == before, "who rests is not dialled again"
+
+
+def test_a_session_that_rests_is_begun_again_by_whoever_has_something_to_say() -> None:
+    members = federation({"a": 10, "b": 20, "c": 30}, local_rounds=10**6, eta=0.05)
+    trainers, _ = quadratics(members.active, 0)
+    world = World(toy_specs(members, lambda name: trainers[name], turn_ns=120 * 10**9), 0)
+    world.run(90)
+    assert not any(node.peer.by_peer for node in world.nodes.values())
+    done, dials = world.counts["exchange"], world.counts["dial"]
+    world.run(1200)
+    exchanges = world.counts["exchange"] - done
+    assert exchanges >= 25
+    assert world.counts["dial"] - dials <= exchanges
+
+
+def test_sessions_that_may_not_rest_are_pinged_together_and_a_ping_keeps_one_alive_and_says_nothing_else() -> None:
+    """They may not where one side could not begin another."""
+    world, _ = small_world(local_rounds=1)
+    world.run(2)
+    for each in world.nodes.values():
+        each.peer.settings = replace(each.peer.settings, dialable=frozenset())
+    world.run(28)
     node = world.nodes["a"]
     for other in "bc":
         if other not in node.peer.by_peer:

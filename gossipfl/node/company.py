@@ -64,7 +64,7 @@ class Company:
         """Say what has changed since the last look."""
         for one in neighbours:
             told = self.told.setdefault(one.name, _Told())
-            if one.state == "connected":
+            if one.is_here:
                 if not told.here:
                     self.log.say("connected", peer=one.name)
                 self.told[one.name] = _Told(here=True)

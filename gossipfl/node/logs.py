@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, TextIO
 
 from gossipfl.learning.evaluation import label
 from gossipfl.protocol.events import Note
+from gossipfl.protocol.neighbours import HERE
 
 DEBUG: Final = frozenset({"egress", "receipt"})
 """Kinds that only repeat an exchange which has a line of its own."""
@@ -95,7 +96,7 @@ class Log:
 def progress(status: Mapping[str, Any]) -> str:
     """How far a node is, in one line, of what `/status` says."""
     peers = status["peers"].values()
-    up = sum(peer["state"] == "connected" for peer in peers)
+    up = sum(peer["state"] in HERE for peer in peers)
     parts = [
         status["stage"],
         f"local round {status['local_round']} of {status['local_rounds']}",

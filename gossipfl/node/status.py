@@ -56,7 +56,8 @@ def unready(driver: Driver) -> list[str]:
     if not driver.parts.certificate.valid_at(time.time_ns()):
         reasons.append("this node's certificate is not valid now; renew it, or correct the clock")
     neighbours = driver.parts.membership.neighbours(peer.me)
-    if neighbours and not any(conn.greeted for conn in peer.by_peer.values()):
+    greeted = any(conn.greeted for conn in peer.by_peer.values())
+    if neighbours and not greeted and not any(peer.neighbour(one).state == "resting" for one in neighbours):
         reasons.append("connected to no neighbour: " + "; ".join(_silence(driver, one) for one in neighbours[:5]))
     return reasons
 

@@ -92,6 +92,8 @@ class Conn:
     opened_ns: int
     heard_ns: int
     sent_ns: int
+    used_ns: int
+    """when anything but a ping last went over it, either way"""
     greeted: bool = False
     stage: str = ""
     statistics: bytes = b""
@@ -130,6 +132,8 @@ class Core:
         self.settings = settings
         self.me = settings.me
         self.links: dict[str, Link] = {}
+        self.doubtful: set[str] = set()
+        """peers with whom an exchange is in doubt"""
         self.conns: dict[int, Conn] = {}
         self.by_peer: dict[str, Conn] = {}
         self.neighbours: dict[str, Neighbour] = {}
@@ -187,7 +191,7 @@ class Core:
         self.out.append(command)
 
     def send(self, conn: Conn, message: ms.Message) -> None:
-        conn.sent_ns = self.now.mono_ns
+        conn.sent_ns = conn.used_ns = self.now.mono_ns
         self.do(ev.Send(conn.id, message))
 
     def note(self, kind: str, **fields: Any) -> ev.Note:
@@ -196,7 +200,7 @@ class Core:
     def commit(self, *facts: ev.Note, links: tuple[Link, ...] = (), gone: str = "") -> None:
         """One transaction: the links, the model and the course as they are now, with the facts."""
         for link in links:
-            self.links[link.peer] = link
+            self.hold(link)
         rows = [("link", link.peer, encode_row(link)) for link in links] + self.state_rows()
         rows += [(kind, key, value) for (kind, key), value in self.fresh_rows.items()]
         if gone:
@@ -255,3 +259,15 @@ class Core:
 
     def link(self, peer: str) -> Link:
         return self.links.get(peer) or Link(peer)
+
+    def hold(self, link: Link) -> None:
+        """From now on this is what is remembered of the peer."""
+        self.links[link.peer] = link
+        if link.in_doubt:
+            self.doubtful.add(link.peer)
+        else:
+            self.doubtful.discard(link.peer)
+
+    def let_go_of(self, peer: str) -> None:
+        del self.links[peer]
+        self.doubtful.discard(peer)

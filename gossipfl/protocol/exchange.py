@@ -33,7 +33,7 @@ class Exchanges(Greeting):
         conn = self.conns.get(event.conn)
         if conn is None:
             return
-        conn.heard_ns = self.now.mono_ns
+        conn.heard_ns = conn.used_ns = self.now.mono_ns
         message = event.message
         try:
             if isinstance(message, ms.Hello):
@@ -398,7 +398,7 @@ class Exchanges(Greeting):
         conn = self.conns.get(event.conn)
         if conn is None:
             return
-        conn.heard_ns = self.now.mono_ns
+        conn.heard_ns = conn.used_ns = self.now.mono_ns
         if conn.inbound and conn.inbound[0].root == event.root:
             (manifest, proposal), conn.inbound = conn.inbound, None
             self.mix_proposal(conn, manifest, proposal)

@@ -24,6 +24,12 @@ PING_NS: Final = 20_000_000_000
 TOGETHER_NS: Final = 5_000_000_000
 """When one session must be pinged, so are those whose turn comes within this: a node with many wakes up once, not often."""
 
+REST_NS: Final = 30_000_000_000
+"""A session over which nothing but pings has gone for so long, where nothing is owed and both have an address, is closed by
+who began it at its next ping: at a pace of minutes a handshake an exchange costs less than keeping every session alive."""
+
+AT_REST: Final = "at rest: nothing is under way, and either side may begin another session"
+
 IDLE_NS: Final = 60_000_000_000
 GREETING_NS: Final = 15_000_000_000
 CLOCK_TOLERANCE_S: Final = 300
@@ -51,6 +57,7 @@ class Greeting(Terms):
             peer,
             self.me if event.initiator else peer,
             self.link(peer).view(),
+            self.now.mono_ns,
             self.now.mono_ns,
             self.now.mono_ns,
             self.now.mono_ns,
@@ -110,6 +117,9 @@ class Greeting(Terms):
         self.drop(conn)
         self.do(self.note("closed", peer=conn.peer, detail=event.why))
         neighbour = self.neighbour(conn.peer)
+        if self.may_rest(conn):
+            neighbour.is_now("resting", self.now.wall_ns, AT_REST)
+            return
         if neighbour.state != "refused":
             neighbour.is_now("silent", self.now.wall_ns, event.why)
         neighbour.back_off(self.now.mono_ns, self.settings.random)
@@ -119,6 +129,20 @@ class Greeting(Terms):
         if self.by_peer.get(conn.peer) is conn:
             del self.by_peer[conn.peer]
         self.on_let_go(conn.peer)
+
+    def may_rest(self, conn: Conn) -> bool:
+        """May this session end, because it is quiet, nothing is owed over it, and either side can begin another?"""
+        peer = conn.peer
+        finished = self.stage == "finished", self.neighbour(peer).stage == "finished"
+        return (
+            conn.greeted
+            and self.now.mono_ns - conn.used_ns >= REST_NS - TOGETHER_NS
+            and finished[0] == finished[1]
+            and peer in self.settings.dialable
+            and bool(self.settings.certificate.addresses)
+            and not (conn.inbound or conn.reply or conn.early or conn.again_ns)
+            and not (peer in self.encoding or peer in self.mixing or self.link(peer).in_doubt)
+        )
 
     def refuse(self, conn: Conn, refusal: Refused, k: int = 0) -> None:
         """The one way in which a peer learns that it is refused; k = 0 closes the session."""
@@ -186,7 +210,7 @@ class Greeting(Terms):
 
     def start_anew(self, link: Link, epoch: int, why: str, limited: bool = True) -> None:
         fresh = begin_anew(link, epoch, self.now.wall_ns // 10**9, self.settings.resets_per_day if limited else None)
-        self.links[link.peer] = fresh
+        self.hold(fresh)
         self.commit(self.note("reset", peer=link.peer, epoch=epoch, detail=why), links=(fresh,))
         self.recompute_correction()
         self.give_back(link.peer)
@@ -213,7 +237,7 @@ class Greeting(Terms):
         self.current["statistics"] = event.model
         fact = self.note("returned", peer=peer, epoch=link.epoch)
         if self.settings.members.has_left(peer):
-            del self.links[peer]
+            self.let_go_of(peer)
             self.commit(fact, gone=peer)
         else:
             self.commit(fact, links=(msgspec.structs.replace(link, owed=link.owed[paid:]),))

@@ -15,6 +15,9 @@ BACKOFF_MAX_NS: Final = 60_000_000_000
 NOTES: Final = 10
 """Refusals of one neighbour that are noted a minute; all are counted."""
 
+HERE: Final = frozenset({"connected", "resting"})
+"""States of a neighbour that is there as far as anybody knows: a session that rests is not lost."""
+
 BURST: Final = 30
 """Inbound exchanges that a link may save up."""
 
@@ -53,7 +56,7 @@ class Neighbour:
     retry_ns: int = 0
     backoff_ns: int = 0
     state: str = "unseen"
-    """unseen | dialling | connected | unreachable | refused | silent"""
+    """unseen | dialling | connected | resting | unreachable | refused | silent"""
     stage: str = ""
     """of the study, as it last said"""
     since_wall_ns: int = 0
@@ -61,6 +64,11 @@ class Neighbour:
     versions: dict[str, str] = field(default_factory=dict)
     inbound: Bucket = field(default_factory=lambda: Bucket(BURST))
     notes: Bucket = field(default_factory=lambda: Bucket(NOTES))
+
+    @property
+    def is_here(self) -> bool:
+        """Is there a session with it, or was there none needed since the last?"""
+        return self.state in HERE
 
     def is_now(self, state: str, wall_ns: int, why: str = "") -> None:
         if (state, why) != (self.state, self.why):

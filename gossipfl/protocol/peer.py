@@ -19,7 +19,7 @@ from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Conn, Settings
 from gossipfl.protocol.events import Instant
-from gossipfl.protocol.greeting import GREETING_NS, IDLE_NS, PING_NS, TOGETHER_NS
+from gossipfl.protocol.greeting import AT_REST, GREETING_NS, IDLE_NS, PING_NS, TOGETHER_NS
 from gossipfl.protocol.link import Row, decode_link
 from gossipfl.protocol.lockstep import InStep
 from gossipfl.protocol.neighbours import choose
@@ -134,9 +134,9 @@ class Peer(InStep):
         """Take up where the disk says that this node was."""
         self.base = {"model": event.model, "statistics": event.statistics_base}
         self.current = {"model": event.begin or event.model, "statistics": event.statistics}
-        for (kind, key), value in sorted(event.rows.items()):
+        for (kind, _), value in sorted(event.rows.items()):
             if kind == "link":
-                self.links[key] = decode_link(value)
+                self.hold(decode_link(value))
             elif kind == "certificate":
                 certificate = Certificate.decode(value)
                 self.certificates[certificate.digest] = certificate
@@ -197,10 +197,10 @@ class Peer(InStep):
             link = msgspec.structs.replace(link, given=given, owed=tuple(one for one in link.owed if one not in missing))
         owed = (*link.owed, link.given) if link.given else link.owed
         if left and owed and not self.frozen:
-            self.links[link.peer] = msgspec.structs.replace(link, given=b"", owed=owed)
+            self.hold(msgspec.structs.replace(link, given=b"", owed=owed))
             self.give_back(link.peer)
         elif left:
-            del self.links[link.peer]
+            self.let_go_of(link.peer)
             self.commit(self.note("left", peer=link.peer), gone=link.peer)
         elif gone:
             self.start_anew(
@@ -477,16 +477,16 @@ class Peer(InStep):
     def to_be_dialled(self) -> list[str]:
         """Neighbours without a session where one is owed: an exchange is in doubt, or this node has finished and they have
         not: they may have no way to dial it."""
-        doubtful = {peer for peer, link in self.links.items() if link.in_doubt}
-        if not doubtful and self.stage != "finished":
+        finished = self.stage == "finished"
+        if not (self.doubtful or finished):
             return []
         return [
             peer
             for peer in self.settings.members.neighbours(self.me)
-            if peer in self.settings.dialable
+            if (peer in self.doubtful or (finished and self.neighbour(peer).stage != "finished"))
+            and peer in self.settings.dialable
             and peer not in self.by_peer
             and self.neighbour(peer).state != "dialling"
-            and (peer in doubtful or (self.stage == "finished" and self.neighbour(peer).stage != "finished"))
         ]
 
     def may_ask(self, peer: str, space: str) -> bool:
@@ -598,10 +598,20 @@ class Peer(InStep):
             elif not busy and mono - conn.heard_ns > IDLE_NS:
                 self.let_die(conn, "nothing heard for 60 s")
             elif conn.sent_ns <= due:
-                self.send(conn, ms.Ping())
+                self.ping_or_rest(conn)
             if conn.again_ns is not None and mono >= conn.again_ns:
                 conn.again_ns = None
                 self.offer(conn)
+
+    def ping_or_rest(self, conn: Conn) -> None:
+        """Who began a session lets it go where it may rest: only that side is known to be able to dial."""
+        if conn.begun_by != self.me or self.turn_peer == conn.peer or not self.may_rest(conn):
+            conn.sent_ns = self.now.mono_ns
+            self.do(ev.Send(conn.id, ms.Ping()))
+            return
+        self.drop(conn)
+        self.neighbour(conn.peer).is_now("resting", self.now.wall_ns, AT_REST)
+        self.do(ev.Close(conn.id, AT_REST))
 
     def let_die(self, conn: Conn, why: str) -> None:
         self.drop(conn)

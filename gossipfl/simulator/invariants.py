@@ -113,17 +113,23 @@ class Watch:
         self.lives: dict[str, Life] = {}
         self.world: Any = None
         self._hooks = {
-            hook: [one for one in self.checkers if getattr(type(one), hook) is not getattr(Checker, hook)] for hook in HOOKS
+            hook: [
+                (one, getattr(one, hook))
+                for one in self.checkers
+                if getattr(type(one), hook) is not getattr(Checker, hook)
+            ]
+            for hook in HOOKS
         }
 
     def verdicts(self) -> dict[str, Verdict]:
         return {one.name: one.verdict for one in self.checkers}
 
     def call(self, hook: str, event: str, *arguments: Any) -> None:
-        for one in self._hooks[hook]:
-            one.now_s, one.event = self.world.mono / SECOND if self.world else 0.0, event
+        now_s = self.world.mono / SECOND if self.world else 0.0
+        for one, ask in self._hooks[hook]:
+            one.now_s, one.event = now_s, event
             try:
-                getattr(one, hook)(*arguments)
+                ask(*arguments)
             except Exception as error:
                 one.error = one.error or f"{type(error).__name__} at {one.now_s:.3f} s, {hook} {event}: {error}"
 

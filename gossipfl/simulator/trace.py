@@ -8,7 +8,8 @@ of versions.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from gossipfl.errors import Refused
 from gossipfl.protocol import events as ev
@@ -49,9 +50,9 @@ class Digests(Observer):
 
     def line(self, said: tuple[Any, ...], names: tuple[str, ...] = ()) -> None:
         self.lines += 1
-        text = "|".join(map(str, said))
-        self._trace.update(text.encode() + b"\n")
-        self._content.update("|".join((text, *names)).encode() + b"\n")
+        text = "|".join(map(str, said)).encode()
+        self._trace.update(text + b"\n")
+        self._content.update(text + b"".join(b"|" + name.encode() for name in names) + b"\n")
 
     def said(self, node: Node, one: ev.Event | ev.Command) -> tuple[Any, ...]:
         """(kind, peer, k, size, reason)."""
@@ -84,5 +85,12 @@ def names_of(one: ev.Event | ev.Command) -> tuple[str, ...]:
     """The names of all tensors in it."""
     if isinstance(one, ev.Commit):
         return tuple(name.hex() for name in one.keep)
-    found = [getattr(one, part) for part in one.__dataclass_fields__]
-    return tuple(name.hex() for name in found if isinstance(name, bytes) and len(name) == 32)
+    kind: Any = type(one)
+    found = [getattr(one, part) for part in _bytes_of(kind)]
+    return tuple(name.hex() for name in found if len(name) == 32)
+
+
+@cache
+def _bytes_of(kind: type) -> tuple[str, ...]:
+    """The fields of an event or command that are bytes."""
+    return tuple(part for part, declared in get_type_hints(kind).items() if declared is bytes)

@@ -207,7 +207,11 @@ def weights() -> list[int]:
 
 def summed(content: Any) -> bytes:
     """The sum of a blob, one word at a time: section 1."""
-    raw = bytes(content)
+    return _summed(bytes(content))
+
+
+@functools.lru_cache(maxsize=4096)  # every image of a disk holds the same few blobs
+def _summed(raw: bytes) -> bytes:
     parts = [len(raw).to_bytes(8, "little")]
     for at in range(0, len(raw), PIECE):
         piece, total = raw[at : at + PIECE], 0
