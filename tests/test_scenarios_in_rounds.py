@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from gossipfl.cli import application
 from gossipfl.errors import ConfigError, Misuse
-from gossipfl.simulator import expect, play, rounds
+from gossipfl.simulator import expect, play, rounds, story
 from gossipfl.simulator import scenario as sc
 from gossipfl.simulator.faults import CLASSES, STRIKES, Faults
 from gossipfl.simulator.run import Run, as_json
@@ -105,6 +105,16 @@ def test_a_method_and_chances_for_rounds_only_stand_in_a_table_of_their_own(tmp_
         read_of(tmp_path, BOTH, "rounds.dropuot=0.5")
     with pytest.raises(Misuse, match="did you mean 'gossip'"):
         played(read_of(tmp_path, BOTH, 'rounds.method="gosip"'))
+
+
+def test_the_event_engine_says_that_what_is_meant_for_rounds_has_no_effect(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text(BOTH + "[rounds]\ndropout = 0.5\n")
+    read = sc.load(path, ["hours=0.3", "study.local_rounds=2", "at=[]", "expect.happened={}"])
+    run = play.play(play.Stage(read.scenario, play.prepare(read)))
+    assert run.notes == ["note: for --engine vectorized, without effect here: rounds.dropout"]
+    manifest = {"began": "", "command": [], "seed": 0, "platform": "", "python": "", "packages": {}}
+    assert run.notes[0] in story.page(run, read.scenario, [], manifest)
 
 
 # ---- faults in time, in rounds -----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -214,7 +214,14 @@ def _told(
         trace_digest=digests.trace,
         content_digest=digests.content,
         test_rows=len(made.test),
+        notes=list(_unplayed(scenario)),
     )
+
+
+def _unplayed(scenario: Scenario) -> Iterator[str]:
+    """What of a scenario has no meaning where nodes run in time."""
+    if found := sorted(scenario.rounds.model_fields_set):
+        yield f"note: for --engine vectorized, without effect here: {', '.join(f'rounds.{name}' for name in found)}"
 
 
 def _seen(checker: Checker) -> str:
