@@ -138,5 +138,38 @@ def test_a_flow_that_was_booked_under_another_codec_goes_on_with_counts_of_0(low
     assert (np.abs(flow[p:]) == ((own == 0) & (theirs == 0))).all() and 40 <= np.abs(flow[p:]).sum() <= 45
 
 
+@pytest.mark.parametrize(("before", "after", "changed"), [("f64", CODEC, {}), (CODEC, "f64", {}),
+                                                           ("f64", CODEC, {"gamma": 0.4, "leak": 0.1})])  # fmt: skip
+def test_an_exchange_in_doubt_is_ended_as_it_was_proposed_where_the_study_has_changed_since(before, after, changed) -> None:
+    """The peer has applied its half already: a codec or gamma of today's would leave the link in doubt for ever."""
+    federation = found("toy", 2, 1, options={"dimension": 24}, study={"codec": before, "local_rounds": 12, "local_steps": 2})
+    world = World(federation.specs(change=lambda told: replace(told, turn_ns=10**9)), 1, Faults())
+    one, two = world.nodes.values()
+
+    def links() -> tuple[Any, Any]:
+        return next(iter(one.peer.links.values())), next(iter(two.peer.links.values()))
+
+    for _ in range(5000):
+        world.run(0.003)
+        if one.boots and two.boots and one.peer.links and two.peer.links and {end.done for end in links()} == {3, 4}:
+            break
+    assert [end.pending.k for end in links() if end.pending] == [4]
+    study = federation.membership.study.model_copy(update={"codec": after, **changed})
+    newer: Any = federation.membership.model_copy(update={"version": 2, "study": study})
+    size = compression.payload_size(after, 24, 0, 8)
+    for node in (one, two):
+        node.crash(1.0)
+        node.spec = replace(node.spec, settings=lambda random, was=node.spec.settings: replace(
+            was(random), members=newer, codec=after, model_size=size, **changed))  # fmt: skip
+        node.boot()
+    world.run(600, until=lambda: all(node.boots and node.peer.stage == "finished" for node in (one, two)))
+    world.run(10)
+    here, there = links()
+    assert here.done == there.done > 6 and (here.epoch, there.epoch) == (0, 0) and not (here.pending or there.pending)
+    assert (here.model.own, here.model.theirs) == (there.model.theirs, there.model.own)
+    flows = [node.store.files.array(link.flow, "float64") for node, link in ((one, here), (two, there))]
+    assert (flows[0] == -flows[1]).all() and len(flows[0]) == (48 if after == CODEC else 24)
+
+
 def _never(*_: object) -> Any:
     raise AssertionError("nothing is trained here")

@@ -126,12 +126,11 @@ class Exchanges(Greeting):
             return
         self.verify(conn, "manifest", reply.certificate, message.manifest, message.signature)
         proposal = ms.decode_manifest(pending.manifest)
-        self.check_manifest(conn, link, reply, "reply", proposal.space, proposal.membership, pending.mass_peer)
+        self.check_manifest(conn, link, reply, "reply", proposal.space, proposal.membership, pending.mass_peer, proposal)
         if not (reply.k == pending.k and reply.prev == pending.prev and reply.epoch == link.epoch):
             raise Refused("gap", "the reply's epoch or counters are not those of the proposal")
-        if not (
-            reply.kappa <= proposal.kappa and reply.tau <= proposal.tau and reply.leak in (1.0, 1 - self.settings.leak)
-        ):
+        is_leak = reply.leak in (1.0, 1 - self.settings.leak) or proposal.membership != self.settings.members.version
+        if not (reply.kappa <= proposal.kappa and reply.tau <= proposal.tau and is_leak):
             raise Refused(
                 "implausible", "the reply raises kappa or tau or invents a leak; the peer is faulty or hostile"
             )
@@ -192,11 +191,11 @@ class Exchanges(Greeting):
             reference_in=agreed.theirs,
             reference_out=agreed.own,
             model=self.current[space],
-            codec=self.codec(space),
+            codec=mine.codec if mine else self.codec(space),
             seed=self.seed(link.epoch, came.k, self.me, peer),
             mass=mine.mass if mine else self.mass(self.me, space),
             mass_peer=came.mass,
-            gamma=self.gamma(space),
+            gamma=mine.gamma if mine else self.gamma(space),
             tau=tau,
             peer=peer,
             **booked,

@@ -107,21 +107,28 @@ class Terms(Core):
             )
 
     def check_manifest(
-        self, conn: Conn, link: Link, manifest: ms.Manifest, role: str, space: str, version: int, mass: float
-    ) -> None:
-        """Everything that must hold of a manifest of either role, before a byte of its payload is asked for."""
+        self, conn: Conn, link: Link, manifest: ms.Manifest, role: str, space: str, version: int, mass: float,
+        proposal: ms.Manifest | None = None,
+    ) -> None:  # fmt: skip
+        """Everything that must hold of a manifest of either role, before a byte of its payload is asked for.
+
+        `proposal`: what a reply answers. It binds, also where a newer federation file has changed the study since: the peer
+        may have applied its half already."""
+        codec, size, gamma = self.codec(space), self.size(space), self.gamma(space)
+        if proposal is not None:
+            codec, size, gamma = proposal.codec, proposal.size, proposal.gamma
         self.check_addresses(conn, manifest)
         if manifest.role != role or manifest.space != space:
             raise Refused("malformed", f"a {manifest.role} about {manifest.space} where a {role} about {space} belongs")
         if manifest.membership != version:
             raise Refused("membership-old", "signed under another version of the federation file; reconnect")
-        if manifest.codec != self.codec(space):
-            raise Refused("codec", f"codec {manifest.codec!r}; the study says {self.codec(space)!r}")
-        if manifest.size != self.size(space) or not manifest.size:
-            raise Refused("size", f"payload of {manifest.size} bytes; layout and codec imply {self.size(space)}")
+        if manifest.codec != codec:
+            raise Refused("codec", f"codec {manifest.codec!r}; the study says {codec!r}")
+        if manifest.size != size or not manifest.size:
+            raise Refused("size", f"payload of {manifest.size} bytes; layout and codec imply {size}")
         if manifest.reference != self.reference(link, space).theirs:
             raise Refused("base", "the delta is against a reference that this node does not hold; reconnect to settle")
-        if manifest.mass != mass or manifest.gamma != self.gamma(space):
+        if manifest.mass != mass or manifest.gamma != gamma:
             raise Refused("implausible", "mass or gamma is not what federation file and study say")
 
     def verify(self, conn: Conn, kind: str, certificate: bytes, payload: bytes, signature: bytes) -> None:
