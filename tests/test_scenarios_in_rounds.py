@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,15 @@ def test_a_model_that_is_not_finite_is_seen_and_a_server_leaves_the_mass_unknown
 # ---- interrupted --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C as in a terminal: where a shell has started the tests in its background, it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_ends_after_the_round_and_going_on_gives_the_same_models(tmp_path: Path) -> None:
     read, folder = read_of(tmp_path, BOTH, "rounds.dropout=0.2"), tmp_path / "run"
     folder.mkdir()
