@@ -163,7 +163,7 @@ MUTANTS: Final = (
            "            dead = sorted(name for name in self._blobs if name not in live and not self._pins[name])",
            "            dead: list[bytes] = []"),
     Mutant("size-not-checked", "bounds", TERMS,
-           "        if manifest.size != self.size(space) or not manifest.size:", "        if not manifest.size:"),
+           "        if manifest.size != size or not manifest.size:", "        if not manifest.size:"),
     Mutant("sessions-not-closed", "bounds", GREETING,
            "        self.conns.pop(conn.id, None)\n", ""),
     Mutant("core-raises", "never-raises", EXCHANGE,

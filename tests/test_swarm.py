@@ -83,6 +83,16 @@ def test_a_half_whose_other_side_has_lost_its_disk_stays_booked_and_no_other_hal
     assert law.verdict == "violated"
 
 
+def test_a_proposal_read_after_its_signer_has_lost_its_disk_is_no_half_that_waits() -> None:
+    """gossipfl swarm --first-seed 49 --seeds 1 --hours 0.02 --nodes 6: it was on its way when the disk was lost."""
+    law = pair()
+    law.begun["b", "a"] = KEY[4]
+    law.struck("state-lost", ("b",), "")
+    applies(law, "a", "b", 0.25)
+    law.weigh()
+    assert not law.halves and law.verdict == "held"
+
+
 @dataclass
 class Machine:
     """What a checker asks of a node beside its rows."""

@@ -181,6 +181,9 @@ class ExactlyOnce(Checker):
                 said = old.answered
                 if said is not None and said.open and said.space == "model" and (life.name, peer) in self.replicas:
                     undoable.append(self.again(life, peer, old))
+                for key in [key for key, half in self.halves.items() if half.space == "statistics" and half.side == life.name]:
+                    if peer in key[:2] and key[2] == old.epoch:  # given back, with all that the link has brought
+                        self.orphans[key] = self.halves.pop(key)
                 if not life.rotten.isdisjoint(old.needs()):
                     self.orphan(life.name, peer, old.epoch)
                     if old.pending is not None:
@@ -212,7 +215,13 @@ class ExactlyOnce(Checker):
         """Statistics that came over a link that is over are given back, once."""
         at = life.name, peer
         if new is not None and new.epoch > old.epoch and at in self.lent:
-            self.owed[at] = self.owed.get(at, 0.0) + self.lent.pop(at)
+            lent = self.lent.pop(at)
+            if old.given in new.owed:
+                self.owed[at] = self.owed.get(at, 0.0) + lent
+            elif old.given in life.rotten:  # lost, and with it what was to be given back
+                self.is_spoiled = True
+            else:
+                self.broken(life.name, f"forgets what {peer} has brought to its statistics")
         if old.owed and (new is None or not new.owed):
             back = self.owed.pop(at, np.zeros_like(account.stood["statistics"]))
             account.mixed["statistics"] = account.mixed["statistics"] - back

@@ -409,14 +409,23 @@ class HonestAgree(Checker):
         self.spoiled: set[str] = set()
         """nodes that went on with a model computed from a file that had rotted"""
         self.models: dict[str, bytes] = {}
+        self.bases = {truth.x0.hex()} | {root(bytes(8 * one.statistics.size)).hex() for one in truth.fellows.values()}
+        self.baseless: set[str] = set()
+        """nodes of which the file that every link begins from has rotted, until the next start writes it anew"""
+
+    def booted(self, life: Life) -> None:
+        self.baseless.discard(life.name)
 
     def struck(self, kind: str, names: Sequence[str], detail: str) -> None:
+        if kind == "bit-rot" and detail.partition("-")[0] in self.bases:
+            self.baseless.add(names[0])
         if kind in ("bit-rot", "state-lost"):
             for peer in self.truth.fellows[names[0]].neighbours:
                 self.wounds |= {(names[0], peer), (peer, names[0])}
 
     def excused(self, name: str, peer: str) -> bool:
-        return self.lies(name, peer) or (name, peer) in self.wounds or (peer, name) in self.wounds
+        wounded = (name, peer) in self.wounds or (peer, name) in self.wounds
+        return self.lies(name, peer) or wounded or not self.baseless.isdisjoint((name, peer))
 
     def sent(self, life: Life, peer: str, kind: str, message: Any) -> None:
         if kind != "Refusal" or message.reason in self.HARMLESS or self.excused(life.name, peer):

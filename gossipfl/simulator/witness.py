@@ -359,7 +359,10 @@ class Life:
     def reopened(self) -> None:
         """What was made anew since is sound."""
         if self.rotten:
-            self.rotten &= self.node.store.files.missing(self.rotten)
+            disk = self.node.store.files.disk
+            there = {file.partition("-")[0]: file for file in disk.list()}
+            files = {name: there.get(name.hex()) for name in self.rotten}
+            self.rotten = {name for name, file in files.items() if file is None or not is_whole(file, disk.read(file))}
 
     def take(self, rows: Any) -> tuple[dict[str, LinkRow], CourseRow | None]:
         """Enter a transaction; what stood there before: links that it changes, and the course if it does."""
