@@ -384,6 +384,15 @@ def test_a_method_that_diverged_has_its_row_in_the_document(tmp_path: Path) -> N
     assert "| gossip | DIVERGED in 2 of 2 splits |" in text and "| gossip | 0 of 2 splits come there | - |" in text
 
 
+def test_the_page_of_benchmarks_says_what_the_committed_results_say() -> None:
+    results = ROOT / "simulations" / "results"
+    page = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+    command = "gossipfl bench document simulations/results --out docs/benchmarks.md"
+    assert between(page) == document(results), f"run: {command}"
+    assert inserted(between(page), page) == page
+    assert sum(path.stat().st_size for path in results.rglob("*") if path.is_file()) < 1_000_000
+
+
 def test_what_people_write_around_the_marks_stays() -> None:
     page = inserted("one", "# By hand\n")
     assert between(page) == "one" and page.startswith("# By hand\n")
