@@ -78,6 +78,13 @@ def test_numbers_that_do_not_fit_are_refused_before_a_run() -> None:
         asked("gossip", nodes=5, topology="random-regular:3")
 
 
+def test_no_method_and_an_unknown_compression_are_refused_before_a_run() -> None:
+    with pytest.raises(ConfigError, match="such as ledger"):
+        asked()
+    with pytest.raises(ConfigError, match=r"unknown compression 'int9' -- use none, .*topk"):
+        asked("gossip+int9")
+
+
 def test_a_run_has_another_key_where_its_result_may_differ_and_only_there() -> None:
     one_run = Ask("gossip", 0)
     base = asked("gossip").key(one_run)
@@ -200,8 +207,6 @@ def test_two_exchanges_one_after_the_other_cross_twice_as_often() -> None:
 def test_a_compression_is_a_part_of_the_methods_name() -> None:
     plain, small = (one.run(asked(name), Ask(name, 0)) for name in ("gossip", "gossip+int8"))
     assert 0 < small["bytes_per_node"] < plain["bytes_per_node"] and small["exchanges"] == plain["exchanges"]
-    with pytest.raises(Misuse, match="int9"):
-        one.run(asked("gossip+int9"), Ask("gossip+int9", 0))
 
 
 def test_a_slow_site_takes_part_in_every_twentieth_round() -> None:
@@ -475,3 +480,10 @@ def test_a_number_of_sites_that_the_data_do_not_have_ends_it_before_a_run(
 def test_a_wrong_name_ends_with_the_code_of_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert typed("storke") == Exit.CONFIG
     assert "did you mean 'stroke'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [("--suite", "standard"), ("--alpha", "-1")])
+def test_a_suite_beside_a_dataset_and_a_negative_skew_are_refused_as_usage(
+    wrong: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert typed("breast-cancer", *wrong, "--out", str(tmp_path)) == Exit.USAGE

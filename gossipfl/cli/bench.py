@@ -41,7 +41,7 @@ def bench(
     dropout: Annotated[float, typer.Option("--dropout", min=0.0, max=0.95, help="Share absent in each round.")] = 0.3,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Splits, 0 to N-1.")] = 5,
     alpha: Annotated[
-        float | None, typer.Option("--alpha", help="Label skew of digits and breast-cancer: Dirichlet's.")
+        float | None, typer.Option("--alpha", min=0.001, help="Label skew of digits and breast-cancer: Dirichlet's.")
     ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="First choose rate, steps and own knob on validation rows.")
@@ -69,6 +69,8 @@ def bench(
         return
     if folders:
         raise typer.BadParameter(f"{folders[0]}: only compare and document take more than a dataset")
+    if suite is not None and dataset is not None:
+        raise typer.BadParameter(f"{dataset} and --suite {suite}: name either a dataset or a suite")
     if suite is not None:
         known("suite", suite, SUITES)
         top = out or Path("runs") / f"bench-{suite}"

@@ -119,7 +119,8 @@ def list_(
     rows = [(one["spec"], "schedule" if one["schedule"] else "graph", one["is"]) for one in known]
     output.table("", ("spec", "kind", "what it is"), rows)
     if there:
-        output.table("\nFiles", ("file", "nodes", "links", "source"), [tuple(one.values()) for one in there])
+        print()
+        output.table("Files", ("file", "nodes", "links", "source"), [tuple(one.values()) for one in there])
 
 
 def _graph(spec: Spec, n: int | None, seed: int, add_rings: int, both_ways: bool) -> Graph:

@@ -18,7 +18,7 @@ import numpy as np
 
 from gossipfl import tasks, topology
 from gossipfl.digest import name_of
-from gossipfl.errors import ConfigError, Misuse
+from gossipfl.errors import ConfigError, Fault, Misuse
 from gossipfl.recipe import SCHEDULES, plan_of
 from gossipfl.simulator import federation as fed
 from gossipfl.simulator import scenario as scenarios
@@ -205,7 +205,11 @@ def told(scenario: Scenario, made: Crowd) -> Told:
 
 def _method(name: str, study: Study) -> Method:
     if name != "study":
-        return method_of(name)
+        try:
+            return method_of(name)
+        except Misuse as fault:
+            why, _, remedy = str(fault).partition("; ")
+            raise ConfigError(Fault("rounds.method", None, why, remedy)) from None
     theta = study.theta if study.correction == "ledger" else 0.0
     clip = study.clip if theta else 0.0
     return Method("study", theta=theta, leak=study.leak, cap=study.cap, clip=clip, proximal=study.proximal)

@@ -18,6 +18,7 @@ from gossipfl.errors import ConfigError, Fault, Misuse
 from gossipfl.simulator.bench.network import NETWORKS
 from gossipfl.simulator.bench.recipe import Recipe, changed, recipe
 from gossipfl.simulator.vectorized.methods import METHODS, method_of
+from gossipfl.simulator.vectorized.simulate import COMPRESSIONS, is_compression
 from gossipfl.tasks import Site, Task, load
 from gossipfl.tasks.task import BUILT_IN, Data
 from gossipfl.topology.graphs import Graph
@@ -121,8 +122,13 @@ class Question:
         """**Raises**: ConfigError for a name that nobody has, the nearest and all; Misuse for numbers that do not fit."""
         if ":" not in task:
             known("dataset", task, BUILT_IN)
+        if not methods:
+            raise ConfigError(Fault("methods", None, "none is named", "name one or more, such as ledger,fedavg,centralized"))
         for method in methods:
-            known("method", base(method), (*METHODS, *REFERENCES))
+            known("method", base(method), {*METHODS, *REFERENCES})
+            if not is_compression(compression(method)):
+                what = f"{method}: unknown compression {compression(method)!r}"
+                raise ConfigError(Fault("method", None, what, f"use {COMPRESSIONS}"))
         usual = SETTINGS.get(task, OTHER)
         graph = topology or usual.topology
         if graph != "auto" and not Path(graph).exists():

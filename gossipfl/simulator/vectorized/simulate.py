@@ -50,6 +50,9 @@ from gossipfl.topology.graphs import Graph
 EDGE: Final = 1e-9
 """An eigenvalue this near a bound is at it: a ring of even length has one of exactly -1/3."""
 
+COMPRESSIONS: Final = f"none, {', '.join(codecs.CODECS)}, or a share of the largest such as topk:0.1"
+"""what `compression` may be, in words"""
+
 HEAVIEST: Final = 3.0
 """A mass is at most this many times the median's, unless said otherwise: as in a deployed membership."""
 
@@ -111,7 +114,7 @@ def simulate(
     **Randomness**: streams of `seed`; one seed is one run, whatever the threads and (beyond rounding) the block.
     **Raises**: Misuse for settings that do not fit together, a size that memory cannot hold, a checkpoint of other settings.
     """
-    torch_task = load(task) if isinstance(task, str) else task
+    torch_task = _task(task)
     if rounds < 1 or nodes < 1 or not 0 <= release <= rounds:
         raise Misuse(
             f"nodes = {nodes}, rounds = {rounds}, release = {release}: nodes and rounds 1 or more, release among them"
@@ -282,12 +285,29 @@ def _redrawn(method: Method, nodes: int, seed: int, masses: Floats) -> topologie
     return schedules.epidemic_oracle(nodes, some - (some % 2 and nodes % 2), seed, masses)
 
 
+def _task(given: Task | str) -> Task:
+    """**Raises**: Misuse for what is no task, such as a bare torch module, which has neither a loss nor rows."""
+    if isinstance(given, str):
+        return load(given)
+    if not callable(getattr(given, "model", None)):
+        raise Misuse(
+            f"a {type(given).__name__} is no task: it has no model() that makes a module; give a name such as 'breast-cancer', "
+            "'package.module:attribute', or an object that has what gossipfl.Task names"
+        )
+    return given
+
+
+def is_compression(name: str) -> bool:
+    """Whether `compression` may be this, for a method that has links."""
+    return name == "none" or codecs.is_codec(name)
+
+
 def _require_codec(name: str, method: Method, links: Links | None) -> None:
     """**Raises**: Misuse for an unknown codec, or a method whose messages are no models over links that stay."""
     if name == "none":
         return
-    if not codecs.is_codec(name):
-        raise Misuse(f"compression = {name!r}; use none, {', '.join(codecs.CODECS)}, or a share of the largest such as topk:0.1")
+    if not is_compression(name):
+        raise Misuse(f"compression = {name!r}; use {COMPRESSIONS}")
     if method.has_server and method.vectors == 1:
         return
     if method.combine not in ("pairs", "edges") or method.has_memory or links is None:
