@@ -394,7 +394,7 @@ def decode(codec: str, payload: Payload, ref: Vector, *, n_parameters: int, out:
 def decoded_rows(codec: str, deltas: Vector) -> Vector:
     """What `decode` makes of what `encode` writes of many deltas at once, without the bytes: for simulators.
 
-    **Shapes**: (E, P) -> (E, P). **Laws**: each row is that of one payload, bit for bit.
+    **Shapes**: (E, P) -> (E, P). **Laws**: each row is that of one payload, bit for bit but for the sign of zeros.
     """
     share, decoded = millionths(codec), np.empty_like(deltas)
     if not share and codec in ("f32", "f64"):

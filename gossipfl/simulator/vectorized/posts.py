@@ -9,7 +9,8 @@ the next local steps, or another model. What is booked on the way, F <- F - kapp
 
 Means are those of the pair (NoLoCo), weighted by mass. Who is away keeps what it has.
 
-**Laws**: K-GT's mass-weighted sum of F stays zero, so that it rests at the weighted optimum, with any K_i.
+**Laws**: K-GT's mass-weighted sum of F stays zero where both ends of each exchange apply their half, so that it rests at the
+weighted optimum, with any K_i.
 **Source**: Liu, Lin, Koloskova, Stich, "Decentralized gradient tracking with local steps", 2023 (K-GT; global step 1). Lin,
 Karimireddy, Stich, Jaggi, "Quasi-global momentum: accelerating decentralized deep learning on heterogeneous data", 2021.
 Kolehmainen, Blagoev, Donaghy, Ersoy, Nies, "NoLoCo: no-all-reduce low communication training method for large models", 2025.
