@@ -501,6 +501,11 @@ def test_a_size_that_no_memory_holds_is_refused_with_the_estimate():
         simulate("breast-cancer", nodes=10**10, bootstrap=16)
 
 
+def test_a_bare_torch_module_is_refused_as_no_task():
+    with pytest.raises(Misuse, match=r"a Linear is no task: .*gossipfl\.Task"):
+        simulate(torch.nn.Linear(3, 1))
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
