@@ -20,7 +20,7 @@ from gossipfl.simulator import scenario as sc
 from gossipfl.simulator.faults import CLASSES, STRIKES, Faults
 from gossipfl.simulator.run import Run, as_json
 from gossipfl.simulator.scenario import At
-from gossipfl.simulator.translation import MEANINGLESS, Translator, translate
+from gossipfl.simulator.translation import AS_HALVES, MEANINGLESS, NO_TAIL, Translator, translate
 from gossipfl.simulator.vectorized.meetings import Links, Meetings
 
 BOTH = """\
@@ -164,6 +164,14 @@ def test_every_class_by_chance_is_translated_or_named(kind: str) -> None:
         all_of_it = Translator(NAMES, 60.0, 120, 3, RING)
         all_of_it.chance(strong)
         assert all_of_it.counts[kind] == found.counts[kind], "a class that is on shifts no other"
+
+
+def test_what_is_played_more_plainly_than_in_time_is_said(tmp_path: Path) -> None:
+    stragglers = ["faults.straggler_share=0.5", "faults.straggler_tail=0.3"]
+    changes = [*stragglers, "faults.partition_per_hour=2", "faults.partition_shape=ring"]
+    found = translate(read_of(tmp_path, BOTH, *changes).scenario, NAMES, 30, RING, 64)
+    assert {AS_HALVES, NO_TAIL} <= set(found.notes)
+    assert not {AS_HALVES, NO_TAIL} & set(translate(read_of(tmp_path).scenario, NAMES, 30, RING, 64).notes)
 
 
 def test_what_is_slow_does_fewer_steps_and_what_is_too_short_is_said(tmp_path: Path) -> None:

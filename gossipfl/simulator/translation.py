@@ -48,6 +48,9 @@ MEANINGLESS: Final = {
 }
 """Faults that no round can show, and why."""
 
+AS_HALVES: Final = "a partition of shape ring is played as one of halves"
+NO_TAIL: Final = "straggler_tail is left out: a straggler is straggler_factor times slower in every round"
+
 AWAY: Final = {"crash": "down_s", "pause": "pause_s", "disk-full": "disk_full_s", "restart-storm": ""}
 """Classes by chance at single nodes, and the option with their mean length."""
 
@@ -86,6 +89,8 @@ class Translator:
     short: Counter[str] = field(default_factory=Counter)
     """kinds that were over before the next round began"""
     missing: set[str] = field(default_factory=set)
+    simplified: set[str] = field(default_factory=set)
+    """sentences: what is played more plainly than the event engine does"""
 
     def __post_init__(self) -> None:
         self.joins, self.leaves = np.zeros(len(self.names), np.int64), np.full(len(self.names), np.inf)
@@ -129,6 +134,10 @@ class Translator:
         until_s = min(self.end_s, faults.until_hours * 3600)
         on = [kind for kind in CLASSES if not faults.are_off(kind)]
         self.missing.update(kind for kind in on if kind in MEANINGLESS)
+        if "straggler" in on and faults.straggler_tail:
+            self.simplified.add(NO_TAIL)
+        if "partition" in on and faults.partition_shape in ("ring", "any"):
+            self.simplified.add(AS_HALVES)
         for kind, option in AWAY.items():
             if kind in on:
                 length = getattr(faults, option) if option else STORM_S
@@ -236,6 +245,8 @@ class Translator:
                 share = min(1.0, steps / float(one.value or 20.0))
                 self.slow += [(node, *self.span(begin_s, end_s), share) for node in nodes]
         elif kind == "partition":
+            if one.value == "ring" and not one.nodes:
+                self.simplified.add(AS_HALVES)
             chosen = nodes if one.nodes else nodes[: 1 if one.value == "isolated" else len(nodes) // 2]
             self.separate(kind, chosen, begin_s, end_s, number)
         elif kind in CLOSED:
@@ -281,6 +292,7 @@ class Translator:
         if self.short:
             said = ", ".join(f"{count} {kind}" for kind, count in sorted(self.short.items()))
             notes.append(f"between two rounds ({self.round_s:g} s), or after the last, hence without effect: {said}")
+        notes += sorted(self.simplified)
         return Translated(
             outages, sorted(self.happenings, key=lambda one: one.begin_s), self.counts, notes, frozenset(self.missing)
         )

@@ -191,9 +191,11 @@ def load(spec: str, options: Mapping[str, Any] | None = None) -> Task:
         if spec == "table":
             remedy = "write [task_options.schema] in the study file (docs/deploy.md, section 4)"
             raise ConfigError(Fault("task", None, "'table' needs a schema: which columns, which label", remedy)) from error
-        raise ConfigError(
-            Fault("task", None, f"{spec!r} does not take these options: {error}", "correct them")
-        ) from error
+        takes = list(inspect.signature(found).parameters)
+        unknown = ", ".join(name for name in options or {} if name not in takes)
+        what = f"{spec!r} has no option {unknown}" if unknown else f"{spec!r} does not take these options: {error}"
+        remedy = f"it has {', '.join(takes)}" if takes else "leave it out: it has no options"
+        raise ConfigError(Fault("task", None, what, remedy)) from error
     if not isinstance(task, Task):
         raise _no_task(spec, task)
     return task

@@ -119,6 +119,8 @@ def simulate(
         raise Misuse(
             f"nodes = {nodes}, rounds = {rounds}, release = {release}: nodes and rounds 1 or more, release among them"
         )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise Misuse(f"seed = {seed!r}: a whole number, 0 or more")
     given = dict(locals())
     chosen, struck = method_of(method), Faults.of(dict(faults) if isinstance(faults, Mapping) else faults)
     layout = layout_of(torch_task)
