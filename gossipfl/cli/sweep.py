@@ -90,12 +90,15 @@ def _closing(found: Grid, folder: Path) -> None:
     rows = []
     for row in found.rows:
         one = row.figures
-        figures = [_percent(one["share"]), _interval(one["share"]), *(_number(one[name]) for name in
-                   ("worst", "consensus", "mib_per_node", "cpu_s"))]  # fmt: skip
+        sent = one["bytes_per_node"].mean
+        figures = [
+            _percent(one["share"]), _interval(one["share"]), _number(one["worst"]), _number(one["consensus"]),
+            output.amount(sent) if math.isfinite(sent) else "-", _number(one["cpu_s"]),
+        ]  # fmt: skip
         rows.append([*(row.settings[name] for name in names), row.runs, *figures, row.said()])
     print()
     worst = f"{label(found.metric) if found.metric else 'quality'}, worst"
-    header = (*names, "runs", "worst, % of centralized", "95 %", worst, "apart", "MiB a node", "CPU s", "")
+    header = (*names, "runs", "worst, % of centralized", "95 %", worst, "apart", "a node sent", "CPU s", "")
     output.table(f"means over {found.seeds} seed{'s' * (found.seeds != 1)}", header, rows)
     print(f"\nreport: {folder / 'report.html'}")
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator.pictures import COLOURS, WIDTH, Axes, rendered, steps, ticks
+from gossipfl.simulator.results import size
 from gossipfl.simulator.sweep import Grid, Row
 
 LINES: Final = len(COLOURS)
@@ -49,7 +50,7 @@ def cells(row: Row) -> list[str]:
         between,
         f"{one['worst'].mean:.4f}",
         f"{one['consensus'].mean:.2g}",
-        f"{one['mib_per_node'].mean:.3g}",
+        size(one["bytes_per_node"].mean),
         row.said(),
     ]
 

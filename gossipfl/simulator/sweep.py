@@ -27,7 +27,7 @@ RUNS_MAX: Final = 100_000
 SEED: Final = "seed"
 """The setting that repeats a combination; the others make one."""
 
-FIGURES: Final = ("worst", "share", "mean", "consensus", "mib_per_node", "cpu_s")
+FIGURES: Final = ("worst", "share", "mean", "consensus", "bytes_per_node", "cpu_s")
 """What a line says of a run, and the table of a combination."""
 
 Line = dict[str, Any]
@@ -127,14 +127,14 @@ def one(asked: Asked, settings: dict[str, Any]) -> Line:
     judged = expect.judge(read.scenario.expect, run)
     known = [value for value in run.of(run.metric).values() if math.isfinite(value)]
     low = worst(known, run.metric) if known else math.nan
-    sent = run.sent / 2**20 / (run.count or len(run.lives))
+    sent = run.sent / (run.count or len(run.lives))
     line: Line = finite({
         "metric": run.metric,
         "worst": low,
         "share": share_of(low, run.centralized.get(run.metric, math.nan), run.metric) if known else math.nan,
         "mean": mean(known) if known else math.nan,
         "consensus": run.consensus_distance,
-        "mib_per_node": sent,
+        "bytes_per_node": sent,
         "cpu_s": round(run.cpu_seconds, 2),
         "exchanges": run.exchanges,
         "invariants": {name: verdict for name, verdict in run.invariants.items() if name not in run.unseen},

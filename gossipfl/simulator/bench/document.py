@@ -16,7 +16,8 @@ from typing import Any, Final
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator import results as writing
 from gossipfl.simulator.bench import folder as folders
-from gossipfl.simulator.bench.verdict import DEFAULT, size
+from gossipfl.simulator.bench.verdict import DEFAULT
+from gossipfl.simulator.results import size
 
 KEPT: Final = (folders.SUMMARY, "manifest.json")
 """Of a benchmark's folder, what is committed: lines of runs and pages are large, and the same command makes them."""

@@ -17,9 +17,9 @@ from gossipfl.simulator.bench.network import NETWORKS, OVERHEAD
 from gossipfl.simulator.bench.one import Line
 from gossipfl.simulator.bench.question import Question
 from gossipfl.simulator.bench.summary import GOAL, Row, Summary
-from gossipfl.simulator.bench.verdict import DEFAULT, size, verdict
+from gossipfl.simulator.bench.verdict import DEFAULT, verdict
 from gossipfl.simulator.pictures import COLOURS, TOP, Axes, rendered, ticks
-from gossipfl.simulator.results import share_of
+from gossipfl.simulator.results import share_of, size
 
 WHOLE: Final = "#333333"
 ALONE: Final = "#b36b00"

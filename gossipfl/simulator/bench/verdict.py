@@ -14,6 +14,7 @@ from gossipfl.learning.comparing import Interval
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator.bench.network import NETWORKS
 from gossipfl.simulator.bench.summary import GOAL, Row, Summary
+from gossipfl.simulator.results import size
 
 MARGIN: Final = 0.01
 """A worst node whose interval lies above centralized less this is called as good, for most purposes of a hospital."""
@@ -149,21 +150,6 @@ def _span(given: Interval) -> str:
 
 def _times(mine: float, theirs: float) -> str:
     return f"{theirs / mine:.1f} times fewer" if mine <= theirs else f"{mine / theirs:.1f} times as many"
-
-
-def size(count: float | None) -> str:
-    """Bytes as a person reads them; "-" where there are none to tell.
-
-    >>> size(1008.0), size(3818.0), size(None)
-    ('1008 bytes', '3.73 KiB', '-')
-    """
-    if count is None:
-        return "-"
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"
 
 
 def _span_of(seconds: float) -> str:
