@@ -52,7 +52,7 @@ def test_nobody_else_stops_and_nothing_is_lost(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "broken"),
     [
-        ("heartbeat-storm", ["topology.rule=complete", "nodes.count=16"], "no node sends more than 90 KiB an hour"),
+        ("heartbeat-storm", ["topology.rule=complete", "nodes.count=16"], "no node sends more than 75 KiB an hour"),
         ("restarted-and-forgotten", ["at.1.seconds=100000"], "who was struck exchanges again within 2 min"),
         ("power-cut-for-all", ["at.0.seconds=100000"], "every node finishes the study"),
     ],

@@ -20,7 +20,7 @@ from gossipfl.simulator.run import Happening, Life, Run, Sample, as_json
 GOOD = """\
 question = "Does a crash stop anybody?"
 task = "toy"
-seed = 3
+seed = 5
 hours = 2
 [nodes]
 count = 4

@@ -47,9 +47,6 @@ from gossipfl.tasks.task import Data, pooled
 from gossipfl.topology import schedules, spectrum
 from gossipfl.topology.graphs import Graph
 
-EDGE: Final = 1e-9
-"""An eigenvalue this near a bound is at it: a ring of even length has one of exactly -1/3."""
-
 COMPRESSIONS: Final = f"none, {', '.join(codecs.CODECS)}, or a share of the largest such as topk:0.1"
 """what `compression` may be, in words"""
 
@@ -356,7 +353,7 @@ def _require_spectrum(method: Method, links: Links | None, gamma: float, masses:
         raise Misuse(f"{method.name} needs one static graph: what it remembers of a round belongs to that round's W")
     graph = Graph.of(links.nodes, np.stack([links.lo, links.hi], axis=1))
     lowest = spectrum.of(graph, gamma * topologies.conductances(graph, masses=masses), masses).lowest
-    if lowest <= method.least_eigenvalue + EDGE:
+    if lowest <= method.least_eigenvalue + spectrum.EDGE:
         raise Misuse(
             f"{method.name} diverges where an eigenvalue of W is at or below {method.least_eigenvalue:.3f}, and this graph's "
             f"least is {lowest:.3f}; take d2-lazy, which mixes by (I + W) / 2, k-gt, the ledger, or another topology"
