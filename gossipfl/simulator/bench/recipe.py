@@ -89,7 +89,7 @@ def recipe(task: Task, method: str | Method, rounds: int, graph: Graph | None = 
     """
     chosen = method_of(method)
     is_net = _is_net(task)
-    optimizer = getattr(task, "optimizer", "sgd")
+    optimizer: Literal["sgd", "adam"] = getattr(task, "optimizer", "sgd")
     momentum = MOMENTUM if is_net and optimizer == "sgd" and chosen.post != "fednova" else 0.0
     plan = Plan(
         20 if rounds <= SCARCE else 10,
