@@ -249,6 +249,6 @@ def size(count: float | None) -> str:
         return "-"
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.3g} {unit}"
         count /= 1024
     return f"{count:.3g} GiB"
