@@ -93,8 +93,10 @@ class ExactlyOnce(Checker):
         """what the exchanges of this epoch have brought to a node's statistics from a peer"""
         self.owed: dict[tuple[str, str], Vector] = {}
         """the same of epochs that are over"""
-        self.is_spoiled = False
-        """has a member that lies, or a disk that lost more than a link, changed statistics for good?"""
+        self.misbooked: set[tuple[str, str]] = set()
+        """ends whose booking of statistics was computed from a file that had rotted, while its epoch lasts"""
+        self.reach: dict[str, Vector] = {}
+        """the largest amount that ever came from outside, of each coordinate: what it has rounded stays when it has gone again"""
         self.count = 0
 
     def account(self, life: Life) -> Account:
@@ -120,6 +122,8 @@ class ExactlyOnce(Checker):
             for lost in (self.lent, self.owed):
                 for at in [at for at in lost if at[0] == names[0]]:
                     del lost[at]
+            self.misbooked = {at for at in self.misbooked if at[0] != names[0]}
+            self.truth.spoiled.discard(names[0])
             for space, first in (("model", fellow.begin), ("statistics", fellow.statistics)):
                 given = account.stood[space] + account.mixed[space] - first - account.learned[space]
                 self.adrift(space, -given * self.truth.mass(names[0], space))
@@ -201,7 +205,8 @@ class ExactlyOnce(Checker):
             if not is_near(found, expected, length(expected) + length(account.stood[space])):
                 off = found - expected
                 if space in hurt or before_name in life.rotten:
-                    self.is_spoiled = self.is_spoiled or space == "statistics"
+                    if space == "statistics":
+                        self.truth.spoiled.add(life.name)
                     self.adrift(space, off * self.truth.mass(life.name, space))
                 else:
                     self.broken(life.name, f"the {space} on disk is {length(off):.3g} off what updates and exchanges explain")
@@ -214,20 +219,24 @@ class ExactlyOnce(Checker):
     def pay(self, life: Life, peer: str, old: LinkRow, new: LinkRow | None, account: Account, hurt: set[str]) -> None:
         """Statistics that came over a link that is over are given back, once."""
         at = life.name, peer
+        if new is not None and new.epoch == old.epoch and new.given != old.given and old.given in life.rotten:
+            self.misbooked.add(at)
         if new is not None and new.epoch > old.epoch and at in self.lent:
             lent = self.lent.pop(at)
             if old.given in new.owed:
                 self.owed[at] = self.owed.get(at, 0.0) + lent
             elif old.given in life.rotten:  # lost, and with it what was to be given back
-                self.is_spoiled = True
+                self.truth.spoiled.add(life.name)
+                self.misbooked.discard(at)
             else:
                 self.broken(life.name, f"forgets what {peer} has brought to its statistics")
         if old.owed and (new is None or not new.owed):
             back = self.owed.pop(at, np.zeros_like(account.stood["statistics"]))
             account.mixed["statistics"] = account.mixed["statistics"] - back
             self.adrift("statistics", -back)
-            if not life.rotten.isdisjoint(old.owed):
+            if at in self.misbooked or not life.rotten.isdisjoint(old.owed):
                 hurt.add("statistics")
+                self.misbooked.discard(at)
 
     def space(self, life: Life, new: LinkRow) -> str:
         """Of the exchange that a link has done last."""
@@ -318,6 +327,7 @@ class ExactlyOnce(Checker):
 
     def adrift(self, space: str, amount: Vector) -> None:
         self.outside[space] = self.outside.get(space, np.zeros_like(amount)) + amount
+        self.reach[space] = np.maximum(self.reach.get(space, 0.0), np.abs(amount))
 
     def over(self, lives: dict[str, Life], quiet: bool) -> None:
         self.weigh()
@@ -331,7 +341,7 @@ class ExactlyOnce(Checker):
             elif quiet and not (begun.has_left or lives[half.side].has_left or is_barred(begun, lives[half.side])):
                 self.broken(begun.name, f"k {k} with {half.side} is still in doubt after all has healed")
 
-        if quiet and not self.truth.caught and not self.is_spoiled and not self.owed:
+        if quiet and not self.truth.caught and not self.truth.spoiled and not self.owed:
             self.whole(lives)
 
     def whole(self, lives: dict[str, Life]) -> None:
@@ -367,7 +377,8 @@ class ExactlyOnce(Checker):
             if half.space == space:
                 due = due + half.signed(key)
         kind = self.truth.kind(space)
-        if not is_near(stood.astype(kind), due.astype(kind), size * (100 if kind.itemsize == 8 else 1)):
+        size = size * 100 + 1e-4 * self.reach.get(space, 0.0) if kind.itemsize == 8 else size
+        if not is_near(stood.astype(kind), due.astype(kind), size):
             self.broken("", f"the mass-weighted sum of {space} is {length(stood - due):.3g} off its updates")
 
 

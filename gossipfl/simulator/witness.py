@@ -268,6 +268,8 @@ class Truth:
     """exchanges that one link may begin"""
     caught: set[str] = field(default_factory=set)
     """members that lie; grows when they begin"""
+    spoiled: set[str] = field(default_factory=set)
+    """nodes whose broken disk has put their statistics off for good: until they lose all of it and bring their own anew"""
 
     def mass(self, name: str, space: str) -> float:
         return self.fellows[name].mass if space == "model" else 1.0
