@@ -19,7 +19,8 @@ import numpy as np
 
 from gossipfl import topology
 from gossipfl.learning.training import Plan
-from gossipfl.simulator.vectorized import engine, shards
+from gossipfl.simulator import pool
+from gossipfl.simulator.vectorized import shards
 from gossipfl.simulator.vectorized.simulate import simulate
 from gossipfl.tasks.digits import Digits
 
@@ -58,7 +59,7 @@ def main() -> None:
     if group is not None and group.rank:
         return
     if group is None:
-        print(f"{nodes} nodes, {rounds} rounds, {engine.cores()} cores, load {os.getloadavg()[0]:.1f}")
+        print(f"{nodes} nodes, {rounds} rounds, {pool.cores()} cores, load {os.getloadavg()[0]:.1f}")
         print(" | ".join(HEADER))
     for row in rows:
         print(" | ".join(row), flush=True)

@@ -85,6 +85,7 @@ def _run(asked: Asked, left: list[dict[str, Any]], lines: dict[str, Line], path:
 def _closing(found: Grid, folder: Path) -> None:
     from gossipfl.cli import output
     from gossipfl.learning.evaluation import label
+    from gossipfl.simulator.results import size
 
     names = [name for name, _ in found.axes]
     rows = []
@@ -93,7 +94,7 @@ def _closing(found: Grid, folder: Path) -> None:
         sent = one["bytes_per_node"].mean
         figures = [
             _percent(one["share"]), _interval(one["share"]), _number(one["worst"]), _number(one["consensus"]),
-            output.amount(sent) if math.isfinite(sent) else "-", _number(one["cpu_s"]),
+            size(sent) if math.isfinite(sent) else "-", _number(one["cpu_s"]),
         ]  # fmt: skip
         rows.append([*(row.settings[name] for name in names), row.runs, *figures, row.said()])
     print()

@@ -23,16 +23,18 @@ BOTTOM: Final = 40
 
 
 def rendered(template: str, **values: Any) -> str:
-    """The HTML text of a template beside this file, with the common style in it."""
+    """The HTML text of a template beside this file, within the frame (page.html) and style that all pages have."""
     import jinja2
     from markupsafe import Markup
 
     source = files("gossipfl.simulator")
     style = source.joinpath("report.css").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: source.joinpath(name).read_text("utf-8")),
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    made = environment.from_string(source.joinpath(template).read_text("utf-8"))
-    return made.render(style=Markup(style), style_digest=digest, colours=COLOURS, **values)
+    return environment.get_template(template).render(style=Markup(style), style_digest=digest, colours=COLOURS, **values)
 
 
 @dataclass(frozen=True)

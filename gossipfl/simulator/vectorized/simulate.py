@@ -22,10 +22,11 @@ from gossipfl.errors import Misuse
 from gossipfl.learning import compression as codecs
 from gossipfl.learning.parameters import Layout
 from gossipfl.learning.training import Plan
+from gossipfl.simulator.pool import cores
 from gossipfl.simulator.vectorized import checkpoint as disk
 from gossipfl.simulator.vectorized.course import Course, Progress
 from gossipfl.simulator.vectorized.draws import bits, stream
-from gossipfl.simulator.vectorized.engine import Engine, Settings, block_of, cores
+from gossipfl.simulator.vectorized.engine import Engine, Settings, block_of
 from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.judging import SAMPLE, Judge
 from gossipfl.simulator.vectorized.meetings import Floats, Links
