@@ -11,7 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 from test_imports import imports
+from typer.testing import CliRunner
 
+from gossipfl.cli import application
 from gossipfl.protocol import limits
 from gossipfl.simulator import pool, shrink, swarm, trial
 from gossipfl.simulator.conservation import Account, ExactlyOnce, Half, Key
@@ -238,6 +240,17 @@ def test_a_swarm_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert sorted(held) == [0, 1]
     assert not swarm.done(path, swarm.Plan(0, 3, SHORT, (3, 5), until_s=5.0))
     assert swarm.summary(list(held.values()))["failed"] == []
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_one_seed_leaves_its_line_in_a_named_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
+    """It is run again each time: whoever names one seed wants to see it."""
+    monkeypatch.chdir(tmp_path)
+    asked = ["swarm", "--first-seed", "3", "--seeds", "1", "--hours", str(SHORT), "--nodes", "3", "--until", "5", "--json"]
+    for _ in range(2):
+        assert CliRunner().invoke(application(), asked + ["--out", "one.jsonl"] * named).exit_code == 0
+    held = [json.loads(line) for path in tmp_path.iterdir() for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["seed"] for line in held] == [3, 3] * named
 
 
 def test_fewer_nodes_or_fewer_faults_shift_no_other_property_of_a_seed() -> None:

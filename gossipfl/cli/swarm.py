@@ -20,7 +20,10 @@ def swarm(
     without: Annotated[str, typer.Option("--without", help="Classes of faults to leave out, with commas.")] = "",
     until: Annotated[float | None, typer.Option("--until", help="Watch so many virtual seconds, without healing.")] = None,
     processes: Annotated[int, typer.Option("--processes", min=0, help="Processes; 0: one a core.")] = 0,
-    out: Annotated[Path, typer.Option("--out", help="File that gets one JSON line a seed.")] = Path("swarm.jsonl"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File that gets one JSON line a seed: swarm.jsonl; of a single seed only where it is named."),
+    ] = None,
     no_shrink: Annotated[bool, typer.Option("--no-shrink", help="Do not look for a smaller world that fails, too.")] = False,
     record: Annotated[
         Path | None, typer.Option("--record", help="Of one seed: a new folder for each node's recording (`gossipfl replay`).")
@@ -40,15 +43,16 @@ def swarm(
     alone = seeds == 1
     if record is not None and not alone:
         raise typer.BadParameter("--record is of one seed: name it with --first-seed N --seeds 1")
-    before = {} if alone else {seed: line for seed, line in many.done(out, plan).items() if seed in wanted}
+    path = Path("swarm.jsonl") if out is None and not alone else out
+    before = {} if alone or path is None else {seed: line for seed, line in many.done(path, plan).items() if seed in wanted}
     lines = [before[seed] for seed in sorted(before)]
     left = [seed for seed in wanted if seed not in before]
     if before:
-        output.say(f"{len(before)} of {seeds} seeds are in {out} already")
+        output.say(f"{len(before)} of {seeds} seeds are in {path} already")
     with _progress(seeds, len(before), json_) as step:
         for line in many.run(plan, left, processes or pool.cores(), record):
-            if not alone:
-                pool.append(out, line)
+            if path is not None:
+                pool.append(path, line)
             lines.append(line)
             step(line)
     if not no_shrink:
