@@ -33,7 +33,7 @@ def save(path: Path, engine: Engine, run: Run, identity: str) -> None:
     tensors |= {f"flow/{name}": torch.from_numpy(flow[links]) for name, flow in engine.mixer.flows.items()}
     for kept in (engine.server, engine.memory, engine.push, engine.mixer.replicas):
         if kept is not None:
-            tensors |= {f"method/{name}": torch.from_numpy(held) for name, held in kept.arrays()}
+            tensors |= {f"method/{name}": torch.from_numpy(held[where]) for name, held, where in kept.arrays()}
     if run.sent is not None and run.stepped is not None:
         tensors |= {"sent": torch.from_numpy(run.sent), "stepped": torch.from_numpy(run.stepped)}
     tensors["up"] = torch.from_numpy(engine.weather.up)
@@ -87,9 +87,9 @@ def _rounds(path: Path) -> int | None:
 def _here(engine: Engine) -> tuple[slice, Any]:
     """Which nodes and links this process has: all, where it is alone."""
     shard, links = engine.shard, engine.mixer.links
-    if shard is None or links is None:
+    if shard is None:
         return slice(None), slice(None)
-    return shard.own, np.flatnonzero(shard.holds(links.lo) | shard.holds(links.hi))
+    return shard.own, slice(None) if links is None else shard.links(links)
 
 
 def way(path: Path) -> str | None:
@@ -121,8 +121,8 @@ def load(path: Path, engine: Engine, run: Run, identity: str) -> None:
         flow[links] = tensors[f"flow/{name}"].numpy()
     for kept in (engine.server, engine.memory, engine.push, engine.mixer.replicas):
         if kept is not None:
-            for name, held in kept.arrays():
-                held[:] = tensors[f"method/{name}"].numpy()
+            for name, held, where in kept.arrays():
+                held[where] = tensors[f"method/{name}"].numpy()
     if run.sent is not None and run.stepped is not None:
         run.sent[:], run.stepped[:] = tensors["sent"].numpy(), tensors["stepped"].numpy()
     engine.weather.up = tensors["up"].numpy().copy()

@@ -122,13 +122,13 @@ class Engine:
         if method.combine == "edges" and links is not None:
             self._gamma = metropolis(links, self.mixer.masses) * (0.5 if method.is_lazy else 1.0)
         if method.combine == "push":
-            self.push = Push(self.state, self.mixer.masses, edges_of(links, self.meet, self.state.nodes))
+            self.push = Push(self.state, self.mixer.masses, edges_of(links, self.meet, self.state.nodes), self.shard)
         if method.has_memory:
-            self.memory = Memory(self.state, method, self.mixer.masses)
+            self.memory = Memory(self.state, method, self.mixer.masses, shard=self.shard)
         if method.has_server:
             masses = self.mixer.masses
             self.server = Server(
-                self.state, method, np.ones_like(masses) if method.is_uniform else masses, self.settings.codec
+                self.state, method, np.ones_like(masses) if method.is_uniform else masses, self.settings.codec, self.shard
             )
         if method.theta and (method.leak or method.cap or (self.weather.some_leave and links is not None)):
             self.mixer.keep_flows()
@@ -167,7 +167,7 @@ class Engine:
             if self.watching is not None:
                 self.watching.after(self.state, at)
             if trains and self.memory is not None and settings.method.post == "qgm":
-                self.memory.follow(nodes, self.stepped[nodes], plan.eta)
+                self.memory.follow(self.stepped, plan.eta)
         self.done += 1
         return int(present.sum())
 
@@ -293,16 +293,16 @@ class Engine:
     def _exchange(self, met: Meetings, plan: Plan, trains: bool) -> None:
         distort = self.weather.distort(self.done)
         self._count(met)
+        told = self.memory.told(self.stepped, plan.eta) if trains and self.memory is not None else {}
         if self.shard is not None:
-            self.shard.fetch(self.state, met)
+            self.shard.fetch(self.state, met, list(told.values()))
             met = self.shard.mine(met)
         terms = self._terms(plan, trains)
-        if trains and self.memory is not None and self.settings.method.post != "qgm":
-            nodes = np.flatnonzero(self.stepped)
-            if self.settings.method.post == "noloco":
-                self.memory.leap(met, nodes)
-                return
-            self.memory.track(met, nodes, self.stepped[nodes], plan.eta)
+        if trains and self.memory is not None and self.settings.method.post == "noloco":
+            self.memory.leap(met, self.stepped)
+            return
+        if trains and self.memory is not None and self.settings.method.post == "k-gt":
+            self.memory.track(met, told)
         is_single = met.is_disjoint or self.mixer.replicas is not None
         is_product = not (is_single or self.mixer.flows or terms.tau is not None or distort)
         if is_product and met.at_lo is None and met.late is None:

@@ -32,6 +32,7 @@ from gossipfl.learning.mixing import mu
 from gossipfl.simulator.vectorized.draws import Integers
 from gossipfl.simulator.vectorized.meetings import Floats, Meetings
 from gossipfl.simulator.vectorized.methods import Method
+from gossipfl.simulator.vectorized.shards import Held, Shard, here, own_nodes
 from gossipfl.simulator.vectorized.state import State
 
 
@@ -46,6 +47,8 @@ class Memory:
     """x of this round"""
     moment: dict[str, Vector] = field(default_factory=dict)
     """V of NoLoCo; QGM's lies in F"""
+    shard: Shard | None = None
+    """the nodes that are this process's; None: all"""
 
     def __post_init__(self) -> None:
         names = list(self.state.shared) if self.method.post == "noloco" else self.state.parameters
@@ -57,48 +60,61 @@ class Memory:
 
     def before(self, nodes: Integers) -> None:
         """These nodes are about to train."""
+        nodes = here(self.shard, nodes)
         for name, held in self.start.items():
             held[nodes] = self.state.flat(self.state.shared, name)[nodes]
 
-    def track(self, met: Meetings, nodes: Integers, steps: Integers, eta: float) -> None:
-        """K-GT, after the local steps and before the exchange. **Shapes**: steps (n,)."""
-        moves = self._moves(met)
+    def told(self, steps: Integers, eta: float) -> dict[str, Vector]:
+        """What nodes tell each other beside their models, after the local steps: K-GT z, NoLoCo x. **Shapes**: steps (N,)."""
+        if self.method.post != "k-gt":
+            return self.start if self.method.post == "noloco" else {}
+        nodes, slopes = here(self.shard, np.flatnonzero(steps)), {}
         for name, held in self.start.items():
-            travelled = np.zeros_like(held)
-            travelled[nodes] = self._slope(name, nodes, steps, eta)
-            correction = self.state.flat(self.state.correction, name)
-            np.add(correction, moves @ travelled, out=correction)
+            slopes[name] = np.zeros_like(held)
+            slopes[name][nodes] = self._slope(name, nodes, steps, eta)
+        return slopes
 
-    def follow(self, nodes: Integers, steps: Integers, eta: float) -> None:
-        """Quasi-global momentum, after the exchange. **Shapes**: steps (n,)."""
+    def track(self, met: Meetings, slopes: dict[str, Vector]) -> None:
+        """K-GT, before the exchange; `slopes` as they were told."""
+        moves, rows = self._moves(met), own_nodes(self.shard, self.state.nodes)
+        for name, slope in slopes.items():
+            correction = self.state.flat(self.state.correction, name)[rows]
+            np.add(correction, moves @ slope, out=correction)
+
+    def follow(self, steps: Integers, eta: float) -> None:
+        """Quasi-global momentum, after the exchange. **Shapes**: steps (N,)."""
+        nodes = here(self.shard, np.flatnonzero(steps))
         keep, gain = self.method.momentum_kept, (1 - self.method.momentum_kept) * self.method.momentum
         for name, held in self.start.items():
             correction, dtype = self.state.flat(self.state.correction, name), held.dtype.type
             correction[nodes] = dtype(keep) * correction[nodes] + dtype(gain) * self._slope(name, nodes, steps, eta)
 
-    def leap(self, met: Meetings, nodes: Integers) -> None:
-        """NoLoCo's exchange and outer step."""
-        moves, method = self._moves(met), self.method
+    def leap(self, met: Meetings, steps: Integers) -> None:
+        """NoLoCo's exchange and outer step. **Shapes**: steps (N,)."""
+        moves, method, where = self._moves(met), self.method, own_nodes(self.shard, self.state.nodes)
+        nodes = here(self.shard, np.flatnonzero(steps))
+        needed: Any = slice(None) if self.shard is None else np.unique(np.concatenate([nodes, met.lo, met.hi]))
         for name, held in self.start.items():
             rows, moment, dtype = self.state.flat(self.state.shared, name), self.moment[name], held.dtype.type
-            gained = rows - held
-            gained += moves @ gained
-            pulled = moves @ held
+            gained = np.zeros_like(held)
+            gained[needed] = rows[needed] - held[needed]
+            gained[where] += moves @ gained
+            pulled = (moves @ held)[nodes - where.start]
             moment[nodes] = (
                 dtype(method.momentum) * moment[nodes]
                 + dtype(method.outer_step) * gained[nodes]
-                + dtype(method.pull) * pulled[nodes]
+                + dtype(method.pull) * pulled
             )
             rows[nodes] = held[nodes] + moment[nodes]
 
     def _slope(self, name: str, nodes: Integers, steps: Integers, eta: float) -> Vector:
-        """(x - now) / (eta K) of these nodes: what their local steps descended in the mean."""
+        """(x - now) / (eta K) of these nodes: what their local steps descended in the mean. **Shapes**: steps (N,)."""
         rows = self.state.flat(self.state.shared, name)
         apart = self.start[name][nodes] - rows[nodes]
-        return np.asarray(apart / (eta * steps).astype(apart.dtype)[:, None])
+        return np.asarray(apart / (eta * steps[nodes]).astype(apart.dtype)[:, None])
 
     def _moves(self, met: Meetings) -> Any:
-        """W - I of these meetings, (N, N): only the ends that apply their half."""
+        """W - I of these meetings, a row for each own node, (n, N): only the ends that apply their half."""
         from scipy import sparse
 
         nodes = self.state.nodes
@@ -111,11 +127,12 @@ class Memory:
         everybody = np.arange(nodes)
         values = np.concatenate([shares, -np.bincount(rows, shares, nodes)]).astype(self.state.layout.dtype)
         places = np.concatenate([rows, everybody]), np.concatenate([columns, everybody])
-        return sparse.csr_array((values, places), shape=(nodes, nodes))
+        return sparse.csr_array((values, places), shape=(nodes, nodes))[own_nodes(self.shard, nodes)]
 
-    def arrays(self) -> Iterator[tuple[str, Vector]]:
+    def arrays(self) -> Iterator[Held]:
         """What a checkpoint holds of it: F is in the state."""
-        yield from self.moment.items()
+        where = own_nodes(self.shard, self.state.nodes)
+        yield from ((name, held, where) for name, held in self.moment.items())
 
 
 def contraction(alpha: float, gamma: float) -> float:

@@ -32,6 +32,7 @@ from gossipfl.errors import Misuse
 from gossipfl.learning.blocks import Vector
 from gossipfl.simulator.vectorized.draws import Integers, stream, uniform
 from gossipfl.simulator.vectorized.meetings import Floats, Links, Mask
+from gossipfl.simulator.vectorized.shards import Held, Shard, own_nodes
 from gossipfl.simulator.vectorized.state import State
 
 LONGEST: Final = 10_000
@@ -46,6 +47,10 @@ class Edges:
     receiver: Integers
     link: Integers
     """number of the pair among all pairs of the period"""
+
+    def only(self, kept: Mask) -> Edges:
+        """Some of them."""
+        return Edges(self.sender[kept], self.receiver[kept], self.link[kept])
 
 
 def edges_of(links: Links | None, meet: Any, nodes: int) -> list[Edges]:
@@ -75,6 +80,8 @@ class Push:
     state: State
     masses: Floats
     period: Sequence[Edges]
+    shard: Shard | None = None
+    """the nodes that are this process's; None: all. Weights are everywhere, what an edge owes is where its sender is"""
     weight: Floats = field(init=False)
     weight_owed: Floats = field(init=False)
     sums: dict[str, Vector] = field(init=False)
@@ -83,7 +90,10 @@ class Push:
     def __post_init__(self) -> None:
         links = 1 + max((int(edges.link.max(initial=-1)) for edges in self.period), default=-1)
         self.weight, self.weight_owed = self.masses.copy(), np.zeros(links)
-        self.sums = {name: self._rows(name) * _column(self.masses, self._rows(name)) for name in self.state.shared}
+        self.sums = {name: np.zeros_like(self._rows(name)) for name in self.state.shared}
+        where = own_nodes(self.shard, self.state.nodes)
+        for name, held in self.sums.items():
+            held[where] = self._rows(name)[where] * _column(self.masses[where], held)
         self.owed = {name: np.zeros((links, held.shape[1]), held.dtype) for name, held in self.sums.items()}
 
     def round(self, at: int, present: Mask, lost: float, seed: int) -> Integers:
@@ -94,38 +104,63 @@ class Push:
         edges, nodes = self.period[at % len(self.period)], self.state.nodes
         share = 1.0 / (1 + np.bincount(edges.sender, minlength=nodes))
         share[~present] = 1.0
-        sends = present[edges.sender]
-        sender, receiver, link = edges.sender[sends], edges.receiver[sends], edges.link[sends]
-        reachable = present[receiver]
-        came = reachable & (uniform(stream(seed, "push", at), link) >= lost)
-        before = self.weight[present]
-        _pass(self.weight[:, None], self.weight_owed[:, None], share[:, None], sender, receiver, link, came)
+        sends = edges.only(present[edges.sender])
+        reachable = present[sends.receiver]
+        came = sends.only(reachable & (uniform(stream(seed, "push", at), sends.link) >= lost))
+        before, mine = self.weight.copy(), present
+        if self.shard is not None:
+            mine = present & self.shard.holds(np.arange(nodes))
+        _part(self.weight[:, None], self.weight_owed[:, None], share[:, None], sends)
+        _deliver(self.weight[:, None], self.weight_owed[:, None], came)
+        here = sends if self.shard is None else sends.only(self.shard.holds(sends.sender))
         for name, held in self.sums.items():
-            rows = self._rows(name)
-            moved = rows[present] - held[present] / _column(before, held)
-            held[present] += _column(self.masses[present], held) * moved
-            _pass(held, self.owed[name], _column(share, held), sender, receiver, link, came)
-            rows[present] = held[present] / _column(self.weight[present], held)
-        return np.bincount(sender[reachable], minlength=nodes)
+            moved = self._rows(name)[mine] - held[mine] / _column(before[mine], held)
+            held[mine] += _column(self.masses[mine], held) * moved
+            _part(held, self.owed[name], _column(share, held), here, own_nodes(self.shard, nodes))
+        if self.shard is not None:
+            came = self._forward(self.shard, came)
+        for name, held in self.sums.items():
+            _deliver(held, self.owed[name], came)
+            self._rows(name)[mine] = held[mine] / _column(self.weight[mine], held)
+        return np.bincount(sends.sender[reachable], minlength=nodes)
+
+    def _forward(self, shard: Shard, came: Edges) -> Edges:
+        """Send what edges into other processes owe. **Returns**: the edges that this process has to do with."""
+        owner, target, rank = shard.owner(came.sender), shard.owner(came.receiver), shard.group.rank
+        others = [other for other in range(shard.group.size) if other != rank]
+        given = {other: came.link[(owner == rank) & (target == other)] for other in others}
+        asked = {other: came.link[(owner == other) & (target == rank)] for other in others}
+        shard.swap(list(self.owed.values()), given, asked)
+        return came.only((owner == rank) | (target == rank))
 
     def _rows(self, name: str) -> Vector:
         return self.state.flat(self.state.shared, name)
 
-    def arrays(self) -> Iterator[tuple[str, Vector]]:
+    def arrays(self) -> Iterator[Held]:
         """What a checkpoint holds of it."""
-        yield from (("weight", self.weight), ("weight_owed", self.weight_owed))
-        for group, vectors in (("sums", self.sums), ("owed", self.owed)):
-            for name, vector in vectors.items():
-                yield f"{group}/{name}", vector
+        yield from (("weight", self.weight, slice(None)), ("weight_owed", self.weight_owed, slice(None)))
+        where, links = own_nodes(self.shard, self.state.nodes), self._links()
+        yield from ((f"sums/{name}", held, where) for name, held in self.sums.items())
+        yield from ((f"owed/{name}", held, links) for name, held in self.owed.items())
+
+    def _links(self) -> Any:
+        """The links whose sender is here."""
+        if self.shard is None:
+            return slice(None)
+        return np.unique(np.concatenate([edges.link[self.shard.holds(edges.sender)] for edges in self.period]))
 
 
 def _column(numbers: Floats, like: Vector) -> Vector:
     return numbers.astype(like.dtype)[:, None]
 
 
-def _pass(held: Vector, owed: Vector, share: Vector, sender: Integers, receiver: Integers, link: Integers, came: Mask) -> None:
-    """Part what each holds, and deliver what comes through; in place."""
-    np.multiply(held, share, out=held)
-    owed[link] += held[sender]
-    torch.from_numpy(held).index_add_(0, torch.from_numpy(receiver[came]), torch.from_numpy(owed[link[came]]))
-    owed[link[came]] = 0
+def _part(held: Vector, owed: Vector, share: Vector, sends: Edges, where: slice = slice(None)) -> None:
+    """Part what each node holds: a share stays, as much is owed over each of its edges; in place."""
+    np.multiply(held[where], share[where], out=held[where])
+    owed[sends.link] += held[sends.sender]
+
+
+def _deliver(held: Vector, owed: Vector, came: Edges) -> None:
+    """What was owed over these edges is their receivers'; in place."""
+    torch.from_numpy(held).index_add_(0, torch.from_numpy(came.receiver), torch.from_numpy(owed[came.link]))
+    owed[came.link] = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from gossipfl.errors import Misuse
 from gossipfl.learning import compression, correction, mixing
 from gossipfl.learning.blocks import Vector
 from gossipfl.simulator.vectorized.meetings import Floats, Links, Meetings
+from gossipfl.simulator.vectorized.shards import Held, Shard, own_nodes
 from gossipfl.simulator.vectorized.state import State
 
 
@@ -26,15 +28,20 @@ class Replicas:
     codec: str
     state: State
     links: Links
+    shard: Shard | None = None
+    """the nodes that are this process's; None: all. A link is wherever one of its ends is"""
     lower: Vector = field(init=False)
     higher: Vector = field(init=False)
     idle: Vector = field(init=False)
     """(E, P) exchanges that booked a flow since each coordinate last came; of a sparse codec only, else (E, 0)"""
+    _here: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        first = np.concatenate([self.state.flat(self.state.shared, name)[0] for name in self.state.parameters])
-        self.lower = np.tile(first, (len(self.links), 1))
-        self.higher = self.lower.copy()
+        row = own_nodes(self.shard, self.state.nodes).start
+        first = np.concatenate([self.state.flat(self.state.shared, name)[row] for name in self.state.parameters])
+        self._here = slice(None) if self.shard is None else self.shard.links(self.links)
+        self.lower, self.higher = (np.zeros((len(self.links), len(first)), first.dtype) for _ in range(2))
+        self.lower[self._here] = self.higher[self._here] = first
         self.idle = np.zeros_like(self.lower if compression.millionths(self.codec) else self.lower[:, :0])
 
     def pass_through(
@@ -71,6 +78,6 @@ class Replicas:
             yield name, rows[:, at : at + size]
             at += size
 
-    def arrays(self) -> Iterator[tuple[str, Vector]]:
+    def arrays(self) -> Iterator[Held]:
         """What a checkpoint holds of it."""
-        yield from (("lower", self.lower), ("higher", self.higher), ("idle", self.idle))
+        yield from (("lower", self.lower, self._here), ("higher", self.higher, self._here), ("idle", self.idle, self._here))

@@ -32,12 +32,28 @@ from gossipfl.learning import compression
 from gossipfl.learning.blocks import Vector
 from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized.draws import Integers
-from gossipfl.simulator.vectorized.meetings import Floats
+from gossipfl.simulator.vectorized.meetings import Floats, Mask
 from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.simulator.vectorized.mixing import Distort
+from gossipfl.simulator.vectorized.shards import Held, Shard, here, own_nodes
 from gossipfl.simulator.vectorized.state import State
 
 Vectors = dict[str, Vector]
+
+
+@dataclass(frozen=True)
+class Came:
+    """What reached the server in a round. **Shapes**: all (n,)."""
+
+    nodes: Integers
+    share: Floats
+    """p_i, of the sum over all nodes that came"""
+    steps: Integers
+
+    def only(self, kept: Mask) -> Came:
+        """Some of them, each with its share of all."""
+        return Came(self.nodes[kept], self.share[kept], self.steps[kept])
+
 
 ADAM_BETA1: Final = 0.9
 ADAM_BETA2: Final = 0.99
@@ -55,6 +71,8 @@ class Server:
     """what each node counts: its mass, or 1"""
     codec: str = "none"
     """of what goes up"""
+    shard: Shard | None = None
+    """the nodes that are this process's; None: all. Each process holds the server's model, sums are over all of them"""
     model: Vectors = field(default_factory=dict)
     kept: Vectors = field(default_factory=dict)
     """e_i, (N, size), where uploads are compressed"""
@@ -68,7 +86,7 @@ class Server:
 
     def __post_init__(self) -> None:
         for name in self.state.shared:
-            self.model[name] = self.state.flat(self.state.shared, name)[0].copy()
+            self.model[name] = self.state.flat(self.state.shared, name)[self.own.start].copy()
         for name in self.state.parameters:
             if self.method.post == "scaffold":
                 self.state.need_correction()
@@ -80,41 +98,52 @@ class Server:
                 self.first[name] = np.zeros_like(self.model[name])
                 self.second[name] = np.full_like(self.model[name], ADAM_TAU**2)
 
+    @property
+    def own(self) -> slice:
+        return own_nodes(self.shard, self.state.nodes)
+
     def before(self, nodes: Integers) -> None:
         """What these nodes need before they train."""
+        nodes = here(self.shard, nodes)
         for name, held in self.controls.items():
             self.state.flat(self.state.correction, name)[nodes] = self.control[name] - held[nodes]
 
     def take(self, nodes: Integers, steps: Integers, plan: Plan, distort: Distort | None) -> None:
         """What these nodes made of its model comes in; afterwards everybody holds the new one. **Shapes**: steps (n,)."""
         if len(nodes):
-            share = self.weights[nodes] / self.weights[nodes].sum()
-            moved = {name: self._moved(name, nodes, distort) for name in self.state.shared}
-            if self.kept:
-                self._compress(moved, nodes)
+            came = Came(nodes, self.weights[nodes] / self.weights[nodes].sum(), steps)
+            mine = came if self.shard is None else came.only(self.shard.holds(nodes))
+            moved = {name: self._moved(name, mine.nodes, distort) for name in self.state.shared}
+            if self.kept and len(mine.nodes):
+                self._compress(moved, mine.nodes)
             for name, rows in moved.items():
-                self.model[name] = self.model[name] + self._step(name, rows, nodes, share, steps, plan)
+                self.model[name] = self.model[name] + self._step(name, rows, came, mine, plan)
         for name, block in self.state.shared.items():
-            block.view(len(block), -1)[:] = torch.from_numpy(self.model[name])
+            block.view(len(block), -1)[self.own] = torch.from_numpy(self.model[name])
 
-    def _step(self, name: str, moved: Vector, nodes: Integers, share: Floats, steps: Integers, plan: Plan) -> Vector:
-        """By how much the server's model moves. **Shapes**: moved (n, size): y_i - z."""
+    def _step(self, name: str, moved: Vector, came: Came, mine: Came, plan: Plan) -> Vector:
+        """By how much the server's model moves. **Shapes**: moved (n, size): y_i - z of `mine`."""
         rule = self.method.post if name in self.state.parameters else "plain"
         if rule == "fednova":
-            length = normaliser(steps, plan)
-            return np.asarray(float(share @ length) * ((share / length) @ moved)).astype(moved.dtype)
-        mean = np.asarray(share @ moved).astype(moved.dtype)
+            length = float(came.share @ normaliser(came.steps, plan))
+            return (length * self._sum(mine.share / normaliser(mine.steps, plan), moved)).astype(moved.dtype)
+        mean = self._sum(mine.share, moved).astype(moved.dtype)
         if rule == "scaffold":
-            self._control(name, moved, nodes, steps, plan)
+            self._control(name, moved, mine, plan)
         elif rule == "fedadam":
             return self._adam(name, mean)
         return mean
 
-    def _control(self, name: str, moved: Vector, nodes: Integers, steps: Integers, plan: Plan) -> None:
-        held, dtype = self.controls[name], moved.dtype.type
-        found = moved / (steps * -plan.eta).astype(moved.dtype)[:, None]
+    def _sum(self, weights: Floats, rows: Vector) -> Floats:
+        """sum_i weights_i rows_i, over the nodes of all processes. **Shapes**: (n,), (n, size) -> (size,)."""
+        found = np.asarray(weights @ rows, dtype=np.float64)
+        return found if self.shard is None else self.shard.total(found)
+
+    def _control(self, name: str, moved: Vector, mine: Came, plan: Plan) -> None:
+        held, dtype, nodes = self.controls[name], moved.dtype.type, mine.nodes
+        found = moved / (mine.steps * -plan.eta).astype(moved.dtype)[:, None]
         found += held[nodes] - self.control[name]
-        gained = np.asarray((self.weights[nodes] / self.weights.sum()) @ (found - held[nodes]))
+        gained = self._sum(self.weights[nodes] / self.weights.sum(), found - held[nodes])
         held[nodes] = found
         self.control[name] = self.control[name] + gained.astype(dtype)
 
@@ -142,12 +171,13 @@ class Server:
             held[nodes] = meant[:, part] - came[:, part]
             at = part.stop
 
-    def arrays(self) -> Iterator[tuple[str, Vector]]:
+    def arrays(self) -> Iterator[Held]:
         """What a checkpoint holds of it."""
-        groups = ("model", self.model), ("kept", self.kept), ("control", self.control), ("controls", self.controls)
-        for group, vectors in (*groups, ("first", self.first), ("second", self.second)):
-            for name, vector in vectors.items():
-                yield f"{group}/{name}", vector
+        groups = ("model", self.model), ("control", self.control), ("first", self.first), ("second", self.second)
+        for group, vectors in groups:
+            yield from ((f"{group}/{name}", vector, slice(None)) for name, vector in vectors.items())
+        for group, vectors in (("kept", self.kept), ("controls", self.controls)):
+            yield from ((f"{group}/{name}", vector, self.own) for name, vector in vectors.items())
 
 
 def normaliser(steps: Integers, plan: Plan) -> Floats:

@@ -1,14 +1,15 @@
 """One simulation in several processes (torch.distributed, gloo): each trains its own rows, only models over cut edges travel.
 
 Every process draws the same absences and meetings, for they are functions of seed and round; it takes its own nodes' steps,
-asks for the models of their neighbours elsewhere that they meet now, and applies its own halves. Arrays keep their full
-length, and pages that nobody touches cost nothing. Not here: how the processes are started (torchrun).
+asks for the models of their neighbours elsewhere that they meet now, and applies its own halves. What a link remembers is held
+wherever one of its ends is; a server's model is held by all, its sums are added up over them. Arrays keep their full length,
+and pages that nobody touches cost nothing. Not here: how the processes are started (torchrun).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -17,10 +18,13 @@ import numpy as np
 import torch
 
 from gossipfl.errors import Misuse
+from gossipfl.learning.blocks import Vector
 from gossipfl.simulator.vectorized.draws import Integers
-from gossipfl.simulator.vectorized.meetings import Floats, Mask, Meetings
-from gossipfl.simulator.vectorized.methods import Method
+from gossipfl.simulator.vectorized.meetings import Floats, Links, Mask, Meetings
 from gossipfl.simulator.vectorized.state import State
+
+Held = tuple[str, Vector, Any]
+"""(name, vector, its rows that are this process's): of what a checkpoint holds"""
 
 PATIENCE_S: Final = 1800
 """Seconds that a process waits for the others before it gives up."""
@@ -107,42 +111,60 @@ class Shard:
                          at_hi=hi if met.at_hi is None else met.at_hi & hi)  # fmt: skip
         return halves.only(lo | hi)
 
-    def fetch(self, state: State, met: Meetings) -> None:
-        """Bring the models, and gradient norms, of nodes elsewhere that own nodes meet; send what others ask of these."""
-        rank, dist = self.group.rank, self.group.dist
-        owner_lo, owner_hi = (np.searchsorted(self.bounds, ends, side="right") - 1 for ends in (met.lo, met.hi))
-        waits, arrivals, sent = [], [], []
+    def links(self, links: Links) -> Integers:
+        """Numbers of the links with an end here."""
+        return np.flatnonzero(self.holds(links.lo) | self.holds(links.hi))
+
+    def owner(self, nodes: Integers) -> Integers:
+        """The process whose each of these is."""
+        return np.searchsorted(self.bounds, nodes, side="right") - 1
+
+    def fetch(self, state: State, met: Meetings, beside: Sequence[Vector] = ()) -> None:
+        """Bring the models, and gradient norms, of nodes elsewhere that own nodes meet; send what others ask of these.
+
+        `beside`: further vectors (N, size) of which the same rows travel."""
+        rank = self.group.rank
+        owner_lo, owner_hi = self.owner(met.lo), self.owner(met.hi)
+        given, asked = {}, {}
         for other in range(self.group.size):
             out = (owner_lo == rank) & (owner_hi == other), (owner_hi == rank) & (owner_lo == other)
-            if other == rank or not (out[0].any() or out[1].any()):
-                continue
-            mine = np.unique(np.concatenate([met.lo[out[0]], met.hi[out[1]]]))
-            theirs = np.unique(np.concatenate([met.hi[out[0]], met.lo[out[1]]]))
-            parcel = torch.from_numpy(self._packed(state, mine))
-            room = torch.empty((len(theirs), parcel.shape[1]), dtype=torch.uint8)
-            waits += [dist.isend(parcel, other), dist.irecv(room, other)]
-            arrivals.append((theirs, room))
-            sent.append(parcel)  # kept until it has gone
-            self.moved += parcel.numel()
+            if other != rank:
+                given[other] = np.unique(np.concatenate([met.lo[out[0]], met.hi[out[1]]]))
+                asked[other] = np.unique(np.concatenate([met.hi[out[0]], met.lo[out[1]]]))
+        models = [state.flat(state.shared, name) for name in state.shared]
+        self.swap([state.gradient[:, None], *models, *beside], given, asked)
+
+    def swap(self, vectors: Sequence[Vector], given: Mapping[int, Integers], asked: Mapping[int, Integers]) -> None:
+        """Send rows of these vectors to other processes, and put those that come from them in their places.
+
+        `given`, `asked`: process -> which rows go there, come from there; both sides name the same rows."""
+        dist, waits, arrivals, parcels = self.group.dist, [], [], []
+        width = sum(rows.shape[1] * rows.itemsize for rows in vectors)
+        for other, places in given.items():
+            if len(places):
+                parts = [np.ascontiguousarray(rows[places]).view(np.uint8) for rows in vectors]
+                parcels.append(torch.from_numpy(np.concatenate(parts, axis=1)))  # kept until it has gone
+                waits.append(dist.isend(parcels[-1], other))
+                self.moved += parcels[-1].numel()
+        for other, places in asked.items():
+            if len(places):
+                room = torch.empty((len(places), width), dtype=torch.uint8)
+                waits.append(dist.irecv(room, other))
+                arrivals.append((places, room.numpy()))
         for one in waits:
             one.wait()
-        for theirs, room in arrivals:
-            self._unpack(state, theirs, room.numpy())
+        for places, parcel in arrivals:
+            at = 0
+            for rows in vectors:
+                wide = rows.shape[1] * rows.itemsize
+                rows[places] = np.ascontiguousarray(parcel[:, at : at + wide]).view(rows.dtype)
+                at += wide
 
-    def _packed(self, state: State, nodes: Integers) -> np.ndarray:
-        """(k, bytes): gradient norm and model of each."""
-        rows = [state.gradient[nodes, None].view(np.uint8)]
-        rows += [np.ascontiguousarray(state.flat(state.shared, name)[nodes]).view(np.uint8) for name in state.shared]
-        return np.concatenate(rows, axis=1)
-
-    def _unpack(self, state: State, nodes: Integers, parcel: np.ndarray) -> None:
-        state.gradient[nodes] = np.ascontiguousarray(parcel[:, :8]).view(np.float64)[:, 0]
-        at = 8
-        for name in state.shared:
-            rows = state.flat(state.shared, name)
-            width = rows.shape[1] * rows.itemsize
-            rows[nodes] = np.ascontiguousarray(parcel[:, at : at + width]).view(rows.dtype)
-            at += width
+    def total(self, numbers: Floats) -> Floats:
+        """The sum over all processes, as part of a round: what it sends is counted."""
+        found = self.group.total(numbers)
+        self.moved += 2 * found.nbytes * (self.group.size - 1) // self.group.size  # of a ring: in parts, there and back
+        return found
 
     def bring(self, state: State, nodes: Integers) -> None:
         """Everybody gets the models of these few nodes."""
@@ -161,12 +183,12 @@ class Shard:
                 self.group.dist.broadcast(part, src=rank)
                 block[int(self.bounds[rank]) : int(self.bounds[rank + 1])] = part
 
-    @staticmethod
-    def require(method: Method, compression: str) -> None:
-        """**Raises**: Misuse for a method whose rounds are more than exchanges over edges."""
-        if method.combine not in ("pairs", "edges", "none") or method.post != "plain" or compression != "none":
-            raise Misuse(
-                f"several processes take methods of pairs and of edges that exchange plain models, not {method.name}"
-                + ("" if compression == "none" else f" with {compression}")
-                + "; run it in one process, without torchrun"
-            )
+
+def here(shard: Shard | None, nodes: Integers) -> Integers:
+    """Those of these nodes that are this process's; all, where it is alone."""
+    return nodes if shard is None else nodes[shard.holds(nodes)]
+
+
+def own_nodes(shard: Shard | None, nodes: int) -> slice:
+    """The range of nodes that is this process's."""
+    return slice(0, nodes) if shard is None else shard.own

@@ -141,8 +141,6 @@ def simulate(
     if mode == "ticks" and (links is None or chosen.combine != "pairs" or chosen.post != "plain"):
         raise Misuse(f"mode 'ticks' takes a static graph and a plain method of pairs, not {topology!r} and {chosen.name}")
     shard = None if group is None else Shard(group, nodes)
-    if shard is not None:
-        shard.require(chosen, compression)
     copies = 0 if compression == "none" else nodes if chosen.has_server else 3 * (0 if links is None else len(links))
     held = copies * layout.n_parameters
     needed = estimate(layout, nodes, rows, plan, chosen, struck, links) + held * np.dtype(layout.dtype).itemsize
@@ -164,7 +162,7 @@ def simulate(
         rows,
         state,
         choosing,
-        Mixer(state, weights, links, replicas=_replicas(compression, state, links), own=own or slice(None)),
+        Mixer(state, weights, links, replicas=_replicas(compression, state, links, shard), own=own or slice(None)),
         settings,
         Weather(struck, nodes, rounds, seed, outages),
         block,
@@ -317,8 +315,8 @@ def _require_codec(name: str, method: Method, links: Links | None) -> None:
         )
 
 
-def _replicas(codec: str, state: State, links: Links | None) -> Replicas | None:
-    return None if codec == "none" or links is None else Replicas(codec, state, links)
+def _replicas(codec: str, state: State, links: Links | None, shard: Shard | None) -> Replicas | None:
+    return None if codec == "none" or links is None else Replicas(codec, state, links, shard)
 
 
 def _require_sound(method: Method, faults: Faults, meet: Any) -> None:
