@@ -16,6 +16,7 @@ import pytest
 from gossipfl import cli
 from gossipfl.errors import ConfigError, Exit, Misuse
 from gossipfl.learning.comparing import corrected_t
+from gossipfl.learning.evaluation import auc_interval
 from gossipfl.simulator import pool, results
 from gossipfl.simulator.bench import folder as folders
 from gossipfl.simulator.bench import one, tune
@@ -29,6 +30,7 @@ from gossipfl.simulator.bench.verdict import sentences, verdict
 from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.tasks import load
+from gossipfl.tasks.fitting import predict
 from gossipfl.topology import graph
 
 ROOT = Path(__file__).parents[1]
@@ -251,6 +253,24 @@ def test_the_goal_is_reached_where_the_curve_stays_above_it() -> None:
     assert (wild.rounds, wild.splits) == (None, 1)
 
 
+def test_over_patients_reaches_from_the_lowest_end_to_the_highest_of_all_splits() -> None:
+    ends = [{"difference": 0.0, "low": -0.02, "high": 0.01}, {"difference": 0.0, "low": -0.01, "high": 0.03}]
+    lines = [made_line("gossip", seed, 0.9, against_centralized=one) for seed, one in enumerate(ends)]
+    assert summarise(lines, ["gossip"]).rows[0].over_patients == (-0.02, 0.03)
+    lines[1]["against_centralized"] = None
+    assert np.isnan(summarise(lines, ["gossip"]).rows[0].over_patients).all()
+
+
+def test_the_worst_nodes_auc_has_the_interval_of_delong() -> None:
+    question = asked("centralized")
+    line = one.run(question, Ask("centralized", 0))
+    task, (sites, test) = question.rows.loaded(), question.rows.federation(0, None)
+    whole = one.baselines.centralized(task, sites)
+    risks = predict(task, whole.layout, whole.vector, whole.normaliser, test.x)
+    low, high = auc_interval(test.y, risks)
+    assert line["delong"] == {"auc": line["score"]["worst"], "low": low, "high": high}
+
+
 def test_a_method_without_a_line_for_every_seed_is_named() -> None:
     lines = [made_line("gossip", 0, 0.9), made_line("gossip", 1, 0.9), made_line("ledger", 0, 0.9)]
     assert summarise(lines, ["gossip", "ledger", "fedavg"]).missing == ["ledger", "fedavg"]
@@ -460,6 +480,20 @@ def test_the_command_prints_an_object_a_method_and_goes_on_where_it_stopped(
     assert np.isfinite([float(row["value"]) for row in rows if row["measure"] == "auc"]).all()
 
 
+def test_runs_of_another_version_are_not_used_and_the_command_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("toy", "--nodes", "4", "--topology", "complete", "--rounds", "2", "--seeds", "1", "--methods", "gossip", "--processes", "1")
+    assert typed(*command, "--out", str(tmp_path)) == 0
+    file = tmp_path / folders.RUNS
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line | {"version": 1, "key": f"old {line['key']}"}) + "\n" for line in lines))
+    capsys.readouterr()
+    assert typed(*command, "--out", str(tmp_path)) == 0
+    assert "2 runs in" in (said := capsys.readouterr().err) and "another version's" in said
+    assert len(file.read_text().splitlines()) == 4
+
+
 def test_data_that_are_not_there_are_named_with_their_sum_source_and_licence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,8 +507,9 @@ def test_data_that_are_not_there_are_named_with_their_sum_source_and_licence(
 def test_a_number_of_sites_that_the_data_do_not_have_ends_it_before_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert typed("breast-cancer", "--nodes", "399", "--topology", "ring", "--out", str(tmp_path / "out")) == Exit.FAILED
-    assert "gossipfl:" in capsys.readouterr().err and not (tmp_path / "out" / folders.RUNS).exists()
+    assert typed("breast-cancer", "--nodes", "399", "--topology", "ring", "--out", str(tmp_path / "out")) == Exit.CONFIG
+    said = capsys.readouterr().err
+    assert "398 rows in 399 sites" in said and "leave --nodes out" in said and not (tmp_path / "out" / folders.RUNS).exists()
 
 
 def test_a_wrong_name_ends_with_the_code_of_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:

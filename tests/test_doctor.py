@@ -111,7 +111,7 @@ def test_a_disk_without_room_for_the_record_exits_73(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 300 * 2**20}))
     code, _, failed = examined(tomls["a"], "--offline")
-    assert code == Exit.STATE and "300.0 MiB free" in failed[0]["found"]
+    assert code == Exit.STATE and "300 MiB free" in failed[0]["found"]
 
 
 def test_a_port_in_use_exits_73(tomls: dict[str, Path], examined: Any) -> None:

@@ -225,6 +225,8 @@ def test_noloco_without_momentum_and_full_pull_is_gossip_and_its_default_settles
     one, other = ran(same, 8, topology="ring"), ran("gossip", 8, topology="ring")
     np.testing.assert_allclose(one.state.vectors(), other.state.vectors(), atol=1e-12)
     assert one.bytes == 2 * other.bytes
+    method = METHODS["noloco"]
+    assert method.pull == method.outer_step == 0.7 and method.momentum == 0.5  # as in its authors' program
     settled = ran("noloco", 300, plan=Plan(1, 0.02))
     assert apart(settled, weighted(quadratics()[0])) < 0.5 and METHODS["noloco"].is_experimental
 
@@ -351,6 +353,12 @@ def test_uploads_to_a_server_may_be_compressed_and_nothing_is_forgotten():
     assert apart(ran("fednova", 200, steps=1, compression="int8"), ran("fednova", 200, steps=1).state.vectors()) < 1e-3
 
 
+@pytest.mark.parametrize("method", ["d-psgd", "qgm"])
+def test_methods_over_all_edges_lose_nothing_by_int8(method):
+    plain, small = (ran(method, 60, topology=SPREAD, compression=codec) for codec in ("none", "int8"))
+    assert apart(small, plain.state.vectors()) < 1e-2 * np.abs(plain.state.vectors()).max() and small.bytes < plain.bytes
+
+
 @pytest.mark.parametrize("method", ["ledger", "scaffold", "k-gt"])
 def test_methods_without_bias_come_to_the_centralized_model_of_the_same_objective(method):
     task = load("breast-cancer")
@@ -376,9 +384,12 @@ def test_a_compressed_run_goes_on_from_its_checkpoint(tmp_path):
         assert ran(method, 9, checkpoint=file, **settings).state.vectors().tobytes() == whole.state.vectors().tobytes()
 
 
-@pytest.mark.parametrize(("method", "codec", "says"), [("scaffold", "int8", "links"), ("k-gt", "int8", "links"),
-                                                       ("ledger", "zip", "topk:0.1"), ("epidemic", "int8", "links")])  # fmt: skip
-def test_compression_where_no_link_remembers_is_refused(method, codec, says):
+@pytest.mark.parametrize(
+    ("method", "codec", "says"),
+    [("scaffold", "int8", "second vector"), ("k-gt", "int8", "second vector"), ("noloco", "int8", "second vector"),
+     ("push-sum", "int8", "running sums"), ("ledger", "zip", "topk:0.1"), ("epidemic", "int8", "links")],
+)  # fmt: skip
+def test_compression_is_refused_with_the_reason_where_no_link_remembers_what_is_sent(method, codec, says):
     with pytest.raises(Misuse, match=says):
         ran(method, 1, compression=codec)
 

@@ -115,6 +115,8 @@ def _answered(asked: Question, folder: Path, data_dir: str | None, processes: in
     notes = sentences(asked.rows.loaded(), sites)
     output.say("\n".join(notes))
     there = folders.lines(folders.made(folder))
+    if old := folders.older(there):
+        output.say(f"{old} runs in {folder / folders.RUNS} are another version's, whose figures differ: they are begun anew")
     wanted = {asked.key(ask): ask for ask in asked.runs()}
     left = [ask for key, ask in wanted.items() if key not in there]
     if len(left) < len(wanted):
@@ -173,6 +175,7 @@ def _compare(paths: list[Path], json_: bool) -> None:
     """Two results folders, method by method."""
     from dataclasses import asdict
 
+    from gossipfl.amounts import figure, size
     from gossipfl.cli import output
     from gossipfl.simulator import results
     from gossipfl.simulator.bench.compare import compare
@@ -186,9 +189,9 @@ def _compare(paths: list[Path], json_: bool) -> None:
     for name, (one, other) in found.asked.items():
         output.say(f"asked differently, {name}: {one} and {other}")
     rows = [
-        (change.method, _figure(change.before), _figure(change.after), _signed(change.gain.middle),
-         _signed(change.gain.low), _signed(change.gain.high), *(_or_dash(value) for value in change.rounds),
-         *(_bytes(value) for value in change.bytes_per_node))
+        (change.method, figure(change.before), figure(change.after),
+         *(figure(value, signed=True) for value in (change.gain.middle, change.gain.low, change.gain.high)),
+         *(_or_dash(value) for value in change.rounds), *(size(value) for value in change.bytes_per_node))
         for change in found.changes
     ]  # fmt: skip
     header = ("method", "share A", "share B", "B - A", "from", "to", "rounds A", "rounds B", "bytes A", "bytes B")
@@ -218,18 +221,8 @@ def _document(paths: list[Path], out: Path | None) -> None:
         output.write(out, inserted(text, out.read_text("utf-8") if out.exists() else ""))
 
 
-def _signed(value: float) -> str:
-    return "-" if value != value else f"{value:+.4f}"
-
-
 def _or_dash(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
-
-
-def _bytes(value: float | None) -> str:
-    from gossipfl.cli.output import amount
-
-    return "-" if value is None else amount(value)
 
 
 def _commit() -> str | None:
@@ -248,19 +241,38 @@ def _commit() -> str | None:
 # ---- the end ---------------------------------------------------------------------------------------------------------
 
 
+WORDS: Final = (
+    "worst node, 5 %, median, mean: of the nodes' models at the end, each on the test rows of all; of a hundred, five are worse "
+    "than 5 %",
+    "share: worst node over centralized, mean over splits; its interval, and 'over splits', by the corrected resampled t",
+    "over patients: paired bootstrap, from the lowest to the highest end of the splits' intervals; DeLong: the worst node's AUC "
+    "and its interval over patients",
+    "calibration: observed less predicted mean risk; apart: distance of the nodes' models from their mean at the end, over its "
+    "length, 0 for one model",
+    "-: not so far in every split; or nothing of the kind, as the references have no rounds",
+)
+"""Under the tables: what their columns mean."""
+
+
 def _closing(found: Summary) -> None:
     from gossipfl.cli import output
     from gossipfl.learning.evaluation import label
     from gossipfl.simulator.bench.network import NETWORKS
     from gossipfl.simulator.bench.verdict import sentences, verdict
 
+    name = label(found.metric)
     splits = f"{len(found.seeds)} splits" if len(found.seeds) > 1 else "one split"
     print()
-    print(
-        f"{label(found.metric)} on {found.test_rows:,} test rows, {splits}; share: worst node over centralized, 95 % interval"
-    )
+    print(f"{name} on {found.test_rows:,} test rows, {splits}; intervals are 95 %")
     output.table(
         "", ("method", "worst node", "5 %", "median", "mean", "share", "from", "to", ""), map(_quality, found.rows)
+    )
+    print()
+    single = (f"DeLong, split {found.seeds[0]}",) if found.metric == "auc" else ()
+    output.table(
+        "worst node less centralized",
+        ("method", name, "over splits", "over patients", *single),
+        [_difference(row, bool(single)) for row in found.rows if row.method != "centralized"],
     )
     print()
     output.table(
@@ -279,6 +291,8 @@ def _closing(found: Summary) -> None:
         )
         print(*(f"  {network.name}: {network}" for network in NETWORKS), sep="\n")
         print()
+    print(*WORDS, sep="\n")
+    print()
     print("what holds (+), falls short (-), is open (?)")
     print(*sentences(verdict(found)), sep="\n")
     print()
@@ -290,25 +304,43 @@ def _seconds(row: Row, network: str) -> str:
 
 
 def _quality(row: Row) -> list[str]:
-    score = [_figure(row.score[name]) for name in ("worst", "low", "median", "mean")]
+    from gossipfl.amounts import figure
+
+    score = [figure(row.score[name]) for name in ("worst", "low", "median", "mean")]
     note = f"DIVERGED in {row.diverged} of {row.runs}" if row.diverged else ""
     share = row.share
-    return [row.method, *score, *(_figure(value) for value in (share.middle, share.low, share.high)), note]
+    return [row.method, *score, *(figure(value) for value in (share.middle, share.low, share.high)), note]
+
+
+def _difference(row: Row, has_auc: bool) -> list[str]:
+    from gossipfl.amounts import figure
+
+    gain, single = row.difference, row.delong[0]
+    cells = [row.method, figure(gain.middle, signed=True), _span(gain.low, gain.high), _span(*row.over_patients)]
+    if has_auc:
+        cells.append("-" if single is None else f"{figure(single['auc'])}, {figure(single['low'])} to {figure(single['high'])}")
+    return cells
+
+
+def _span(low: float, high: float) -> str:
+    from gossipfl.amounts import figure
+
+    return "-" if low != low else f"{figure(low, signed=True)} to {figure(high, signed=True)}"
 
 
 def _cost(row: Row) -> list[str]:
-    from gossipfl.cli.output import amount
+    from gossipfl.amounts import figure, size
 
     goal = row.worst_reached
     reference = row.is_reference
     return [
         row.method,
         "-" if reference else _rounds(goal, row.runs),
-        "-" if reference or goal.bytes_per_node is None else amount(goal.bytes_per_node),
-        "-" if reference else amount(row.bytes_per_node),
-        _figure(row.brier),
-        _figure(row.calibration),
-        "-" if reference else f"{row.consensus:.2g}",
+        "-" if reference else size(goal.bytes_per_node),
+        "-" if reference else size(row.bytes_per_node),
+        figure(row.brier),
+        figure(row.calibration),
+        "-" if reference else f"{row.consensus:.1g}",
         f"{row.cpu_s:.1f}",
     ]
 
@@ -317,7 +349,3 @@ def _rounds(goal: Reached, runs: int) -> str:
     if goal.rounds is not None:
         return f"{goal.rounds:g}"
     return f"only {goal.splits} of {runs} splits" if goal.splits else "not reached"
-
-
-def _figure(value: Any) -> str:
-    return "-" if value is None or value != value else f"{value:.4f}"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from gossipfl.amounts import size
 from gossipfl.cli.federation import Finding
 from gossipfl.errors import ConfigError, Exit, Fault, GossipError
 
@@ -304,7 +305,6 @@ def _step(patient: Patient) -> Iterator[Finding]:
 
 def _disk(patient: Patient) -> Iterator[Finding]:
     """Is the state folder ours to write, with room for the replicas of every link? Touches nothing."""
-    from gossipfl.cli import output
 
     config: NodeConfig = patient.has("config")
     state = config.node.state
@@ -321,8 +321,8 @@ def _disk(patient: Patient) -> Iterator[Finding]:
     each = 4 if membership.study.codec.startswith("topk:") else 3  # two replicas and a flow, with counts if sparse
     need = len(membership.neighbours(config.node.id)) * each * work.start.nbytes
     free = shutil.disk_usage(there).free
-    replicas, room = output.amount(need), output.amount(free)
-    what = f"{replicas} for the replicas of all links and {output.amount(RECORD)} for the record; {room} free"
+    replicas, room = size(need), size(free)
+    what = f"{replicas} for the replicas of all links and {size(RECORD)} for the record; {room} free"
     if free < 2 * need + RECORD:
         raise ConfigError(Fault(str(state), None, what, "free some space, or name another folder"), exit_code=Exit.STATE)
     yield Finding("disk", "ok", what)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from gossipfl.amounts import size
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -235,7 +237,6 @@ def _topology(membership: Membership) -> Iterator[Finding]:
 
 def model_findings(membership: Membership) -> Iterator[Finding]:
     """Whether this machine makes the same first model, and how much disk each member needs. Loads the task."""
-    from gossipfl.cli import output
     from gossipfl.errors import GossipError
 
     try:
@@ -251,7 +252,7 @@ def model_findings(membership: Membership) -> Iterator[Finding]:
     for member in membership.active:
         links = len(membership.neighbours(member))
         need = links * 3 * first.size
-        yield Finding("disk", "info", f"{member}: {links} neighbours x 3 x model = {output.amount(need)}", "")
+        yield Finding("disk", "info", f"{member}: {links} neighbours x 3 x model = {size(need)}", "")
 
 
 # ---- making ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from gossipfl.amounts import duration, size
 from gossipfl.cli import baseline, model
 
 TOML = Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.")]
@@ -91,13 +92,13 @@ def status(file: TOML = Path("node.toml"), json_: JSON = False) -> None:
         return
     judged = figures((found.get("evaluation") or {}).get("metrics", {}))
     done = f"local round {found['local_round']} of {found['local_rounds']}, {found['exchanges']} exchanges"
-    title = f"{found['node']}: {found['stage']}, {done}, up {output.duration(found['uptime_s'])}"
+    title = f"{found['node']}: {found['stage']}, {done}, up {duration(found['uptime_s'])}"
     if judged:
         title += "\non this site's hold-out: " + ", ".join(f"{name} {figure}" for name, figure in judged.items())
     now = time.time()
     rows = [
-        (name, peer["state"], output.duration(now - peer["since_unix"]), peer["exchanges"],
-         output.amount(peer["sent_bytes"]), output.amount(peer["received_bytes"]),
+        (name, peer["state"], duration(now - peer["since_unix"]), peer["exchanges"],
+         size(peer["sent_bytes"]), size(peer["received_bytes"]),
          "yes" if peer["in_doubt"] else "no", peer["epoch"], peer["why"])
         for name, peer in found["peers"].items()
     ]  # fmt: skip

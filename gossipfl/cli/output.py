@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from gossipfl.amounts import duration
 from gossipfl.errors import ConfigError, Exit, Fault, printable
 
 LINE_S: Final = 5.0
@@ -81,16 +82,19 @@ def counted(what: str, total: int, done: int = 0, *, quiet: bool = False) -> Ite
         with _bar(what, total, done) as counter:
             yield counter
         return
-    began = last = time.monotonic()
+    first = last = time.monotonic()
     now = done
 
     def step(text: str) -> None:
-        nonlocal now, last
+        nonlocal now, first, last
         now += 1
+        since = now - done - 1
+        if not since:  # the first has what comes once: starting processes, loading libraries
+            first = time.monotonic()
         if not quiet and (time.monotonic() - last > LINE_S or now == total):
             last = time.monotonic()
-            left = duration((last - began) / (now - done) * (total - now))
-            print(f"{now} of {total} {what}, {left} left" + (f" ({text})" if text else ""), file=sys.stderr, flush=True)
+            left = f", {duration((last - first) / since * (total - now))} left" if since and now < total else ""
+            print(f"{now} of {total} {what}{left}" + (f" ({text})" if text else ""), file=sys.stderr, flush=True)
 
     yield Counter(step, lambda text: print(text, file=sys.stderr, flush=True))
 
@@ -118,32 +122,6 @@ def _bar(what: str, total: int, done: int) -> Iterator[Counter]:
             lambda text: bar.update(task, advance=1, description=escape(text)),
             lambda text: bar.console.print(text, markup=False, highlight=False),
         )
-
-
-def duration(seconds: float) -> str:
-    """How long, in the largest unit that fits.
-
-    >>> [duration(s) for s in (9.4, 250, 9000, 200_000)]
-    ['9 s', '4 min', '2.5 h', '2.3 days']
-    """
-    if seconds < 120:
-        return f"{max(0.0, seconds):.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
-
-
-def amount(size: float) -> str:
-    """How much, in the largest unit that fits.
-
-    >>> [amount(b) for b in (124, 10_268, 9.5e6)]
-    ['124 B', '10.0 KiB', '9.1 MiB']
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def passphrase(file: Path | None, *, new: bool = False) -> str | None:

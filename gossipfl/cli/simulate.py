@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from gossipfl.amounts import size
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -311,7 +313,7 @@ def _closing(read: Read, run: Run, judged: list[Judged], page: Path, seconds: fl
     print(f"faults: {', '.join(f'{n} {kind}' for kind, n in run.faults.items()) or 'none'}")
     print(*run.notes, sep="\n", end="\n" if run.notes else "")
     if run.round_s:
-        sent = output.amount(run.sent)
+        sent = size(run.sent)
         print(f"{run.exchanges:,} exchanges, {sent} sent, {run.virtual_seconds / run.round_s:g} rounds in {seconds:.1f} s "
               f"({run.cpu_seconds:.1f} s of CPU)")  # fmt: skip
     else:

@@ -83,9 +83,9 @@ def _run(asked: Asked, left: list[dict[str, Any]], lines: dict[str, Line], path:
 
 
 def _closing(found: Grid, folder: Path) -> None:
+    from gossipfl.amounts import size
     from gossipfl.cli import output
     from gossipfl.learning.evaluation import label
-    from gossipfl.simulator.results import size
 
     names = [name for name, _ in found.axes]
     rows = []

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
+from gossipfl.amounts import size
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator.pictures import COLOURS, WIDTH, Axes, rendered, steps, ticks
-from gossipfl.simulator.results import size
 from gossipfl.simulator.sweep import Grid, Row
 
 LINES: Final = len(COLOURS)

@@ -237,18 +237,3 @@ def finite(content: Any) -> Any:
     if isinstance(content, Mapping):
         return {str(key): finite(value) for key, value in content.items()}
     return [finite(item) for item in content] if isinstance(content, list | tuple) else content
-
-
-def size(count: float | None) -> str:
-    """Bytes as a person reads them; "-" where there are none to tell.
-
-    >>> size(1008.0), size(3818.0), size(None)
-    ('1008 bytes', '3.73 KiB', '-')
-    """
-    if count is None:
-        return "-"
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"

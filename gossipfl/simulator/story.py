@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from gossipfl.amounts import size
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator import tell
 from gossipfl.simulator.expect import Judged
@@ -84,7 +85,7 @@ def page(run: Run, scenario: Scenario, judged: Sequence[Judged], manifest: Mappi
         hidden=max(0, sum(one.planned is None for one in run.happenings) - LISTED),
         length=run.lasts,
         down=down,
-        mebi=lambda size: f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 1024:.0f} KiB",
+        size=size,
     )
 
 

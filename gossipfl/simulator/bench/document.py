@@ -7,17 +7,16 @@ them. A test holds page and results together.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from gossipfl.amounts import figure, size
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator import results as writing
 from gossipfl.simulator.bench import folder as folders
 from gossipfl.simulator.bench.verdict import DEFAULT
-from gossipfl.simulator.results import size
 
 KEPT: Final = (folders.SUMMARY, "manifest.json")
 """Of a benchmark's folder, what is committed: lines of runs and pages are large, and the same command makes them."""
@@ -135,17 +134,17 @@ def _quality(row: Mapping[str, Any]) -> str:
     if row["diverged"]:
         return f"| {row['method']} | DIVERGED in {row['diverged']} of {row['runs']} splits | | | | | | | | |"
     score, share = row["score"], row["share"]
-    values = [_figure(score[name]) for name in ("worst", "low", "median", "mean")]
-    splits = ", ".join(_figure(value, 3) for value in row["splits"])
-    interval = f"{_figure(share['low'])} to {_figure(share['high'])}"
+    values = [figure(score[name]) for name in ("worst", "low", "median", "mean")]
+    splits = ", ".join(figure(value, 3) for value in row["splits"])
+    interval = f"{figure(share['low'])} to {figure(share['high'])}"
     cells = [
         row["method"],
         *values,
-        _figure(share["middle"]),
+        figure(share["middle"]),
         interval,
         splits,
-        _figure(row["brier"]),
-        _figure(row["calibration"]),
+        figure(row["brier"]),
+        figure(row["calibration"]),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -162,10 +161,6 @@ def _cost(row: Mapping[str, Any], networks: Mapping[str, str]) -> str:
         "-" if row["consensus"] is None else f"{row['consensus']:.1g}", f"{row['cpu_s']:.1f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
-
-
-def _figure(value: float | None, places: int = 4) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.{places}f}"
 
 
 def keep(suite: Path, results: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from gossipfl.simulator import pool, results
 from gossipfl.simulator.bench.network import NETWORKS
 from gossipfl.simulator.bench.one import Line
 from gossipfl.simulator.bench.page import page
-from gossipfl.simulator.bench.question import Question
+from gossipfl.simulator.bench.question import VERSION, Question
 from gossipfl.simulator.bench.summary import Summary
 from gossipfl.simulator.bench.verdict import sentences, verdict
 
@@ -31,6 +31,11 @@ TIDY: Final = ("task", "method", "seed", "round", "bytes_per_node", "node", "mea
 def lines(folder: Path, name: str = RUNS) -> dict[str, Line]:
     """The lines that are there, by key. **Raises**: ConfigError (73) for a file that is no record of a benchmark."""
     return pool.kept(folder / name, lambda line: str(line["key"]), what="a benchmark")
+
+
+def older(there: Mapping[str, Line]) -> int:
+    """How many lines another version of the benchmark has left, whose figures would not be comparable: they are not used."""
+    return sum(line.get("version", 1) != VERSION for line in there.values())
 
 
 def made(folder: Path) -> Path:
@@ -47,6 +52,7 @@ def as_json(asked: Question, found: Summary) -> dict[str, Any]:
     """The one object that `--json` prints: one object a method, and what they say."""
     return {
         "question": str(asked),
+        "version": VERSION,
         "task": asked.task,
         "nodes": asked.nodes,
         "topology": asked.topology,

@@ -22,7 +22,7 @@ from gossipfl.learning.evaluation import Floats
 from gossipfl.simulator import baselines
 from gossipfl.simulator.baselines import Fitted
 from gossipfl.simulator.bench.network import NETWORKS, Work, seconds
-from gossipfl.simulator.bench.question import Ask, Dealt, Question, compression
+from gossipfl.simulator.bench.question import VERSION, Ask, Dealt, Question, compression
 from gossipfl.simulator.bench.recipe import Recipe
 from gossipfl.simulator.results import LOWER_IS_BETTER, finite
 from gossipfl.simulator.vectorized.draws import Integers
@@ -64,6 +64,7 @@ def run(question: Question, ask: Ask, data_dir: str | None = None) -> Line:
     whole = _centralized(question.rows, ask.seed, data_dir)
     head = {
         "key": question.key(ask),
+        "version": VERSION,
         "task": question.task,
         **asdict(ask),
         "metric": task.metric,
@@ -231,6 +232,7 @@ class Jury:
             "score": {name: getattr(found, name) for name in ("worst", "low", "median", "mean", "best")},
             **{name: float(np.mean(held)) for name, held in losses.items()},
             "against_centralized": self._paired(values, scores),
+            "delong": self._single(values, scores),
             "sites": {
                 "name": [site.name for site in self.sites] if len(models) == len(self.sites) else [],
                 "rows": [len(site.train) for site in self.sites],
@@ -266,6 +268,14 @@ class Jury:
         assert worst is not None
         found = comparing.bootstrap(self.test.y, worst, best, metric, patients=self.test.ids, draws=DRAWS)
         return {"difference": found.middle, "low": found.low, "high": found.high}
+
+    def _single(self, values: Sequence[float], scores: Sequence[Floats | None]) -> Line | None:
+        """The worst node's AUC with its interval over patients, by DeLong; None for another metric, or where one diverged."""
+        worst = None if self.task.metric != "auc" or np.isnan(values).any() else scores[int(np.argmin(values))]
+        if worst is None:
+            return None
+        low, high = evaluation.auc_interval(self.test.y, worst)
+        return {"auc": float(np.min(values)), "low": low, "high": high}
 
     def _own(self, scores: Sequence[Floats | None]) -> list[float]:
         """The log loss of each site's model on its own held-out rows; NaN where it has none, as where one test set judges all."""

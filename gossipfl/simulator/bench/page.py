@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from gossipfl.amounts import figure, size
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator.bench.network import NETWORKS, OVERHEAD
 from gossipfl.simulator.bench.one import Line
@@ -19,7 +20,7 @@ from gossipfl.simulator.bench.question import Question
 from gossipfl.simulator.bench.summary import GOAL, Row, Summary
 from gossipfl.simulator.bench.verdict import DEFAULT, verdict
 from gossipfl.simulator.pictures import COLOURS, TOP, Axes, rendered, ticks
-from gossipfl.simulator.results import share_of, size
+from gossipfl.simulator.results import share_of
 
 WHOLE: Final = "#333333"
 ALONE: Final = "#b36b00"
@@ -75,7 +76,8 @@ def page(asked: Question, found: Summary, lines: Sequence[Line], manifest: Mappi
         dotted=plain[0]["seed"],
         overhead=OVERHEAD,
         size=size,
-        figure=lambda value, places=4: "-" if value is None or math.isnan(value) else f"{value:.{places}f}",
+        figure=figure,
+        span=lambda low, high: "-" if math.isnan(low) else f"{figure(low, signed=True)} to {figure(high, signed=True)}",
         median=lambda name: float(np.median([one[name] for one in found.published])),
     )
 

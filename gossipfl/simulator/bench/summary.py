@@ -64,6 +64,8 @@ class Row:
     """worst node less centralized, likewise"""
     patients: Sequence[Mapping[str, float] | None]
     """worst node less centralized over patients drawn anew, one a split"""
+    delong: Sequence[Mapping[str, float] | None]
+    """the worst node's AUC with its interval over patients, one a split; None for another metric"""
     against_fedavg: Interval
     """worst node less FedAvg's worst node, over splits"""
     worst_reached: Reached
@@ -79,6 +81,14 @@ class Row:
     """means over splits: `of` so many sites the federated model is `better` than the site's own on all test rows, and of
     `own_of` sites with rows of their own held out it has the lower log loss on these at `own_better`; `own_loss` and
     `own_loss_alone` are the means over these sites"""
+
+    @property
+    def over_patients(self) -> tuple[float, float]:
+        """From the lowest to the highest end of the splits' intervals of worst less centralized; NaN where a split has none."""
+        known = [one for one in self.patients if one is not None]
+        if not known or len(known) < len(self.patients):
+            return math.nan, math.nan
+        return min(one["low"] for one in known), max(one["high"] for one in known)
 
     @property
     def is_reference(self) -> bool:
@@ -169,6 +179,7 @@ def _row(method: str, by: Mapping[str, Mapping[int, Line]], slow: Sequence[Line]
         _interval(shares, *ratio),
         _interval(differences, *ratio),
         [line["against_centralized"] for line in held],
+        [line.get("delong") for line in held],
         _interval(gains, *ratio) if both else NOTHING,
         reached(held, slow, "worst"),
         reached(held, slow, "mean"),

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gossipfl.amounts import figure, size
 from gossipfl.learning.comparing import Interval
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator.bench.network import NETWORKS
 from gossipfl.simulator.bench.summary import GOAL, Row, Summary
-from gossipfl.simulator.results import size
 
 MARGIN: Final = 0.01
 """A worst node whose interval lies above centralized less this is called as good, for most purposes of a hospital."""
@@ -71,7 +71,7 @@ def _quality(row: Row) -> Said:
     text = f"{row.method}: the worst node has {share.middle:.2%} of centralized"
     if math.isnan(share.low):
         return Said(None, text + "; one split has no interval.")
-    text += f" ({share.low:.2%} to {share.high:.2%}; {metric} {gain.middle:+.4f}, {_span(gain)})"
+    text += f" ({share.low:.2%} to {share.high:.2%}; {metric} {figure(gain.middle, signed=True)}, {_span(gain)})"
     low, high = (gain.low, gain.high) if row.sign > 0 else (-gain.high, -gain.low)
     if row.runs < ENOUGH:
         return Said(None, text + f"; fewer than {ENOUGH} splits decide nothing.")
@@ -94,7 +94,7 @@ def _goal(row: Row) -> Said:
 
 def _beside(row: Row) -> Said:
     gain = row.against_fedavg
-    text = f"{row.method}: its worst node less FedAvg's, same absence, is {gain.middle:+.4f}"
+    text = f"{row.method}: its worst node less FedAvg's, same absence, is {figure(gain.middle, signed=True)}"
     if math.isnan(gain.low):
         return Said(None, text + "; one split has no interval.")
     text += f" ({_span(gain)}): "
@@ -145,7 +145,7 @@ def _sites(row: Row) -> list[Said]:
 
 
 def _span(given: Interval) -> str:
-    return f"{given.low:+.4f} to {given.high:+.4f}"
+    return f"{figure(given.low, signed=True)} to {figure(given.high, signed=True)}"
 
 
 def _times(mine: float, theirs: float) -> str:

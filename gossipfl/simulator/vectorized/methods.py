@@ -69,8 +69,8 @@ class Method:
     """mu of quasi-global momentum: what its moving average keeps"""
     outer_step: float = 0.7
     """beta of NoLoCo"""
-    pull: float = 0.5
-    """gamma of NoLoCo"""
+    pull: float = 0.7
+    """gamma of NoLoCo; the beta in its authors' program"""
     is_experimental: bool = False
     source: str = ""
     """who published it, where it differs"""

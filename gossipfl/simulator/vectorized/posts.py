@@ -15,8 +15,9 @@ weighted optimum, with any K_i.
 Karimireddy, Stich, Jaggi, "Quasi-global momentum: accelerating decentralized deep learning on heterogeneous data", 2021.
 Kolehmainen, Blagoev, Donaghy, Ersoy, Nies, "NoLoCo: no-all-reduce low communication training method for large models", 2025.
 **Differs**: K-GT begins with F = 0, not with the gradients at x^0. QGM holds M through the local steps of a round: with one
-step that is the paper's. NoLoCo is experimental: its gamma is chosen by `contraction`, our own, and its outer step was held
-against no second implementation, as the other two were.
+step that is the paper's. NoLoCo: its outer step in pairs, and alpha .5 with gamma = beta = .7, are those of the program that its
+authors published; means weighted by mass are ours. It stays experimental: its bound on gamma is our `contraction`, and local
+steps are a study's plain ones, where theirs are Adam's.
 """
 
 from __future__ import annotations

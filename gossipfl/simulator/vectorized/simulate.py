@@ -308,7 +308,13 @@ def _require_codec(name: str, method: Method, links: Links | None) -> None:
         raise Misuse(f"compression = {name!r}; use {COMPRESSIONS}")
     if method.has_server and method.vectors == 1:
         return
-    if method.combine not in ("pairs", "edges") or method.has_memory or links is None:
+    if method.vectors > 1:
+        raise Misuse(f"{method.name} sends a second vector beside the model, which has no reference to be compressed against; "
+                     "take the ledger, which corrects drift with the model's own bytes, or compression='none'")  # fmt: skip
+    if method.combine == "push":
+        raise Misuse(f"{method.name} sends running sums, which grow without end and must arrive exactly; take gossip or the "
+                     "ledger, or compression='none'")  # fmt: skip
+    if method.combine not in ("pairs", "edges") or links is None:
         raise Misuse(
             f"compression is against what a link remembers of the models that went over it, and {method.name} here has no such "
             "links; take gossip, the ledger, d-psgd or d2 on a graph, fedavg, or compression='none'"
