@@ -483,7 +483,7 @@ def test_the_command_prints_an_object_a_method_and_goes_on_where_it_stopped(
 def test_runs_of_another_version_are_not_used_and_the_command_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ("toy", "--nodes", "4", "--topology", "complete", "--rounds", "2", "--seeds", "1", "--methods", "gossip", "--processes", "1")
+    command = ("toy", "--nodes", "4", "--topology", "complete", "--rounds", "2", "--seeds", "1", "--methods", "gossip")
     assert typed(*command, "--out", str(tmp_path)) == 0
     file = tmp_path / folders.RUNS
     lines = [json.loads(line) for line in file.read_text().splitlines()]
