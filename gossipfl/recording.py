@@ -176,9 +176,9 @@ def event_out(event: ev.Event) -> list[Any]:
     """The event as msgpack values: its class, then its fields in order."""
     if isinstance(event, ev.Started):
         rows = sorted((kind, key, value) for (kind, key), value in event.rows.items() if kind in ROWS)
-        named = [getattr(event, part.name) for part in fields(event)[1:-1]]
+        named = [getattr(event, name) for name in event.__struct_fields__[1:-1]]
         return ["Started", rows, *named, sorted(event.missing)]
-    values = [getattr(event, name) for name in event.__dataclass_fields__]
+    values = [getattr(event, name) for name in event.__struct_fields__]
     return [type(event).__name__, *(_out(value) for value in values)]
 
 

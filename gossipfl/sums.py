@@ -19,6 +19,8 @@ from gossipfl.digest import CHUNK, chunk_count
 WORDS: Final = CHUNK // 8
 """64-bit words in a chunk."""
 
+_FOLD: Final = np.uint64(29)
+
 
 @cache
 def weights() -> NDArray[np.uint64]:
@@ -48,11 +50,15 @@ class Sums:
         raw = piece.view(np.uint8)
         whole = raw.size // CHUNK
         first, cut = at // CHUNK, whole * CHUNK
-        words = _folded(raw[:cut].view("<u8").reshape(whole, WORDS))
-        np.einsum("ij,j->i", words, weights(), out=self.sums[first : first + whole])
+        if whole:
+            words = _folded(raw[:cut].view("<u8").reshape(whole, WORDS))
+            np.einsum("ij,j->i", words, weights(), out=self.sums[first : first + whole])
         if rest := raw.size - cut:
-            last = np.zeros(-(-rest // 8), "<u8")
-            last.view(np.uint8)[:rest] = raw[cut:]
+            if rest % 8:
+                last = np.zeros(-(-rest // 8), "<u8")
+                last.view(np.uint8)[:rest] = raw[cut:]
+            else:
+                last = raw[cut:].view("<u8")
             self.sums[first + whole] = np.dot(_folded(last), weights()[: last.size])
 
     @property
@@ -61,7 +67,7 @@ class Sums:
 
 
 def _folded(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    high = np.right_shift(words, np.uint64(29))
+    high = np.right_shift(words, _FOLD)
     return np.bitwise_xor(words, high, out=high)
 
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -187,7 +188,7 @@ class Bench:
 def result(job: ev.Job, part: str = "", *found: float) -> bytes:
     """The name of what this job makes: the hash of all that it is made from, which are names and numbers, and of what the
     job itself `found` on its way (norms, in the order of this CPU's sums)."""
-    return digest.result_name(repr((dataclasses.replace(job, job=0), part, found)))
+    return digest.result_name(repr((msgspec.structs.replace(job, job=0), part, found)))
 
 
 def finite(vector: Vector) -> bool:

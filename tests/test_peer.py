@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from test_exactly_once import furthest
@@ -161,7 +162,7 @@ def hostile(world: World, name: str, push: Callable[[Any], Any]) -> None:
             honestly = bench.bench.vector(trained.displacement)
             moved = bench.bench.room(honestly)
             moved.array[...] = push(honestly)
-            return replace(trained, displacement=bench.bench.keep(job.job, moved))
+            return msgspec.structs.replace(trained, displacement=bench.bench.keep(job.job, moved))
 
         bench.bench.train = train  # type: ignore[method-assign]
 
@@ -265,7 +266,7 @@ def test_a_reply_whose_flow_differs_is_aborted_and_both_take_their_halves_back()
     def lie(job: ev.Mix, honest: ev.Event) -> ev.Event:
         if isinstance(honest, ev.Mixed) and not job.payload and lies[0]:
             lies[0] -= 1
-            return replace(honest, q=hashlib.sha256(b"another q").digest())
+            return msgspec.structs.replace(honest, q=hashlib.sha256(b"another q").digest())
         return honest
 
     spoil(world, "b", lie)

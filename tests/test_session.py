@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -333,7 +333,7 @@ def test_T28_the_old_psk_confirms_nothing() -> None:
 def test_T26_a_certificate_is_judged_by_the_wall_clock_alone(start: int) -> None:
     stale = Party("anna")
     stale.certificate = stale.certified(stale.keys, start)
-    early = replace(NOW, wall_ns=start * SECOND)
+    early = msgspec.structs.replace(NOW, wall_ns=start * SECOND)
     refused("auth", lambda: stale.session(BERT).open(NOW))
     refused("auth", lambda: BERT.session().receive(stale.session(BERT).open(early), NOW))
     refused("auth", lambda: stale.session().receive(BERT.session(stale).open(NOW), NOW))

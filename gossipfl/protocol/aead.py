@@ -11,6 +11,12 @@ from typing import Any, Final, Protocol
 import nacl.bindings as sodium
 from nacl.exceptions import CryptoError
 
+try:
+    from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+except ImportError:
+    ChaCha20Poly1305 = None  # type: ignore[assignment,misc]
+
 
 class Forged(Exception):
     """These bytes were not sealed under this key, nonce and associated data."""
@@ -50,10 +56,8 @@ class OpenSSL:
     """By OpenSSL. Raises ImportError where `cryptography` is not installed, or its OpenSSL lacks this cipher."""
 
     def __init__(self, key: bytes) -> None:
-        from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-
-        self._invalid = InvalidTag
+        if ChaCha20Poly1305 is None:
+            raise ImportError("the package `cryptography` is not installed; it comes with gossipfl[fast]")
         try:
             self._cipher = ChaCha20Poly1305(key)
         except UnsupportedAlgorithm as error:
@@ -65,7 +69,7 @@ class OpenSSL:
     def open(self, nonce: bytes, sealed: bytes, ad: bytes) -> bytes:
         try:
             return self._cipher.decrypt(nonce, sealed, ad)
-        except self._invalid:
+        except InvalidTag:
             raise Forged from None
 
 

@@ -155,7 +155,7 @@ class Handshake:
         self._mix_ephemeral(self._ephemeral_public)  # e
         self._mix_key(_agree(self._ephemeral, self.remote_static))  # es
         static = self._encrypt(self._static_public)  # s
-        self._mix_key(_agree(self._static, self.remote_static))  # ss
+        self._mix_key(_agree_statically(self._static, self.remote_static))  # ss
         return self._ephemeral_public + static + self._encrypt(payload)
 
     def _read_first(self, message: bytes) -> bytes:
@@ -163,7 +163,7 @@ class Handshake:
         self._mix_ephemeral(self._remote_ephemeral)  # e
         self._mix_key(_agree(self._static, self._remote_ephemeral))  # es
         self.remote_static = self._decrypt(static)  # s
-        self._mix_key(_agree(self._static, self.remote_static))  # ss
+        self._mix_key(_agree_statically(self._static, self.remote_static))  # ss
         return self._decrypt(payload)
 
     def _write_second(self, payload: bytes) -> bytes:
@@ -232,6 +232,11 @@ def _agree(private: bytes, public: bytes) -> bytes:
     except CryptoError:
         raise Refused("auth", "a public key that no honest peer has; the peer is faulty or hostile") from None
     return shared
+
+
+@lru_cache(maxsize=4096)  # the two static keys of a link are the same in every handshake
+def _agree_statically(private: bytes, public: bytes) -> bytes:
+    return _agree(private, public)
 
 
 def _derive(chaining: bytes, material: bytes, outputs: int) -> list[bytes]:

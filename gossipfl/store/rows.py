@@ -111,10 +111,13 @@ def checked(rows: Iterable[Change]) -> dict[Key, bytes | None]:
     return changes
 
 
+_json: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 def encode_fields(fact: Fact) -> str:
     """The fields as JSON. Raises: Misuse if JSON cannot say them."""
     try:
-        return json.dumps(dict(fact.fields), sort_keys=True, separators=(",", ":"))
+        return _json.encode(dict(fact.fields))
     except (TypeError, ValueError) as error:
         raise Misuse(
             f"fact {fact.kind!r} has fields that JSON cannot say: {error}; note names, numbers, text"

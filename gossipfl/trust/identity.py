@@ -157,15 +157,15 @@ class Certificate:
     """SHA-256 of `encoded`"""
 
     def __post_init__(self) -> None:
-        body = _read(self.encoded)
+        body = _body(self.encoded)
         for name in body.__struct_fields__:
             object.__setattr__(self, name, getattr(body, name))
         object.__setattr__(self, "digest", hashlib.sha256(self.encoded).digest())
 
-    @classmethod
-    def decode(cls, data: bytes) -> Certificate:
+    @staticmethod
+    def decode(data: bytes) -> Certificate:
         """The certificate that `data` is."""
-        return cls(bytes(data))
+        return _read(bytes(data))
 
     def valid_at(self, wall_ns: int) -> bool:
         """Is it valid at this wall time? From `not_before` on, until just before `not_after`."""
@@ -173,7 +173,11 @@ class Certificate:
 
 
 @lru_cache(maxsize=256)  # the same few certificates come with every handshake, and a signature takes as long as a DH
-def _read(data: bytes) -> CertificateBody:
+def _read(data: bytes) -> Certificate:
+    return Certificate(data)
+
+
+def _body(data: bytes) -> CertificateBody:
     if not SIGNATURE < len(data) <= CERTIFICATE_MAX:
         raise Refused("size", f"certificate of {len(data)} bytes; {SIGNATURE + 1} to {CERTIFICATE_MAX} are accepted")
     payload, signature = data[:-SIGNATURE], data[-SIGNATURE:]
