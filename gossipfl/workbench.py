@@ -70,6 +70,8 @@ class Room:
     Kept under a name by `Workbench.keep`; dropped, it is gone. What it will be named by, or checked by, is taken piece by
     piece while each is in cache: `written` says that one is done."""
 
+    __slots__ = ("array", "leaves", "sums", "view")
+
     def __init__(self, tensors: Tensors, size: int, dtype: Any) -> None:
         dtype = np.dtype(dtype)
         self.view = tensors.scratch(size * dtype.itemsize)
@@ -185,10 +187,15 @@ class Bench:
     """what in a peer's statistics vector no members' rows can have made; empty where nothing is"""
 
 
-def result(job: ev.Job, part: str = "", *found: float) -> bytes:
-    """The name of what this job makes: the hash of all that it is made from, which are names and numbers, and of what the
-    job itself `found` on its way (norms, in the order of this CPU's sums)."""
-    return digest.result_name(repr((msgspec.structs.replace(job, job=0), part, found)))
+def origin(job: ev.Job) -> str:
+    """All that a job makes its results from, which are names and numbers, as text."""
+    return repr(msgspec.structs.replace(job, job=0))
+
+
+def result(origin: str, part: str = "", *found: float) -> bytes:
+    """The name of what a job makes: the hash of its `origin`, and of what the job itself `found` on its way (norms, in the
+    order of this CPU's sums)."""
+    return digest.result_name(f"({origin}, {part!r}, {found!r})")
 
 
 def finite(vector: Vector) -> bool:
@@ -219,6 +226,12 @@ def statistics_reader(
     return read
 
 
+METHODS: Final[dict[type, str]] = {
+    ev.Train: "train", ev.Absorb: "absorb", ev.Encode: "encode", ev.Mix: "mix", ev.Undo: "undo", ev.GiveBack: "give_back",
+    ev.Correct: "correct", ev.Estimate: "estimate", ev.Prepare: "prepare",
+}  # fmt: skip
+
+
 class Workbench:
     """Carries out jobs on the tensors of one node."""
 
@@ -237,19 +250,8 @@ class Workbench:
 
         What the job made is pinned until `release`: a commit between its end and the core's hearing of it must not
         remove what the core does not know of yet. May be called from several threads, for different jobs."""
-        doing: dict[type, Callable[[Any], ev.Event]] = {
-            ev.Train: self.train,
-            ev.Absorb: self.absorb,
-            ev.Encode: self.encode,
-            ev.Mix: self.mix,
-            ev.Undo: self.undo,
-            ev.GiveBack: self.give_back,
-            ev.Correct: self.correct,
-            ev.Estimate: self.estimate,
-            ev.Prepare: self.prepare,
-        }
         try:
-            event = doing[type(job)](job)
+            event: ev.Event = getattr(self, METHODS[type(job)])(job)
         except Refused as refusal:
             event = ev.Failed(job.job, refusal.reason, refusal.detail)
         except (Missing, Damaged) as lost:
@@ -348,7 +350,7 @@ class Workbench:
 
         if any(self.over(model, add)):
             return ev.Failed(job.job, "nonfinite", "the model with what was learned would not be finite; lower the study's eta")
-        return ev.Absorbed(job.job, self.keep(job.job, moved, result(job)))
+        return ev.Absorbed(job.job, self.keep(job.job, moved, result(origin(job))))
 
     def encode(self, job: ev.Encode) -> ev.Encoded:
         model, reference = self.vector(job.model, job.space), self.vector(job.reference, job.space)
@@ -457,15 +459,15 @@ class Workbench:
             )
         if faults:
             raise Refused("nonfinite", "the mixed model would not be finite; the model stays as it was")
-        flow, drift, cap = job.flow, job.correction, 1.0
+        flow, drift, cap, made_from = job.flow, job.correction, 1.0, origin(job)
         if ledger is not None:
             cap = self.cap(job, math.sqrt(booked))
             self.over(model[:p], lambda piece: ledger.close(piece, cap))
             if sparse:  # the counts do not begin where a chunk does
                 for piece in slices(ledger.after.array.size, PIECE // model.itemsize):
                     ledger.after.written(piece)
-            flow = self.keep(job.job, ledger.after, result(job, "flow", clip, cap))
-            drift = self.keep(job.job, ledger.drift, result(job, "correction", clip, cap))
+            flow = self.keep(job.job, ledger.after, result(made_from, "flow", clip, cap))
+            drift = self.keep(job.job, ledger.drift, result(made_from, "correction", clip, cap))
         if job.space == "model" and job.peer:
             seen = self.watched(p)
             q = mixing.flow_step(lo.array[seen], hi.array[seen], job.gamma, m_lo, m_hi, clip)
@@ -481,7 +483,7 @@ class Workbench:
         peers = digest.replica_name(before[1], job.incoming, job.space, job.codec)
         return ev.Mixed(
             job.job,
-            model=self.keep(job.job, moved, result(job, "model", clip)),
+            model=self.keep(job.job, moved, result(made_from, "model", clip)),
             flow=flow,
             correction=drift,
             own=self.keep(job.job, own, mine),
@@ -543,7 +545,7 @@ class Workbench:
             return ()
 
         self.over(model, take_back)
-        return ev.Undone(job.job, self.keep(job.job, moved, result(job)))
+        return ev.Undone(job.job, self.keep(job.job, moved, result(origin(job))))
 
     def give_back(self, job: ev.GiveBack) -> ev.GivenBack:
         left = np.array(self.vector(job.model, "statistics"))

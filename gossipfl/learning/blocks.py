@@ -62,7 +62,9 @@ def room_for(like: Vector, out: Vector | None) -> Vector:
 
 def factor(scalars: Scalars, like: Vector) -> Any:
     """Numbers made one dtype with `like`, once, and of a shape that multiplies its rows."""
-    return np.asarray(scalars, like.dtype)[..., None] if np.ndim(scalars) else like.dtype.type(scalars)
+    if isinstance(scalars, np.ndarray) and scalars.ndim:
+        return scalars.astype(like.dtype, copy=False)[..., None]
+    return like.dtype.type(scalars)
 
 
 def row_norms(rows: Vector) -> NDArray[np.float64]:
@@ -92,9 +94,12 @@ def square_sum(piece: Vector) -> float:
     10,000, which wait by spinning: where several threads walk a vector that had doubled the CPU time of a whole exchange."""
     with np.errstate(over="ignore", invalid="ignore"):
         wide = piece.astype(np.float64)
-        whole = wide.size - wide.size % ROW
-        rows, rest = wide[:whole].reshape(-1, ROW), wide[whole:]
-        return float(np.vecdot(rows, rows).sum()) + float(np.add.reduce(rest * rest))
+        rest = wide[wide.size - wide.size % ROW :]
+        total = float(np.add.reduce(rest * rest))
+        if wide.size < ROW:
+            return total
+        rows = wide[: wide.size - rest.size].reshape(-1, ROW)
+        return float(np.vecdot(rows, rows).sum()) + total
 
 
 def difference_norm(a: Vector, b: Vector) -> float:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -133,6 +134,7 @@ SPARSE: Final = re.compile(r"topk:0\.(\d{0,5}[1-9])", re.ASCII)
 """One spelling for each share: no zero at the end, six decimals at most."""
 
 
+@lru_cache(maxsize=64)
 def millionths(codec: str) -> int:
     """The share of the deltas that a sparse codec sends, in millionths; 0 for one that sends all.
 
@@ -151,6 +153,7 @@ def is_codec(name: str) -> bool:
 # ---- payloads ------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=64)  # of a study's one layout
 def payload_size(codec: str, n_parameters: int, n_moments: int, itemsize: int) -> int:
     """Bytes of a payload; itemsize: 4 or 8, of the vector's dtype.
 

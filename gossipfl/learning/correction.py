@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gossipfl.errors import Misuse
 from gossipfl.learning.blocks import Number, Scalars, Vector, factor, norm, require_alike, room_for, slices
-from gossipfl.learning.mixing import all_positive, least_share
+from gossipfl.learning.mixing import FINITE, all_positive, all_within, least_share
 
 Schedule = Literal["cosine", "constant", "linear-tail"]
 
@@ -112,8 +112,7 @@ def booked_norm(flow: Vector | None, q: Vector, kappa: float, leak: float, lower
 
 
 def _require_factors(kappa: Scalars, leak: Scalars, cap: Scalars) -> None:
-    at_least_0 = np.isfinite(kappa).all() and np.min(kappa, initial=np.inf) >= 0
-    if not (at_least_0 and all(np.all(np.greater_equal(x, 0) & np.less_equal(x, 1)) for x in (leak, cap))):
+    if not (all_within(kappa, 0, FINITE) and all_within(leak, 0, 1) and all_within(cap, 0, 1)):
         raise Misuse(f"book(kappa={kappa}, leak={leak}, cap={cap}): kappa >= 0 and finite, leak and cap in [0, 1]")
 
 
@@ -133,7 +132,7 @@ def cap_norm(degree: Number, mass: Number, gradient: Number, mass_peer: Number, 
 
 def cap_factor(norm: Number, cap_norm: Scalars) -> Number:
     """The factor in [0, 1] that brings a flow of length `norm` down to `cap_norm`, which may be infinite."""
-    if not np.isfinite(norm).all() or not np.all(np.greater_equal(cap_norm, 0)):
+    if not (all_within(norm, 0, FINITE) and all_within(cap_norm, 0, math.inf)):
         raise Misuse(f"cap_factor(norm={norm}, cap_norm={cap_norm}): the flow must be finite, the cap not negative")
     return least_share(norm, cap_norm)
 

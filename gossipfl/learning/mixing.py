@@ -9,6 +9,8 @@ many exchanges at once, rows (..., P) with one number a row: the same formulas, 
 from __future__ import annotations
 
 import math
+import sys
+from typing import Final
 
 import numpy as np
 
@@ -28,6 +30,10 @@ from gossipfl.learning.blocks import (
 __all__ = [
     "apply", "carry", "clip_factor", "clip_threshold", "difference_norm", "flow_share", "flow_step", "mu", "norm", "predict",
 ]  # fmt: skip
+
+FINITE: Final = sys.float_info.max
+TINIEST: Final = math.ulp(0.0)
+"""The smallest number above 0."""
 
 
 def mu(m_lo: Number, m_hi: Number) -> Number:
@@ -54,6 +60,13 @@ def all_positive(numbers: Scalars) -> bool:
     return math.isfinite(numbers) and numbers > 0
 
 
+def all_within(numbers: Scalars, least: float, most: float) -> bool:
+    """Is every number at least the one and at most the other. NaN is not."""
+    if isinstance(numbers, np.ndarray):
+        return bool(((numbers >= least) & (numbers <= most)).all())
+    return least <= numbers <= most
+
+
 def clip_threshold(eta: float, steps: float, gradient: Number) -> Number:
     """tau of one side: the largest difference that its own training could explain.
 
@@ -71,7 +84,7 @@ def clip_factor(norm: Number, tau: Scalars) -> Number:
     >>> clip_factor(4.0, 1.0), clip_factor(0.0, 1.0)
     (0.25, 1.0)
     """
-    if not np.isfinite(norm).all() or not np.all(np.greater(tau, 0)):
+    if not (all_within(norm, 0, FINITE) and all_within(tau, TINIEST, math.inf)):
         raise Misuse(f"clip_factor(norm={norm}, tau={tau}): check the vectors first; tau must be above 0")
     return least_share(norm, tau)
 

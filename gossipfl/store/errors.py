@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from gossipfl.errors import Exit, GossipError
@@ -50,10 +48,16 @@ def explain(doing: str, error: OSError) -> str:
     return f"cannot {doing}: {error.strerror or error} -- {remedy}"
 
 
-@contextmanager
-def border(doing: str) -> Iterator[None]:
+class border:
     """Nothing but StateError leaves this block for what the operating system refuses."""
-    try:
-        yield
-    except OSError as error:
-        raise StateError(explain(doing, error)) from error
+
+    __slots__ = ("doing",)
+
+    def __init__(self, doing: str) -> None:
+        self.doing = doing
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
+        if isinstance(error, OSError):
+            raise StateError(explain(self.doing, error)) from error

@@ -14,7 +14,7 @@ import errno
 import os
 import threading
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +79,7 @@ class Files:
         self._lock = threading.RLock()
         self._hashers = ThreadPoolExecutor(HASHERS, "gossipfl-hash")
         self._blobs: dict[bytes, _Blob] = {}
-        self._pins: Counter[bytes] = Counter()
+        self._pins: dict[bytes, int] = {}
         self._partials: dict[bytes, Incoming] = {}
         self._scratch: dict[int, tuple[str, weakref.finalize[Any, Any]]] = {}
         self._dropped: deque[str] = deque()
@@ -258,16 +258,17 @@ class Files:
     def pin(self, names: Iterable[bytes]) -> None:
         """In use by a job: not removed before as many `unpin`. A name need not be here yet."""
         with self._lock:
-            self._pins.update(name for name in names if name)
+            for name in filter(None, names):
+                self._pin(name)
 
     def unpin(self, names: Iterable[bytes]) -> None:
         with self._lock:
             for name in filter(None, names):
-                if not self._pins[name]:
+                held = self._pins.pop(name, 0) - 1
+                if held < 0:
                     raise Misuse(f"blob {name.hex()} is unpinned more often than pinned")
-                self._pins[name] -= 1
-                if not self._pins[name]:
-                    del self._pins[name]
+                if held:
+                    self._pins[name] = held
 
     def make_durable(self, names: Iterable[bytes]) -> None:
         """They survive a loss of power from now on: content fsynced, renamed, one fsync of the folder for all.
@@ -298,7 +299,7 @@ class Files:
     def remove_except(self, live: AbstractSet[bytes]) -> None:
         """Remove every blob, volatile or durable, that is neither in `live` nor pinned. Unfinished payloads stay."""
         with self._lock:
-            dead = sorted(name for name in self._blobs if name not in live and not self._pins[name])
+            dead = sorted(name for name in self._blobs if name not in live and name not in self._pins)
             paths = [self._blobs.pop(name).path for name in dead]
         self._sweep()
         for path in paths:
@@ -341,19 +342,22 @@ class Files:
         with self._lock:
             here = self.has(name)
             if here and pinned:
-                self._pins[name] += 1
+                self._pin(name)
             return here
 
     def _admit(self, name: bytes, fresh: _Blob, pinned: bool) -> bytes:
         with self._lock:
-            here = self.take(name, pinned)
+            here = name in self._blobs and self.take(name, pinned)
             if not here:
                 self._blobs[name] = fresh
                 if pinned:
-                    self._pins[name] += 1
+                    self._pin(name)
         if here and fresh.path is not None:
             self._unlink(fresh.path)
         return name
+
+    def _pin(self, name: bytes) -> None:
+        self._pins[name] = self._pins.get(name, 0) + 1
 
     def _view(self, name: bytes, blob: _Blob) -> memoryview:
         if blob.sound is False:
