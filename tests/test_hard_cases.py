@@ -183,7 +183,7 @@ def test_a_gradient_that_is_not_finite_does_not_cut_a_node_off_for_ever() -> Non
 
     def train(job: ev.Train) -> ev.Event:
         trained = honest(job)
-        return dataclasses.replace(trained, gradient=float("inf")) if once and not once.clear() else trained  # type: ignore
+        return msgspec.structs.replace(trained, gradient=float("inf")) if once and not once.clear() else trained  # type: ignore
 
     node.bench.train = train  # type: ignore[method-assign]
     world.run(10)
