@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import base64
-import dataclasses
 import gzip
 import io
 import json
@@ -301,7 +300,7 @@ class Hostile(Workbench):
     def mix(self, job: ev.Mix) -> ev.Event:
         done = super().mix(job)
         if isinstance(done, ev.Mixed) and done.payload:
-            return dataclasses.replace(done, payload=self.tensors.put(self.spoil()))
+            return msgspec.structs.replace(done, payload=self.tensors.put(self.spoil()))
         return done
 
 
@@ -338,7 +337,7 @@ def test_T12_a_reply_whose_flow_differs_is_aborted_and_nobody_has_applied_it() -
         def mix(self, job: ev.Mix) -> ev.Event:
             done = super().mix(job)
             answers = isinstance(done, ev.Mixed) and done.payload
-            return dataclasses.replace(done, q=bytes(32)) if answers else done
+            return msgspec.structs.replace(done, q=bytes(32)) if answers else done
 
     before = sum(made.model(name) * anna.peer.settings.members.mass(name) for name in made.nodes)
     anna.bench = Liar(anna.bench.bench, anna.bench.tensors)
@@ -450,7 +449,7 @@ def test_T26_a_peer_with_another_clock_is_named_to_the_operator_and_still_heard(
 
 
 def test_T29_nothing_but_a_certificate_says_where_to_dial() -> None:
-    assert {field.name for field in dataclasses.fields(ev.Dial)} == {"peer"}
+    assert ev.Dial.__struct_fields__ == ("peer",)
     kinds = [kind for kind in vars(ms).values() if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
     named = {name for kind in kinds for name in kind.__struct_fields__}
     assert not {name for name in named if re.search("address|url|host|port", name)}

@@ -134,6 +134,8 @@ class Core:
         self.links: dict[str, Link] = {}
         self.doubtful: set[str] = set()
         """peers with whom an exchange is in doubt"""
+        self.needed: dict[str, frozenset[bytes]] = {}
+        """what each link needs on disk"""
         self.conns: dict[int, Conn] = {}
         self.by_peer: dict[str, Conn] = {}
         self.neighbours: dict[str, Neighbour] = {}
@@ -206,14 +208,13 @@ class Core:
         if gone:
             rows.append(("link", gone, None))
         self.fresh_rows = {}
-        durable = {name for link in links for name in link.names()} | self.state_names()
+        durable = self.state_names().union(*(self.needed[link.peer] for link in links))
         self.do(ev.Commit(tuple(rows), tuple(sorted(durable - {b""})), facts, self.live()))
 
     def live(self) -> frozenset[bytes]:
         """Every name that anything here still needs."""
         names = self.state_names() | {self.correction, *self.base.values(), *self.current.values()}
-        for link in self.links.values():
-            names |= link.names()
+        names.update(*self.needed.values())
         for _, used in self.hands.ends.values():
             names |= used
         names |= {needs for _, _, needs in self.hands.queue} | set(self.mixing.values())
@@ -262,12 +263,12 @@ class Core:
 
     def hold(self, link: Link) -> None:
         """From now on this is what is remembered of the peer."""
-        self.links[link.peer] = link
+        self.links[link.peer], self.needed[link.peer] = link, link.names()
         if link.in_doubt:
             self.doubtful.add(link.peer)
         else:
             self.doubtful.discard(link.peer)
 
     def let_go_of(self, peer: str) -> None:
-        del self.links[peer]
+        del self.links[peer], self.needed[peer]
         self.doubtful.discard(peer)

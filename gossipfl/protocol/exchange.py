@@ -14,7 +14,7 @@ An exchange, initiator left and responder right; [..] is one transaction on disk
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -24,6 +24,12 @@ from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Conn
 from gossipfl.protocol.greeting import Greeting
 from gossipfl.protocol.link import Answered, Link, Pending, References, begin_anew, closed, digest, judge, stands
+
+HEARD_BY: Final[dict[type, str]] = {
+    ms.Hello: "greeted", ms.Refusal: "refused", ms.Propose: "proposed", ms.Fetch: "fetched", ms.Reply: "replied",
+    ms.Done: "receipted", ms.Abort: "abort_asked", ms.Aborted: "aborted", ms.Candidate: "on_candidate",
+}  # fmt: skip
+"""Which method hears of a message."""
 
 
 class Exchanges(Greeting):
@@ -36,26 +42,10 @@ class Exchanges(Greeting):
         conn.heard_ns = conn.used_ns = self.now.mono_ns
         message = event.message
         try:
-            if isinstance(message, ms.Hello):
-                self.greeted(conn, message)
-            elif isinstance(message, ms.Refusal):
-                self.refused(conn, message)
-            elif not conn.greeted:
+            if not (conn.greeted or isinstance(message, ms.Hello | ms.Refusal)):
                 raise Refused("malformed", "a message before the greeting; the peer runs another version or is faulty")
-            elif isinstance(message, ms.Propose):
-                self.proposed(conn, message)
-            elif isinstance(message, ms.Fetch):
-                self.fetched(conn, message)
-            elif isinstance(message, ms.Reply):
-                self.replied(conn, message)
-            elif isinstance(message, ms.Done):
-                self.receipted(conn, message)
-            elif isinstance(message, ms.Abort):
-                self.abort_asked(conn, message)
-            elif isinstance(message, ms.Aborted):
-                self.aborted(conn, message)
-            elif isinstance(message, ms.Candidate):
-                self.on_candidate(conn, message)
+            if not isinstance(message, ms.Ping):
+                getattr(self, HEARD_BY[type(message)])(conn, message)
         except Refused as refusal:
             self.refuse(conn, refusal)
 
@@ -63,7 +53,7 @@ class Exchanges(Greeting):
 
     def is_in_doubt(self, peer: str) -> bool:
         """Does an exchange on this link wait for the peer: my proposal, or my reply that it has not yet confirmed?"""
-        return self.link(peer).in_doubt
+        return peer in self.doubtful
 
     def is_idle(self, peer: str) -> bool:
         """Is nothing under way on this link, so that a new exchange may begin?

@@ -24,7 +24,7 @@ PING_NS: Final = 20_000_000_000
 TOGETHER_NS: Final = 5_000_000_000
 """When one session must be pinged, so are those whose turn comes within this: a node with many wakes up once, not often."""
 
-REST_NS: Final = 30_000_000_000
+REST_NS: Final = PING_NS
 """A session over which nothing but pings has gone for so long, where nothing is owed and both have an address, is closed by
 who began it at its next ping: at a pace of minutes a handshake an exchange costs less than keeping every session alive."""
 

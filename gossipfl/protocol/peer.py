@@ -67,6 +67,13 @@ class Course(Row, frozen=True):
     """has the operator ordered to leave, and is it not yet done?"""
 
 
+HEARD_BY: Final[dict[type, str]] = {
+    ev.Started: "started", ev.Opened: "opened", ev.DialFailed: "dial_failed", ev.Received: "received",
+    ev.BulkReceived: "bulk_received", ev.Closed: "closed", ev.Operator: "ordered", ev.Stopping: "told_to_stop",
+}  # fmt: skip
+"""Which method hears of an event; all others are ends of jobs."""
+
+
 class Peer(InStep):
     """The core of a node. Never raises for anything that a peer, the network, the disk or the clock can cause."""
 
@@ -99,6 +106,8 @@ class Peer(InStep):
         self.leaving = False
         self.leave_by: int | None = None
         self.wake: int | None = None
+        self.care_at = 0
+        """when a session must be looked after next"""
 
     # ---- the door ------------------------------------------------------------------------------------------------
 
@@ -107,25 +116,10 @@ class Peer(InStep):
         self.now, self.out = now, []
         if isinstance(event, ev.Received) and isinstance(event.message, ms.Ping) and self.pinged(event.conn):
             return self.out
-        if isinstance(event, ev.Started):
-            self.started(event)
-        elif isinstance(event, ev.Opened):
-            self.opened(event)
-        elif isinstance(event, ev.DialFailed):
-            self.dial_failed(event)
-        elif isinstance(event, ev.Received):
-            self.received(event)
-        elif isinstance(event, ev.BulkReceived):
-            self.bulk_received(event)
-        elif isinstance(event, ev.Closed):
-            self.closed(event)
-        elif isinstance(event, ev.Operator):
-            self.ordered(event)
-        elif isinstance(event, ev.Stopping):
-            self.stopping, self.stop_by = True, self.stop_by or now.mono_ns + DRAIN_NS
-        elif not isinstance(event, ev.Alarm):
-            self.ended(event)
-        self.keep_alive()
+        if not isinstance(event, ev.Alarm):
+            getattr(self, HEARD_BY.get(type(event), "ended"))(event)
+        if now.mono_ns >= self.care_at:
+            self.keep_alive()
         self.go_on()
         self.set_alarm()
         return self.out
@@ -238,6 +232,9 @@ class Peer(InStep):
             self.handed.append(event)
         elif event.order == "finish" and self.stage == "training":
             self.enter_release()
+
+    def told_to_stop(self, event: ev.Stopping) -> None:
+        self.stopping, self.stop_by = True, self.stop_by or self.now.mono_ns + DRAIN_NS
 
     def leave(self) -> None:
         """Give away what was learned in a last release, within `LEAVE_NS`; at once where there is nothing to give."""
@@ -361,10 +358,10 @@ class Peer(InStep):
             self.turn_over()
         if self.settings.lockstep:
             self.take_early()
-        if self.turn == "rest" and not self.paused and mono >= self.turn_next:
-            self.begin_turn()
         if self.turn == "rest" and mono >= self.checkpoint_at and self.unsaved() and not self.hands.busy:
             self.commit()
+        if self.turn == "rest" and not self.paused and mono >= self.turn_next:
+            self.begin_turn()
 
     def unsaved(self) -> bool:
         return self.saved != (self.current["model"], self.local_round)
@@ -422,8 +419,6 @@ class Peer(InStep):
         self.local_round += 1
         if self.local_round >= self.settings.local_rounds and not self.settings.external:
             self.enter_release()
-        elif self.now.mono_ns >= self.checkpoint_at:
-            self.commit()
         if self.turn == "training":
             self.begin_exchange("model")
 
@@ -477,16 +472,14 @@ class Peer(InStep):
     def to_be_dialled(self) -> list[str]:
         """Neighbours without a session where one is owed: an exchange is in doubt, or this node has finished and they have
         not: they may have no way to dial it."""
-        finished = self.stage == "finished"
-        if not (self.doubtful or finished):
-            return []
+        owed = self.doubtful
+        if self.stage == "finished":
+            neighbours = self.settings.members.neighbours(self.me)
+            owed = owed | {peer for peer in neighbours if self.neighbour(peer).stage != "finished"}
         return [
             peer
-            for peer in self.settings.members.neighbours(self.me)
-            if (peer in self.doubtful or (finished and self.neighbour(peer).stage != "finished"))
-            and peer in self.settings.dialable
-            and peer not in self.by_peer
-            and self.neighbour(peer).state != "dialling"
+            for peer in sorted(owed)
+            if peer not in self.by_peer and peer in self.settings.dialable and self.neighbour(peer).state != "dialling"
         ]
 
     def may_ask(self, peer: str, space: str) -> bool:
@@ -587,9 +580,8 @@ class Peer(InStep):
         return True
 
     def keep_alive(self) -> None:
-        mono = self.now.mono_ns
-        due = mono - PING_NS
-        if any(conn.sent_ns <= due for conn in self.conns.values()):
+        mono, due = self.now.mono_ns, self.now.mono_ns
+        if any(self.ping_at(conn) <= mono for conn in self.conns.values()):
             due += TOGETHER_NS
         for conn in list(self.conns.values()):
             busy = conn.inbound or conn.reply
@@ -597,11 +589,15 @@ class Peer(InStep):
                 self.let_die(conn, "no greeting came")
             elif not busy and mono - conn.heard_ns > IDLE_NS:
                 self.let_die(conn, "nothing heard for 60 s")
-            elif conn.sent_ns <= due:
+            elif self.ping_at(conn) <= due:
                 self.ping_or_rest(conn)
             if conn.again_ns is not None and mono >= conn.again_ns:
                 conn.again_ns = None
                 self.offer(conn)
+
+    def ping_at(self, conn: Conn) -> int:
+        """Who began a session speaks first: it may let it rest, and then no ping was needed."""
+        return conn.sent_ns + (PING_NS if conn.begun_by == self.me else PING_NS + TOGETHER_NS)
 
     def ping_or_rest(self, conn: Conn) -> None:
         """Who began a session lets it go where it may rest: only that side is known to be able to dial."""
@@ -628,8 +624,9 @@ class Peer(InStep):
         if self.stopped or not self.running:
             return None
         mono = self.now.mono_ns
-        times = [conn.sent_ns + PING_NS for conn in self.conns.values()]
+        times = [self.ping_at(conn) for conn in self.conns.values()]
         times += [conn.again_ns for conn in self.conns.values() if conn.again_ns is not None]
+        self.care_at = min(times, default=mono)
         times += [self.neighbour(peer).retry_ns for peer in self.to_be_dialled() if not self.stopping]
         if self.leave_by is not None and self.stage == "release":
             times.append(self.leave_by)
