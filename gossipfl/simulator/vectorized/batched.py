@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.func import functional_call, grad, vmap
 
 from gossipfl.learning.parameters import MEAN, SPREAD
 from gossipfl.learning.training import Loss
+from gossipfl.simulator.vectorized.replay import Function, Replay
 from gossipfl.simulator.vectorized.rows import Rows, places
 from gossipfl.simulator.vectorized.state import Blocks, State
 from gossipfl.simulator.vectorized.stepping import Chunk, Work
@@ -54,8 +56,23 @@ class Batched:
         self.rows_see_each_other = any(name.endswith((MEAN, SPREAD)) for name in self.buffers) or any(
             isinstance(part, nn.modules.batchnorm._NormBase) for part in module.modules()
         )
-        self.whole: Any = vmap(grad(self._loss), in_dims=(0, 0, 0, 0), randomness="different")
-        self.by_row: Any = vmap(grad(self._weighted), in_dims=(0, 0, 0, 0, 0), randomness="different")
+        self.whole = Replay(self._of(vmap(grad(self._loss), randomness="different")))
+        self.by_row = Replay(self._of(vmap(grad(self._weighted), randomness="different")))
+
+    @property
+    def why_not_replayed(self) -> str:
+        return self.whole.why or self.by_row.why
+
+    def _of(self, gradient: Any) -> Function:
+        """A gradient of (weights, buffers, ..) as a function of one list of tensors."""
+
+        def flat(tensors: Sequence[Tensor]) -> list[Tensor]:
+            rest = iter(tensors)
+            weights, buffers = ({name: next(rest) for name in names} for names in (self.trained, self.buffers))
+            found = gradient(weights, buffers, *rest)
+            return [found[name].detach() for name in self.trained]
+
+        return flat
 
     @property
     def judged(self) -> Judged:
@@ -100,10 +117,7 @@ class Batched:
 
     def _gradients(self, chunk: Chunk, h: int, n: int) -> list[Tensor]:
         batch = chunk.batches.step(h, n)
-        weights = {name: weight[:n] for name, weight in zip(chunk.trained, chunk.weights, strict=True)}
-        buffers = {name: buffer[:n] for name, buffer in chunk.buffers.items()}
+        held = [*(weight[:n] for weight in chunk.weights), *(buffer[:n] for buffer in chunk.buffers.values())]
         if batch.weight is None:
-            found = self.whole(weights, buffers, batch.x, batch.y)
-        else:
-            found = self.by_row(weights, buffers, batch.x, batch.y, batch.weight)
-        return [found[name].detach() for name in chunk.trained]
+            return self.whole([*held, batch.x, batch.y])
+        return self.by_row([*held, batch.x, batch.y, batch.weight])

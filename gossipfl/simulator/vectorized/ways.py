@@ -177,6 +177,8 @@ def _consider(
             chosen.lines.append(f"no {way.name}: its step of {name} differs from the loop's by {apart:.2g}")
             return
     chosen.seconds[way.name] = seconds
+    if isinstance(way, Batched) and way.why_not_replayed:
+        chosen.lines.append(f"{way.name} works every step out anew, which is slower for small models: {way.why_not_replayed}")
     if wanted != "auto" or seconds < chosen.seconds["per-node loop"]:
         chosen.way = way
     else:
