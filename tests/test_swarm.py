@@ -192,6 +192,12 @@ def test_a_hundred_short_bad_days_break_no_law(tens: int) -> None:
         assert outcome.ok, json.dumps(outcome.line(), indent=1)
 
 
+def test_a_second_run_waits_for_statistics_as_the_first_did() -> None:
+    """It had been told of fewer laws, and so ended sooner: "another history"."""
+    outcome = trial.run(trial.draw(145, 0.5, (3, 5)), twice=True)
+    assert outcome.ok, outcome.violations
+
+
 class Grumbler(Checker):
     name = "grumbler"
     law = "No cut before the hundredth second."

@@ -317,7 +317,7 @@ def run(
     violations = {one.name: one.first for one in watch.checkers if one.first}
     digest = digests.trace
     if twice if twice is not None else trial.seed % AGAIN_SHARE == 0:
-        again = run(trial, (ComesTogether,), twice=False)
+        again = run(trial, (ComesTogether, StatisticsEnd), twice=False)  # those that say how long all must go on
         verdicts["same-again"] = "held" if again.trace_digest == digest else "violated"
         if again.trace_digest != digest:
             violations["same-again"] = Violation(0.0, "", "end", "the same seed gave another history the second time")
