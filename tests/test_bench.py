@@ -22,7 +22,7 @@ from gossipfl.simulator.bench import folder as folders
 from gossipfl.simulator.bench import one, tune
 from gossipfl.simulator.bench.compare import compare
 from gossipfl.simulator.bench.document import between, document, inserted
-from gossipfl.simulator.bench.network import NETWORKS, Network, Work, seconds
+from gossipfl.simulator.bench.network import NETWORKS, Batch, Network, Work, passed
 from gossipfl.simulator.bench.question import Ask, Question
 from gossipfl.simulator.bench.recipe import changed, recipe
 from gossipfl.simulator.bench.summary import summarise
@@ -161,49 +161,109 @@ def test_a_model_that_runs_away_is_counted_as_diverged_and_has_no_figure() -> No
 # ---- time ------------------------------------------------------------------------------------------------------------
 
 
-def work(combine: str, steps: list[list[int]], sent: list[list[int]], message: int = 1000) -> Work:
+def work(combine: str, steps: list[list[int]], sent: list[list[int]], *met: Batch, message: int = 1000, **more: Any) -> Work:
     counts = [np.array(given, dtype=np.int64) for given in (steps, sent)]
-    return Work(combine, *counts, message, message // 4, np.array([10, 20], dtype=np.int64))
+    rows = np.full(len(steps[0]), 10, dtype=np.int64)
+    return Work(combine, *counts, message, message // 4, rows, len(rows) - 1, met=met, **more)
+
+
+def pair(at: int, *pairs: tuple[int, int], sender: list[int] | None = None) -> Batch:
+    lo, hi = np.array(pairs, dtype=np.int64).T
+    return Batch(at, lo, hi, None if sender is None else np.array(sender))
 
 
 LINE = Network("test", "for a sum by hand", 0.01, 8, 8, 1e6)
 """A millisecond a thousand bytes."""
+STEP = 6 * 250 * 10 / 1e6
+"""A local step."""
+EXCHANGE = 3 * 0.01 + 0.002
 
 
-def test_a_round_of_pairs_lasts_three_crossings_a_message_and_the_slower_machine() -> None:
-    lasted = seconds(LINE, work("pairs", [[2, 2], [0, 0]], [[1000, 1000], [0, 0]]))
-    assert lasted[0] == pytest.approx(3 * 0.01 + 0.002 + 6 * 250 * 20 * 2 / 1e6)
-    assert lasted[1] == 0.0
+def test_an_exchange_lasts_three_crossings_and_its_bytes_and_who_has_no_partner_does_not_wait() -> None:
+    once = work("pairs", [[2, 2, 2], [0, 0, 1]], [[1000, 1000, 0], [0, 0, 0]], pair(0, (0, 1)))
+    assert passed(LINE, once).tolist() == pytest.approx([2 * STEP + EXCHANGE] * 2)  # the third: 3 STEP, and that is less
+    alone = work("pairs", [[2, 2, 9], [0, 0, 9]], [[1000, 1000, 0], [0, 0, 0]], pair(0, (0, 1)))
+    assert passed(LINE, alone)[1] == pytest.approx(18 * STEP)
+
+
+def test_a_delay_reaches_only_those_who_meet_it_one_after_the_other() -> None:
+    steps, nothing = [[9, 0, 0, 0], [0] * 4, [0] * 4], [[0] * 4] * 3
+    late = work("pairs", steps, nothing, pair(0, (0, 1), (2, 3)), pair(1, (2, 3)), pair(2, (1, 2)))
+    until = passed(LINE, late)
+    assert until[0] == until[1] == pytest.approx(9 * STEP + EXCHANGE) and until[2] == pytest.approx(until[0] + EXCHANGE)
+    early = work("pairs", steps, nothing, pair(2, (2, 3)))
+    assert passed(LINE, early)[2] == pytest.approx(9 * STEP)  # nobody met the late one: it still ends last
+
+
+def test_over_all_edges_at_once_the_crossings_overlap_and_the_lines_do_not() -> None:
+    star = work("edges", [[0, 0, 5]], [[2000, 1000, 1000]], pair(0, (0, 1), (0, 2)))
+    assert passed(LINE, star)[0] == pytest.approx(5 * STEP + 0.03 + 0.002)  # the late leaf is later than the centre's two lines
+    even = work("edges", [[0, 0, 0]], [[2000, 1000, 1000]], pair(0, (0, 1), (0, 2)))
+    assert passed(LINE, even)[0] == pytest.approx(0.03 + 2 * 0.002)
+
+
+def test_who_only_sends_waits_for_nobody() -> None:
+    one_way = work("edges", [[0, 9]], [[1000, 0]], pair(0, (0, 1), sender=[0]))
+    assert passed(LINE, one_way)[0] == pytest.approx(9 * STEP)
+    back = work("edges", [[0, 9], [0, 0]], [[0, 1000]] * 2, pair(0, (0, 1), sender=[1]), pair(1, (0, 1), sender=[0]))
+    assert passed(LINE, back)[1] == pytest.approx(9 * STEP + 2 * EXCHANGE)
 
 
 def test_a_round_through_a_server_waits_for_its_line_where_that_is_the_narrowest() -> None:
-    lasted = seconds(LINE, work("server", [[2, 2]], [[1000, 1000]]))
-    assert lasted[0] == pytest.approx(2 * 0.01 + 2 * 2 * 0.002 + 6 * 250 * 20 * 2 / 1e6)
-    wide = seconds(replace(LINE, server_mbit_s=1000), work("server", [[2, 2]], [[1000, 1000]]))
-    assert wide[0] == pytest.approx(2 * 0.01 + 2 * 0.002 + 6 * 250 * 20 * 2 / 1e6)
+    lasted = passed(LINE, work("server", [[2, 2]], [[1000, 1000]]))
+    assert lasted[0] == pytest.approx(2 * 0.01 + 2 * 2 * 0.002 + 2 * STEP)
+    wide = passed(replace(LINE, server_mbit_s=1000), work("server", [[2, 2], [2, 0]], [[1000, 1000], [1000, 0]]))
+    assert wide.tolist() == pytest.approx([2 * 0.01 + 2 * 0.002 + 2 * STEP, 2 * (2 * 0.01 + 2 * 0.002 + 2 * STEP)])
 
 
 def test_what_a_server_sends_is_not_compressed_and_lasts_as_long_as_it_is() -> None:
-    small = replace(work("server", [[0, 0]], [[10, 10]], 10), down=100.0)
-    assert seconds(LINE, small)[0] == pytest.approx(2 * 0.01 + 2 * (0.00101 + 0.002))
+    small = work("server", [[0, 0]], [[10, 10]], message=10, down=100.0)
+    assert passed(LINE, small)[0] == pytest.approx(2 * 0.01 + 2 * (0.00101 + 0.002))
     question = asked("fedavg", "fedavg+topk:0.01", rounds=2, seeds=1)
     plain, packed = (one.run(question, Ask(name, 0))["curve"][-1]["seconds"]["narrow server"] for name in question.methods)
     uploads = 2 * 6 * 124 * 8 / 10e6  # of two rounds, six sites, models of 124 bytes: no more can be saved
     assert 0 < plain - packed < uploads
 
 
-def test_a_slow_site_is_waited_for_by_a_server_and_by_nobody_else() -> None:
+def test_a_slow_site_is_waited_for_by_a_server_and_else_only_by_whom_it_meets() -> None:
     slow = replace(LINE, slow_times=20, server_mbit_s=1000)
-    once = seconds(replace(slow, slow_times=1), work("server", [[2, 2]], [[1000, 1000]]))[0]
-    assert seconds(slow, work("server", [[2, 2]], [[1000, 1000]]))[0] == pytest.approx(20 * once)
-    assert seconds(slow, work("server", [[2, 0]], [[1000, 0]]))[0] < 2 * once
-    alone = seconds(slow, work("pairs", [[2, 0]], [[1000, 1000]]))[0]
-    assert seconds(slow, work("pairs", [[2, 2]], [[1000, 1000]]))[0] == alone
+    once = passed(replace(slow, slow_times=1), work("server", [[2, 2]], [[1000, 1000]]))[0]
+    assert passed(slow, work("server", [[2, 2]], [[1000, 1000]]))[0] == pytest.approx(20 * once)
+    assert passed(slow, work("server", [[2, 0]], [[1000, 0]]))[0] == pytest.approx(once)
+    away = work("pairs", [[0] * 3] * 30, [[0] * 3] * 30, *(pair(at, (0, 1)) for at in range(29)), pair(29, (1, 2)))
+    until = passed(slow, away)
+    assert until[28] == pytest.approx(29 * EXCHANGE)
+    assert until[29] == pytest.approx(30 * EXCHANGE)  # its exchange had 20 times as long, beside its partner's others
+    at_once = work("pairs", [[0] * 3] * 2, [[0] * 3] * 2, pair(0, (1, 2)), pair(1, (0, 1)))
+    assert passed(slow, at_once).tolist() == pytest.approx([20 * EXCHANGE, 21 * EXCHANGE])
 
 
-def test_two_exchanges_one_after_the_other_cross_twice_as_often() -> None:
-    once, twice = (seconds(LINE, work("pairs", [[0, 0]], [[1000 * n, 1000 * n]]))[0] for n in (1, 2))
-    assert twice == pytest.approx(2 * once)
+def test_a_straggler_takes_fewer_steps_in_the_same_time() -> None:
+    even = work("pairs", [[10, 10]], [[0, 0]], pair(0, (0, 1)))
+    half = work("pairs", [[10, 5]], [[0, 0]], pair(0, (0, 1)), pace=np.array([1.0, 2.0]))
+    assert passed(LINE, half)[0] == pytest.approx(passed(LINE, even)[0])
+    slower = work("pairs", [[0, 5]], [[0, 0]], pair(0, (0, 1)), pace=np.array([1.0, 2.0]))
+    assert passed(LINE, slower)[0] == pytest.approx(10 * STEP + EXCHANGE)
+
+
+@pytest.mark.parametrize("method", ["gossip", "d-psgd", "push-sum", "epidemic", "epidemic-local", "ad-psgd", "fedavg"])
+def test_modelled_time_goes_on_with_every_point_of_a_curve(method: str) -> None:
+    question = asked(method, seeds=1, nodes=9, rounds=5, topology="random-regular:4", stragglers=0.3)
+    took = [point["seconds"]["usual"] for point in one.run(question, Ask(method, 0))["curve"]]
+    assert took[0] > 0 and (np.diff(took) >= 0).all() and took[-1] > took[0]
+
+
+def test_stragglers_manage_half_of_the_steps_and_are_another_question() -> None:
+    question = asked("gossip", stragglers=0.5)
+    assert "50% stragglers" in str(question) and question.key(Ask("gossip", 0)) != asked("gossip").key(Ask("gossip", 0))
+    sites, test = question.rows.federation(0, None)
+    ask = Ask("gossip", 0)
+    made = one.simulated(question, ask, question.recipe(ask), question.rows.loaded(), sites, test)
+    assert made.stepped is not None
+    most, full = made.stepped.max(axis=0), question.recipe(ask).plan.steps
+    assert set(most.tolist()) == {full, full // 2}
+    with pytest.raises(Misuse, match="stragglers"):
+        asked("gossip", stragglers=1.5)
 
 
 def test_a_compression_is_a_part_of_the_methods_name() -> None:
@@ -215,6 +275,44 @@ def test_a_slow_site_takes_part_in_every_twentieth_round() -> None:
     weather = Weather(Faults(slow_sites=(1,), slow_times=20), 3, 40, 0)
     there = np.array([weather.present(at) for at in range(40)])
     assert np.flatnonzero(there[:, 1]).tolist() == [19, 39] and there[:, [0, 2]].all()
+
+
+def test_a_slow_site_that_is_absent_when_it_is_due_takes_part_in_the_next_round_in_which_it_is_there() -> None:
+    weather, plain = (Weather(Faults(dropout=0.5, slow_sites=slow, slow_times=5), 4, 200, 0) for slow in ((2,), ()))
+    there, free = (np.array([each.present(at) for at in range(200)]) for each in (weather, plain))
+    rounds, due = [], 4
+    for at in range(200):
+        if at >= due and free[at, 2]:
+            rounds, due = [*rounds, at], at + 5
+    assert np.flatnonzero(there[:, 2]).tolist() == rounds and (there[:, [0, 1, 3]] == free[:, [0, 1, 3]]).all()
+
+
+def test_a_slow_site_exchanges_in_every_fifth_turn_and_trains_once_for_each_round_of_its_own() -> None:
+    weather = Weather(Faults(slow_sites=(1,), slow_times=5), 3, 12, 0, turns=2)
+    turns = [(at, turn) for at in range(12) for turn in range(2) if weather.meets(at, turn)[1]]
+    assert turns == [(2, 0), (4, 1), (7, 0), (9, 1)]
+    assert [at for at in range(12) if weather.trains(at)[1]] == [2, 7]
+    assert [at for at in range(12) if weather.present(at)[1]] == [2, 4, 7, 9]
+    assert all(weather.meets(at, 0)[[0, 2]].all() and weather.trains(at)[[0, 2]].all() for at in range(12))
+
+
+def test_the_worst_but_the_slow_site_has_its_own_time() -> None:
+    question = asked("fedavg", "gossip", rounds=40, seeds=1)
+    lines = [one.run(question, ask) for ask in question.runs()]
+    slow = next(line for line in lines if line["is_slow"])
+    assert all(point["others"] >= point["worst"] for point in slow["curve"]) and "others" not in lines[0]["curve"][0]
+    fedavg, gossip = summarise(lines, question.methods).rows
+    assert fedavg.others_seconds == fedavg.worst_reached.seconds["slow site"]
+    assert gossip.others_seconds is not None and gossip.others_seconds <= (gossip.worst_reached.seconds["slow site"] or math.inf)
+
+
+def test_alone_a_site_has_the_penalty_of_the_pooled_objective() -> None:
+    task = load("breast-cancer")
+    sites, _ = task.demo_sites(6, 0)
+    rows = sum(len(site.train) for site in sites)
+    for model, site in zip(one._alone(task, sites), sites, strict=True):
+        own = one.baselines.fit(task, site.train, task.l2 * rows / len(site.train))
+        assert model.vector.tobytes() == own.vector.tobytes()
 
 
 def test_without_waiting_a_run_has_seconds_of_a_slow_site_in_a_run_of_its_own() -> None:
@@ -476,14 +574,15 @@ def test_the_command_prints_an_object_a_method_and_goes_on_where_it_stopped(
     assert {row["method"] for row in rows} == {"centralized", "fedavg", "gossip"}
     written = (out / folders.PAGE).read_text()
     assert not any(outside in written for outside in ("<script", "src=", "href=", "://"))
-    assert written.count('<svg viewBox="0 0 760') == 7 and "worst over centralized" in written
+    assert written.count('<svg viewBox="0 0 760') == 8 and "worst over centralized" in written
     assert np.isfinite([float(row["value"]) for row in rows if row["measure"] == "auc"]).all()
 
 
 def test_runs_of_another_version_are_not_used_and_the_command_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ("toy", "--nodes", "4", "--topology", "complete", "--rounds", "2", "--seeds", "1", "--methods", "gossip")
+    command = ["toy", "--nodes", "4", "--topology", "complete", "--rounds", "2", "--seeds", "1", "--methods", "gossip"]
+    command += ["--processes", "1"]
     assert typed(*command, "--out", str(tmp_path)) == 0
     file = tmp_path / folders.RUNS
     lines = [json.loads(line) for line in file.read_text().splitlines()]

@@ -39,6 +39,9 @@ def bench(
     nodes: Annotated[int | None, typer.Option("--nodes", min=2, help="Sites; the dataset's own number.")] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Budget; the dataset's own.")] = None,
     dropout: Annotated[float, typer.Option("--dropout", min=0.0, max=0.95, help="Share absent in each round.")] = 0.3,
+    stragglers: Annotated[
+        float, typer.Option("--stragglers", min=0.0, max=1.0, help="Share of sites that manage half of a round's local steps.")
+    ] = 0.0,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Splits, 0 to N-1.")] = 5,
     alpha: Annotated[
         float | None, typer.Option("--alpha", min=0.001, help="Label skew of digits and breast-cancer: Dirichlet's.")
@@ -80,7 +83,8 @@ def bench(
     else:
         one = Question.of(
             dataset, [name.strip() for name in methods.split(",") if name.strip()], nodes=nodes, topology=topology,
-            rounds=rounds, dropout=dropout, seeds=seeds, options=None if alpha is None else {"alpha": alpha},
+            rounds=rounds, dropout=dropout, stragglers=stragglers, seeds=seeds,
+            options=None if alpha is None else {"alpha": alpha},
         )  # fmt: skip
         asked = [(out or Path("runs") / f"bench-{dataset.replace(':', '-')}", one)]
     if tune:
@@ -258,6 +262,7 @@ def _closing(found: Summary) -> None:
     from gossipfl.cli import output
     from gossipfl.learning.evaluation import label
     from gossipfl.simulator.bench.network import NETWORKS
+    from gossipfl.simulator.bench.summary import SLOW
     from gossipfl.simulator.bench.verdict import sentences, verdict
 
     name = label(found.metric)
@@ -283,11 +288,15 @@ def _closing(found: Summary) -> None:
     print()
     timed = [row for row in found.rows if row.worst_reached.seconds]
     if timed:
+        names = [network.name for network in NETWORKS]
         print("modelled seconds until the worst node is at 99 % of centralized")
         output.table(
             "",
-            ("method", *(network.name for network in NETWORKS)),
-            [[row.method, *(_seconds(row, network.name) for network in NETWORKS)] for row in timed],
+            ("method", *names, f"{SLOW}, all but it"),
+            [
+                [row.method, *map(_time, (*map(row.worst_reached.seconds.get, names), row.others_seconds))]
+                for row in timed
+            ],
         )
         print(*(f"  {network.name}: {network}" for network in NETWORKS), sep="\n")
         print()
@@ -298,8 +307,7 @@ def _closing(found: Summary) -> None:
     print()
 
 
-def _seconds(row: Row, network: str) -> str:
-    value = row.worst_reached.seconds.get(network)
+def _time(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 

@@ -12,7 +12,7 @@ from gossipfl.errors import ConfigError, Fault
 from gossipfl.learning.comparing import Interval, corrected_t
 from gossipfl.simulator.bench import folder as folders
 
-ASKED: Final = ("version", "task", "nodes", "topology", "rounds", "dropout", "seeds", "options", "changes")
+ASKED: Final = ("version", "task", "nodes", "topology", "rounds", "dropout", "stragglers", "seeds", "options", "changes")
 """Of a question, what a reader must know to differ."""
 
 

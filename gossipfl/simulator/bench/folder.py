@@ -58,6 +58,7 @@ def as_json(asked: Question, found: Summary) -> dict[str, Any]:
         "topology": asked.topology,
         "rounds": asked.rounds,
         "dropout": asked.dropout,
+        "stragglers": asked.stragglers,
         "seeds": list(asked.seeds),
         "options": dict(asked.rows.options),
         "changes": {str(ask): dict(changes) for ask, changes in asked.changes.items()},

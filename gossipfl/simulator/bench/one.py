@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
@@ -21,12 +21,13 @@ from gossipfl.learning import comparing, evaluation
 from gossipfl.learning.evaluation import Floats
 from gossipfl.simulator import baselines
 from gossipfl.simulator.baselines import Fitted
-from gossipfl.simulator.bench.network import NETWORKS, Work, seconds
+from gossipfl.simulator.bench.network import NETWORKS, Batch, Work, passed
 from gossipfl.simulator.bench.question import VERSION, Ask, Dealt, Question, compression
 from gossipfl.simulator.bench.recipe import Recipe
 from gossipfl.simulator.results import LOWER_IS_BETTER, finite
-from gossipfl.simulator.vectorized.draws import Integers
+from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.judging import ALL, sample
+from gossipfl.simulator.vectorized.meetings import Meetings
 from gossipfl.simulator.vectorized.run import Run
 from gossipfl.simulator.vectorized.simulate import simulate
 from gossipfl.tasks import Site, Task
@@ -77,15 +78,15 @@ def run(question: Question, ask: Ask, data_dir: str | None = None) -> Line:
     if ask.method == "centralized":
         found = jury.verdict([whole]) | {"published": _published(question, task, ask.seed, data_dir, whole, test)}
     elif ask.method == "local":
-        found = jury.verdict(baselines.local_only(task, sites))
+        found = jury.verdict(_alone(task, sites))
     else:
         cpu = time.process_time()
         recipe = question.recipe(ask)
-        made = simulated(question, ask, recipe, task, sites, test)
+        heard = Heard(_largest(sites) if ask.is_slow else None, is_lower_better=task.metric in LOWER_IS_BETTER)
+        made = simulated(question, ask, recipe, task, sites, test, heard=heard)
         spent = time.process_time() - cpu
-        counted = np.array([len(site.train) for site in sites])
         found = jury.verdict(_models(task, made, sites), is_judged_by_loss=True)
-        found |= _course(made, _durations(made, recipe, counted, ask.is_slow))
+        found |= _course(made, heard, _durations(question, ask, made, recipe, sites, heard))
         return _line(head | found | {"cpu_s": spent})
     return _line(head | found | {"cpu_s": time.process_time() - cpu})
 
@@ -101,6 +102,38 @@ def attempt(question: Question, data_dir: str | None, ask: Ask) -> Line:
 def _line(found: Mapping[str, Any]) -> Line:
     made: Line = finite(found)
     return made
+
+
+def _alone(task: Task, sites: Sequence[Site]) -> list[Fitted]:
+    """Each site's own model. Its penalty weighs as much in all as in the pooled objective, n l2_i = N l2: per row so much more
+    as it has fewer rows. With the same l2 per row a small site's model would be over-fitted, and federation flattered."""
+    rows, l2 = sum(len(site.train) for site in sites), float(getattr(task, "l2", 0.0))
+    return [baselines.fit(task, site.train, l2 * rows / len(site.train)) for site in sites]
+
+
+def _largest(sites: Sequence[Site]) -> int:
+    """The site with most rows: the one that is slow."""
+    return int(np.argmax([len(site.train) for site in sites]))
+
+
+@dataclass
+class Heard:
+    """What a run tells on its way: who met whom, and the worst of all nodes but the slow one."""
+
+    slow: int | None = None
+    batches: list[Batch] = field(default_factory=list)
+    others: dict[int, float] = field(default_factory=dict)
+    """round -> metric; of a run with a slow site"""
+    is_lower_better: bool = False
+
+    def met(self, round: int, met: Meetings) -> None:
+        self.batches.append(Batch(round, met.lo, met.hi, met.sender))
+
+    def judged(self, round: int, scores: Mapping[int, float]) -> None:
+        if self.slow is not None:
+            values = [score for node, score in scores.items() if node != self.slow]
+            worst = max if self.is_lower_better else min
+            self.others[round] = math.nan if np.isnan(values).any() else worst(values)
 
 
 @lru_cache(4)
@@ -140,12 +173,9 @@ def simulated(
     test: Data,
     *,
     is_watched: bool = True,
+    heard: Heard | None = None,
 ) -> Run:
     """The rounds of one run on these rows. `is_watched`: judged on the way, too."""
-    struck: dict[str, Any] = {"dropout": question.dropout}
-    if ask.is_slow:
-        largest = int(np.argmax([len(site.train) for site in sites]))
-        struck |= {"slow_sites": (largest,), "slow_times": max(network.slow_times for network in NETWORKS)}
     with np.errstate(over="ignore", invalid="ignore"):  # what runs away is found by its judge
         return simulate(
             task,
@@ -154,30 +184,44 @@ def simulated(
             test=test,
             topology=question.meeting(ask.seed),
             rounds=question.rounds,
-            faults=struck,
+            faults=_faults(question, ask, sites),
             seed=ask.seed,
             threads=1,
             evaluate_every=max(1, question.rounds // POINTS) if is_watched else question.rounds,
             evaluate_nodes=ALL,
             compression=compression(ask.method),
+            listener=heard,
             **recipe.keywords(),
         )
 
 
-def _durations(made: Run, recipe: Recipe, rows: Integers, is_slow: bool) -> dict[str, Floats]:
+def _faults(question: Question, ask: Ask, sites: Sequence[Site]) -> Faults:
+    slow = (_largest(sites),) if ask.is_slow else ()
+    times = max(network.slow_times for network in NETWORKS)
+    return Faults(dropout=question.dropout, stragglers=question.stragglers, slow_sites=slow, slow_times=times)
+
+
+def _durations(
+    question: Question, ask: Ask, made: Run, recipe: Recipe, sites: Sequence[Site], heard: Heard
+) -> dict[str, Floats]:
     """By network, the modelled seconds from the start to the end of each round. A slow site is met by who waits for it in the
     plain run, by the others in the run that has one."""
     if made.sent is None or made.stepped is None:
         return {}
-    layout, method = made.state.layout, recipe.method
+    layout, method, plan = made.state.layout, recipe.method, recipe.plan
     ends = 2 if method.combine in ("pairs", "edges") and not method.is_local else 1
     message = int(made.sent.sum()) / max(1, ends * made.exchanges)
-    batch = np.minimum(rows, recipe.plan.batch_size or int(rows.max()))
+    rows = np.array([len(site.train) for site in sites])
     down = (made.server_bytes - made.bytes) / max(1, made.bytes) if method.has_server else 1.0
-    work = Work(method.combine, made.stepped, made.sent, message, layout.n_parameters, batch, down)
+    weather = Weather(_faults(question, ask, sites), len(sites), question.rounds, ask.seed)
+    pace = plan.steps / weather.steps(plan.steps)
+    batch = np.minimum(rows, plan.batch_size or int(rows.max()))
+    work = Work(
+        method.combine, made.stepped, made.sent, message, layout.n_parameters, batch, _largest(sites), down, heard.batches, pace
+    )  # fmt: skip
     waits = method.has_server
-    shown = [one for one in NETWORKS if waits or (one.slow_times > 1) == is_slow]
-    return {network.name: np.cumsum(seconds(network, work)) for network in shown}
+    shown = [one for one in NETWORKS if waits or (one.slow_times > 1) == ask.is_slow]
+    return {network.name: passed(network, work) for network in shown}
 
 
 def _models(task: Task, made: Run, sites: Sequence[Site]) -> list[Fitted]:
@@ -187,14 +231,16 @@ def _models(task: Task, made: Run, sites: Sequence[Site]) -> list[Fitted]:
     return [Fitted(task, made.state.layout, made.state.vector(node), normaliser) for node in nodes]
 
 
-def _course(made: Run, durations: Mapping[str, Floats]) -> Line:
-    """What the rounds cost, and the metric on the way."""
+def _course(made: Run, heard: Heard, durations: Mapping[str, Floats]) -> Line:
+    """What the rounds cost, and the metric on the way; of a run with a slow site, the worst of the others, too."""
     curve, exchanges, sent = [], 0, 0
     for record in made.records:
         exchanges, sent = exchanges + record.exchanges, sent + record.bytes
         if not math.isnan(record.mean):
             values = {name: getattr(record, name) for name in ("worst", "p5", "median", "mean", "consensus")}
-            took = {name: float(passed[record.round]) for name, passed in durations.items()}
+            took = {name: float(until[record.round]) for name, until in durations.items()}
+            if heard.slow is not None:
+                values["others"] = heard.others[record.round]
             curve.append({"round": record.round + 1, "bytes_per_node": sent / made.nodes, **values, "seconds": took})
     return {
         "rounds": made.done,

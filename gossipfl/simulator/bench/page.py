@@ -17,7 +17,7 @@ from gossipfl.learning.evaluation import label
 from gossipfl.simulator.bench.network import NETWORKS, OVERHEAD
 from gossipfl.simulator.bench.one import Line
 from gossipfl.simulator.bench.question import Question
-from gossipfl.simulator.bench.summary import GOAL, Row, Summary
+from gossipfl.simulator.bench.summary import GOAL, SLOW, Row, Summary
 from gossipfl.simulator.bench.verdict import DEFAULT, verdict
 from gossipfl.simulator.pictures import COLOURS, TOP, Axes, rendered, ticks
 from gossipfl.simulator.results import share_of
@@ -46,13 +46,16 @@ def page(asked: Question, found: Summary, lines: Sequence[Line], manifest: Mappi
     plain = [line for line in lines if not line["is_slow"]]
     methods = [row.method for row in found.rows if not row.is_reference]
     looks = {name: (COLOURS[at % len(COLOURS)], DASHES[at // len(COLOURS) % 3]) for at, name in enumerate(methods)}
+
+    def over_time(network: str, node: str) -> Markup:
+        there = _lines_in(network, lines)
+        return Markup(_curves(there, looks, _seconds(network), "modelled seconds", found, node))
+
     timed = [
-        (
-            network,
-            Markup(_curves(_lines_in(network.name, lines), looks, _seconds(network.name), "modelled seconds", found)),
-        )
+        (network, [("", over_time(network.name, "worst"))]
+         + [("all hospitals but the slow one", over_time(SLOW, "others"))] * (network.name == SLOW))
         for network in NETWORKS
-    ]
+    ]  # fmt: skip
     serverless = [row for row in found.rows if not row.is_reference and not row.has_server]
     default = next((row for row in serverless if row.method == DEFAULT), serverless[0] if serverless else None)
     return rendered(
@@ -95,10 +98,15 @@ def _seconds(network: str) -> Point:
 
 
 def _curves(
-    lines: Sequence[Line], looks: Mapping[str, tuple[str, str]], across: Point, below: str, found: Summary
+    lines: Sequence[Line],
+    looks: Mapping[str, tuple[str, str]],
+    across: Point,
+    below: str,
+    found: Summary,
+    node: str = "worst",
 ) -> str:
     """The worst node's share of centralized, mean over splits, over the logarithm of something; dashed: 1 and the goal."""
-    drawn = {name: _curve([line for line in lines if line["method"] == name], across) for name in looks}
+    drawn = {name: _curve([line for line in lines if line["method"] == name], across, node) for name in looks}
     known = [x for points in drawn.values() for x, y in points if math.isfinite(y) and y >= LOW]
     if not known:
         return ""
@@ -116,13 +124,14 @@ def _curves(
     return axes.picture(parts, f"worst node over centralized, over {below}")
 
 
-def _curve(lines: Sequence[Line], across: Point) -> list[tuple[float, float]]:
+def _curve(lines: Sequence[Line], across: Point, node: str) -> list[tuple[float, float]]:
     """(x, mean share) at every point that all splits have; NaN where a model had diverged."""
     count = min((len(line["curve"]) for line in lines), default=0)
     points = []
     for at in range(count):
         xs = [across(line, line["curve"][at]) for line in lines]
-        values = [line["curve"][at]["worst"] for line in lines]
+        points_at = [line["curve"][at] for line in lines]
+        values = [point.get(node, point["worst"]) for point in points_at]
         shares = [
             math.nan if value is None else share_of(value, line["centralized"], line["metric"])
             for value, line in zip(values, lines, strict=True)

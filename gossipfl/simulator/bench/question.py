@@ -108,6 +108,8 @@ class Question:
     rounds: int
     dropout: float
     seeds: tuple[int, ...]
+    stragglers: float = 0.0
+    """share of sites that manage half of the local steps of a round, the same all along"""
     changes: Mapping[Ask, Mapping[str, float]] = field(default_factory=dict)
     """of a method's recipe with one seed: what `--tune` has chosen"""
 
@@ -121,6 +123,7 @@ class Question:
         topology: str | None = None,
         rounds: int | None = None,
         dropout: float = 0.3,
+        stragglers: float = 0.0,
         seeds: int | Sequence[int] = 5,
         options: Mapping[str, Any] | None = None,
     ) -> Question:
@@ -141,11 +144,11 @@ class Question:
         chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
         said = {**usual.options, **(options or {})}
         dealt = Dealt(task, nodes or usual.nodes, tuple(sorted(said.items())))
-        asked = cls(dealt, tuple(dict.fromkeys(methods)), graph, rounds or usual.rounds, dropout, chosen)
-        if not chosen or asked.rounds < 1 or asked.nodes < 2 or not 0 <= dropout < 1:
+        asked = cls(dealt, tuple(dict.fromkeys(methods)), graph, rounds or usual.rounds, dropout, chosen, stragglers)
+        if not chosen or asked.rounds < 1 or asked.nodes < 2 or not 0 <= dropout < 1 or not 0 <= stragglers <= 1:
             raise Misuse(
-                f"{asked.nodes} nodes, {asked.rounds} rounds, dropout {dropout}, {len(chosen)} seeds: a benchmark takes 2 nodes, "
-                "1 round and 1 seed or more, and a dropout in [0, 1)"
+                f"{asked.nodes} nodes, {asked.rounds} rounds, dropout {dropout}, stragglers {stragglers}, {len(chosen)} seeds: a "
+                "benchmark takes 2 nodes, 1 round and 1 seed or more, a dropout in [0, 1) and stragglers in [0, 1]"
             )
         asked.meeting(chosen[0])
         return asked
@@ -193,6 +196,7 @@ class Question:
                 "topology": self.topology,
                 "rounds": self.rounds,
                 "dropout": self.dropout,
+                "stragglers": self.stragglers,
                 "recipe": asdict(self.recipe(ask)),
                 "networks": [asdict(network) for network in NETWORKS],
             }
@@ -208,9 +212,10 @@ class Question:
         return asks + [Ask(method, seed, True) for seed in self.seeds for method in rounds]
 
     def __str__(self) -> str:
+        slow = f"{self.stragglers:.0%} stragglers, " if self.stragglers else ""
         return (
             f"{self.task}, {self.nodes} nodes, {self.topology}, {self.rounds} rounds, {self.dropout:.0%} absent each round, "
-            f"seeds {_span(self.seeds)}"
+            f"{slow}seeds {_span(self.seeds)}"
         )
 
 

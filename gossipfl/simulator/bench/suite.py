@@ -33,6 +33,7 @@ def full() -> list[tuple[str, Question]]:
         )
     ]
     others = [
+        ("stroke with stragglers", Question.of("stroke", (*STANDARD_METHODS, "fednova"), stragglers=0.3)),
         ("stroke-259", Question.of("stroke-259", STANDARD_METHODS)),
         ("heart-920", Question.of("heart-920", STANDARD_METHODS)),
         ("digits alpha .5", Question.of("digits", STANDARD_METHODS, options={"alpha": 0.5})),

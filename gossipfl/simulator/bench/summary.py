@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from gossipfl.learning.comparing import LOWER_IS_BETTER, Interval, corrected_t
+from gossipfl.simulator.bench.network import NETWORKS
 from gossipfl.simulator.bench.one import Line
 from gossipfl.simulator.bench.question import REFERENCES, base
 from gossipfl.simulator.results import share_of
@@ -26,6 +27,9 @@ NODES: Final = ("worst", "low", "median", "mean")
 
 MEASURES: Final = ("brier", "calibration", "log_loss", "consensus", "bytes_per_node", "exchanges", "cpu_s")
 """Figures of a line that are averaged over splits as they are."""
+
+SLOW: Final = next(network.name for network in NETWORKS if network.slow_times > 1)
+"""The network with a slow site."""
 
 NOTHING: Final = Interval(math.nan, math.nan, math.nan)
 
@@ -70,6 +74,9 @@ class Row:
     """worst node less FedAvg's worst node, over splits"""
     worst_reached: Reached
     mean_reached: Reached
+    others_seconds: float | None
+    """until the worst node but the slow one is at GOAL, with a slow site, modelled: the median over splits. Through a server all
+    have one model, and wait alike"""
     brier: float
     calibration: float
     log_loss: float
@@ -183,6 +190,7 @@ def _row(method: str, by: Mapping[str, Mapping[int, Line]], slow: Sequence[Line]
         _interval(gains, *ratio) if both else NOTHING,
         reached(held, slow, "worst"),
         reached(held, slow, "mean"),
+        _others(held, slow),
         **{name: _mean(line.get(name) for line in held) for name in MEASURES},
         sites={}
         if method in REFERENCES
@@ -223,6 +231,12 @@ def reached(lines: Sequence[Line], slow: Sequence[Line], node: str) -> Reached:
     return Reached(_middle(points, "round"), _middle(points, "bytes_per_node"), seconds, came)
 
 
+def _others(lines: Sequence[Line], slow: Sequence[Line]) -> float | None:
+    """Of `Row.others_seconds`."""
+    points = [_first(line, "others") for line in slow] if slow else [_first(line, "worst") for line in lines]
+    return _seconds(points).get(SLOW)
+
+
 def _middle(points: Sequence[Line | None], name: str) -> float | None:
     """The median over splits; None where one has none."""
     values = [point[name] for point in points if point is not None]
@@ -240,7 +254,7 @@ def _first(line: Line, node: str) -> Line | None:
     if line["diverged"]:
         return None
     for point in reversed(line.get("curve", ())):
-        value = point[node]
+        value = point.get(node)
         if value is None or not share_of(value, line["centralized"], metric) >= GOAL:
             break
         found = point

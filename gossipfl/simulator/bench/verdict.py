@@ -14,7 +14,7 @@ from gossipfl.amounts import figure, size
 from gossipfl.learning.comparing import Interval
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator.bench.network import NETWORKS
-from gossipfl.simulator.bench.summary import GOAL, Row, Summary
+from gossipfl.simulator.bench.summary import GOAL, SLOW, Row, Summary
 
 MARGIN: Final = 0.01
 """A worst node whose interval lies above centralized less this is called as good, for most purposes of a hospital."""
@@ -130,6 +130,10 @@ def _time(row: Row, fedavg: Row) -> list[Said]:
             continue
         text = f"{_span_of(mine)} to {GOAL:.0%}, FedAvg {_span_of(theirs)}"
         said.append(Said(mine <= theirs, f"{row.method}, modelled time, {network.name}: {text}."))
+    mine, theirs = row.others_seconds, fedavg.others_seconds
+    if mine is not None and theirs is not None:
+        text = f"{_span_of(mine)} to {GOAL:.0%}, FedAvg, where all wait, {_span_of(theirs)}"
+        said.append(Said(mine <= theirs, f"{row.method}, modelled time, {SLOW}, all but that site: {text}."))
     return said
 
 

@@ -121,6 +121,8 @@ class Course:
         judged = nodes[sample(len(nodes), count)]
         scores = self._scores(judged)
         self.run.scores = dict(zip(judged.tolist(), scores, strict=True))
+        if self.engine.listener is not None:
+            self.engine.listener.judged(at, self.run.scores)
         return self.judge.summary(scores) | {"consensus": self.judge.consensus(self.engine.state, members, self.engine.shard)}
 
     def _scores(self, judged: Integers) -> list[float]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import torch
@@ -78,6 +78,16 @@ Conduct = Callable[[int, Floats], Terms]
 """(round, G of each node) -> terms"""
 
 
+class Listener(Protocol):
+    """Whoever wants to know of a run what its records do not keep."""
+
+    def met(self, round: int, met: Meetings) -> None:
+        """These exchanges are being made, all at once, after what was told before."""
+
+    def judged(self, round: int, scores: Mapping[int, float]) -> None:
+        """These nodes' models have this metric at the end of a round."""
+
+
 @dataclass
 class Engine:
     """Holds the state and moves it on round by round; the same seed gives the same rounds."""
@@ -105,6 +115,7 @@ class Engine:
     """(N,) local steps of each in the last round"""
     watching: Watching | None = None
     """whoever looks at this round's exchanges; None: nobody"""
+    listener: Listener | None = None
     shard: Shard | None = None
     """the nodes that are this process's; None: all"""
     server: Server | None = None
@@ -155,7 +166,7 @@ class Engine:
                     self._train(awake, plan, number)
                 self._exchange(weather.strike(met, at, number), plan, trains)
         else:
-            nodes = np.flatnonzero(present)
+            nodes = np.flatnonzero(present & weather.trains(at))
             if trains:
                 for kept in (self.server, self.memory):
                     if kept is not None:
@@ -269,7 +280,8 @@ class Engine:
                 self._serve(np.flatnonzero(present), plan, at)
             return
         for turn in range(settings.exchanges):
-            self._exchange(weather.strike(self._met(present, at, turn), at, turn), plan, trains)
+            there = present & weather.meets(at, turn)
+            self._exchange(weather.strike(self._met(there, at, turn), at, turn), plan, trains)
 
     def _met(self, present: Mask, at: int, turn: int) -> Meetings:
         """Who exchanges with whom in this turn of a round."""
@@ -312,6 +324,8 @@ class Engine:
 
     def _count(self, met: Meetings) -> None:
         self.exchanges += len(met)
+        if self.listener is not None:
+            self.listener.met(self.done, met)
         for ends in (met.lo, met.hi) if met.sender is None else (met.sender,):
             np.add.at(self.sent, ends, self.settings.method.vectors)
 

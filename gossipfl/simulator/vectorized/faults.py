@@ -44,7 +44,8 @@ class Faults:
     slowness: float = 0.5
     """share of the local steps that a slow node manages, at least one"""
     slow_sites: tuple[int, ...] = ()
-    """nodes that need many rounds of the others for one of theirs: they take part in every `slow_times`-th round only"""
+    """nodes that need many rounds of the others for one of theirs: they train in every `slow_times`-th round only and exchange
+    in every `slow_times`-th turn (of one exchange a round: in that round), and where they are absent then, in the next one"""
     slow_times: int = 20
     """how many rounds of the others that is"""
     delayed: float = 0.0
@@ -85,8 +86,10 @@ class Faults:
 class Weather:
     """The faults of one run, round by round. `up` is all that a checkpoint needs of it."""
 
-    def __init__(self, faults: Faults, nodes: int, rounds: int, seed: int, outages: Outages | None = None) -> None:
-        self.faults, self.nodes, self.rounds, self.seed = faults, np.arange(nodes), rounds, seed
+    def __init__(
+        self, faults: Faults, nodes: int, rounds: int, seed: int, outages: Outages | None = None, turns: int = 1
+    ) -> None:
+        self.faults, self.nodes, self.rounds, self.seed, self.turns = faults, np.arange(nodes), rounds, seed, turns
         self.outages = outages
         self.up: Mask = np.ones(nodes, dtype=bool)
         course = self._drawn("course")
@@ -101,6 +104,8 @@ class Weather:
             self.leaves = np.minimum(self.leaves, outages.leaves)
         self.some_join = bool(self.joins.any())
         self.some_leave = bool(np.isfinite(self.leaves).any())
+        self.slow_turns = self._slow_turns() if faults.slow_sites else None
+        """when slow sites exchange, and when they train"""
         self.is_slow: Mask = self._drawn("straggler") < faults.stragglers
         attack = self._drawn("attack")
         self.flips: Mask = attack < faults.sign_flip
@@ -117,8 +122,8 @@ class Weather:
     def present(self, round: int) -> Mask:
         """(N,) who takes part in this round. Sessions go on by one round with each call."""
         faults, here = self.faults, self.members(round)
-        if faults.slow_sites and (round + 1) % faults.slow_times:
-            here = here & ~np.isin(self.nodes, faults.slow_sites)
+        if self.slow_turns is not None:
+            here = here & (self.slow_turns[0][round].any(axis=0) | ~np.isin(self.nodes, faults.slow_sites))
         if self.outages is not None:
             here = here & self.outages.here(round)
         if faults.up_rounds:
@@ -126,6 +131,35 @@ class Weather:
             self.up = self.up ^ flips
             here = here & self.up
         return here & (self._drawn("dropout", round) >= faults.dropout) if faults.dropout else here
+
+    def _slow_turns(self) -> tuple[Mask, Mask]:
+        """(T, exchanges, N) which turns of a round have which slow site, (T, N) in which rounds it trains: before the first of
+        each `exchanges` turns of its own. Absence is that of the round in which it is due: those before are one of its own."""
+        slow, faults, turns = np.array(self.faults.slow_sites, dtype=np.int64), self.faults, self.turns
+        meets = np.zeros((self.rounds, turns, len(self.nodes)), dtype=bool)
+        trains = np.zeros((self.rounds, len(self.nodes)), dtype=bool)
+        due, done = np.full(len(slow), faults.slow_times - 1), np.zeros(len(slow), dtype=np.int64)
+        for round in range(self.rounds):
+            here = self._drawn("dropout", round)[slow] >= faults.dropout
+            for turn in range(turns):
+                now = here & (round * turns + turn >= due)
+                meets[round, turn, slow[now]] = True
+                trains[round, slow[now & (done % turns == 0)]] = True
+                done += now
+                due = np.where(now, round * turns + turn + faults.slow_times, due)
+        return meets, trains
+
+    def trains(self, round: int) -> Mask:
+        """(N,) who trains, if it takes part: a slow site need not in each of the rounds in which it exchanges."""
+        if self.slow_turns is None:
+            return np.ones(len(self.nodes), dtype=bool)
+        return np.asarray(self.slow_turns[1][round] | ~np.isin(self.nodes, self.faults.slow_sites))
+
+    def meets(self, round: int, turn: int) -> Mask:
+        """(N,) who exchanges in this turn of a round, if it takes part."""
+        if self.slow_turns is None:
+            return np.ones(len(self.nodes), dtype=bool)
+        return np.asarray(self.slow_turns[0][round, turn] | ~np.isin(self.nodes, self.faults.slow_sites))
 
     def steps(self, steps: int, round: int = 0) -> Integers:
         """(N,) local steps of each in a round."""

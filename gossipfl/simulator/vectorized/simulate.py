@@ -26,7 +26,7 @@ from gossipfl.simulator.pool import cores
 from gossipfl.simulator.vectorized import checkpoint as disk
 from gossipfl.simulator.vectorized.course import Course, Progress
 from gossipfl.simulator.vectorized.draws import bits, stream
-from gossipfl.simulator.vectorized.engine import Engine, Settings, block_of
+from gossipfl.simulator.vectorized.engine import Engine, Listener, Settings, block_of
 from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.judging import SAMPLE, Judge
 from gossipfl.simulator.vectorized.meetings import Floats, Links
@@ -92,6 +92,7 @@ def simulate(
     progress: Progress | None = None,
     outages: Outages | None = None,
     watch: bool = False,
+    listener: Listener | None = None,
     group: Together | None = None,
 ) -> Run:
     """Simulate a federation in rounds, all nodes at once, with the deployed nodes' arithmetic.
@@ -106,7 +107,8 @@ def simulate(
     median), mean 1. `threads` None: every core. `evaluate_every` None: ten
     times and at the end; 0: never. `checkpoint`: a file that is written every so many rounds, and gone on from if it is there.
     `outages`: what goes wrong at known rounds, beside the chances of `faults`. `watch`: look in every evaluated round whether
-    the laws of watching.LAWS hold. `group`: the processes that share this run (vectorized.shards); each returns the whole
+    the laws of watching.LAWS hold. `listener`: told of every exchange and every node's score. `group`: the processes that share
+    this run (vectorized.shards); each returns the whole
     course, and a state that holds its own rows.
 
     **Randomness**: streams of `seed`; one seed is one run, whatever the threads and (beyond rounding) the block.
@@ -164,9 +166,10 @@ def simulate(
         choosing,
         Mixer(state, weights, links, replicas=_replicas(compression, state, links, shard), own=own or slice(None)),
         settings,
-        Weather(struck, nodes, rounds, seed, outages),
+        Weather(struck, nodes, rounds, seed, outages, exchanges),
         block,
         meet,
+        listener=listener,
         shard=shard,
     )
     judge = Judge(torch_task, normaliser, judge_data, weights)
