@@ -435,11 +435,12 @@ class Workbench:
         clip = self.clip(job, distance)
         lo, hi = (own, theirs) if job.lower else (theirs, own)
         m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
+        share = mixing.flow_share(job.gamma, m_lo, m_hi, clip)
         moved, flow_sums = self.room(model).summed(), sums.Sums(len(own.view))
         ledger = self.ledger(job, model[:p])
 
         def move(piece: slice) -> tuple[float, ...]:
-            q = mixing.flow_step(lo.array[piece], hi.array[piece], job.gamma, m_lo, m_hi, clip)
+            q = mixing.carry(lo.array[piece], hi.array[piece], share)
             flow_sums.take(piece.start * q.itemsize, q)
             mixing.apply(model[piece], q, job.mass, job.lower, out=moved.array[piece])
             moved.written(piece)
@@ -470,7 +471,7 @@ class Workbench:
             drift = self.keep(job.job, ledger.drift, result(made_from, "correction", clip, cap))
         if job.space == "model" and job.peer:
             seen = self.watched(p)
-            q = mixing.flow_step(lo.array[seen], hi.array[seen], job.gamma, m_lo, m_hi, clip)
+            q = mixing.carry(lo.array[seen], hi.array[seen], share)
             self.straightness.setdefault(job.peer, checks.Straightness()).add(q)
         payload = job.payload if answer is None else self.keep(job.job, answer)
         before = job.reference_out, job.reference_in
@@ -496,12 +497,13 @@ class Workbench:
             size=sent.size,
         )
 
-    def watched(self, p: int) -> Vector:
-        """The coordinates by which links are watched: drawn once, and nobody else knows them."""
+    def watched(self, p: int) -> Vector | slice:
+        """The coordinates by which links are watched, all of a small model: drawn once, and nobody else knows them."""
+        if p <= checks.SAMPLE:
+            return slice(p)
         if self._watched is None:
             rng = np.random.Generator(np.random.PCG64([*self.bench.seed, checks.SAMPLE]))
-            chosen = np.arange(p) if p <= checks.SAMPLE else rng.choice(p, checks.SAMPLE, replace=False, shuffle=False)
-            self._watched = np.sort(chosen)
+            self._watched = np.sort(rng.choice(p, checks.SAMPLE, replace=False, shuffle=False))
         return self._watched
 
     def clip(self, job: ev.Mix, distance: float) -> float:

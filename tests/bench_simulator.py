@@ -1,6 +1,8 @@
 """Federation-hours a CPU second of the event simulator: prints figures, judges nothing.
 
-    python tests/bench_simulator.py [--profile] [--hours 2] [--nodes 16 50 100 200]
+    python tests/bench_simulator.py [--watched] [--profile] [--hours 2] [--nodes 16 50 100 200]
+
+`--watched`: with both digests and all laws of `gossipfl simulate`; without it nobody looks on.
 """
 
 from __future__ import annotations
@@ -9,15 +11,23 @@ import argparse
 import cProfile
 import pstats
 import time
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Final
 
 import numpy as np
 from worlds import federation, quadratics, toy_specs
 
-from gossipfl.simulator.faults import Faults
-from gossipfl.simulator.network import Pace, World
+from gossipfl.simulator.network import Observer, Pace, World
+from gossipfl.simulator.play import WATCHED
+from gossipfl.simulator.trace import Digests
+from gossipfl.simulator.trial import Watching, truth_of
+
+CODEC: Final = "f64"
+"""Of `worlds.toy_specs`, whatever the federation file says."""
 
 
-def world_of(nodes: int, pace_s: float, seed: int = 1, faults: Faults | None = None) -> World:
+def world_of(nodes: int, pace_s: float, watched: bool = False, seed: int = 1) -> World:
     """So many nodes in a ring with chords, one exchange begun by each in `pace_s`, a tiny model, training for ever."""
     names = [f"site-{number:03d}" for number in range(nodes)]
     members = federation(dict.fromkeys(names, 10), local_rounds=10**6, eta=0.05)
@@ -25,11 +35,15 @@ def world_of(nodes: int, pace_s: float, seed: int = 1, faults: Faults | None = N
     specs = toy_specs(
         members, lambda name: trainers[name], begin=lambda name: np.zeros(8), turn_ns=int(pace_s * 1e9), patience_ns=10**10
     )
-    return World(specs, seed, faults, pace=Pace(step_s=0.01))
+    observers: list[Observer] = []
+    if watched:
+        truth = truth_of(SimpleNamespace(membership=members), specs)  # type: ignore[arg-type]
+        observers = [Watching(replace(truth, codec=CODEC), WATCHED), Digests()]
+    return World(specs, seed, pace=Pace(step_s=0.01), observers=observers)
 
 
-def measure(nodes: int, hours: float, pace_s: float, faults: Faults | None = None) -> tuple[float, World]:
-    world = world_of(nodes, pace_s, faults=faults)
+def measure(nodes: int, hours: float, pace_s: float, watched: bool = False) -> tuple[float, World]:
+    world = world_of(nodes, pace_s, watched)
     world.run(60)
     before = time.process_time()
     world.run(hours * 3600)
@@ -41,13 +55,14 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="*", default=[16])
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--pace", type=float, default=300.0, help="seconds between two turns of a node")
+    parser.add_argument("--watched", action="store_true", help="with digests and laws, as gossipfl simulate")
     parser.add_argument("--profile", action="store_true")
     chosen = parser.parse_args()
     for nodes in chosen.nodes:
         profile = cProfile.Profile()
         if chosen.profile:
             profile.enable()
-        seconds, world = measure(nodes, chosen.hours, chosen.pace)
+        seconds, world = measure(nodes, chosen.hours, chosen.pace, chosen.watched)
         profile.disable()
         exchanges = world.counts["exchange"]
         print(

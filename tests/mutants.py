@@ -133,7 +133,7 @@ MUTANTS: Final = (
            "            np.add(model[piece], displacement[piece], out=moved.array[piece])",
            "            np.copyto(moved.array[piece], model[piece])"),
     Mutant("masses-swapped", "exactly-once", "workbench.py",
-           "lo.array[piece], hi.array[piece], job.gamma, m_lo, m_hi, clip)", "lo.array[piece], hi.array[piece], job.gamma, m_lo, m_lo, clip)"),
+           "share = mixing.flow_share(job.gamma, m_lo, m_hi, clip)", "share = mixing.flow_share(job.gamma, m_lo, m_lo, clip)"),
     Mutant("model-in-another-transaction", "exactly-once", CORE,
            "rows = [(\"link\", link.peer, encode_row(link)) for link in links] + self.state_rows()",
            "rows = [(\"link\", link.peer, encode_row(link)) for link in links] + ([] if links else self.state_rows())"),

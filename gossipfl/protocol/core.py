@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
@@ -32,6 +32,11 @@ class Members(Protocol):
     def mass(self, member: str) -> float: ...
     def has_left(self, member: str) -> bool: ...
     def admits(self, certificate: Certificate) -> str: ...
+
+
+PING_NS: Final = 20_000_000_000
+TOGETHER_NS: Final = 5_000_000_000
+"""When one session must be pinged, so are those whose turn comes within this: a node with many wakes up once, not often."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ class Conn:
     view: ms.LinkView
     opened_ns: int
     heard_ns: int
-    sent_ns: int
+    ping_ns: int
+    """when this node must say something, so that the peer knows that it is there"""
     used_ns: int
     """when anything but a ping last went over it, either way"""
     greeted: bool = False
@@ -193,8 +199,14 @@ class Core:
         self.out.append(command)
 
     def send(self, conn: Conn, message: ms.Message) -> None:
-        conn.sent_ns = conn.used_ns = self.now.mono_ns
+        conn.used_ns = self.now.mono_ns
+        self.put_off_ping(conn)
         self.do(ev.Send(conn.id, message))
+
+    def put_off_ping(self, conn: Conn) -> None:
+        """Something is being said. Who began a session must speak first: it may let it rest, and then no ping was needed."""
+        wait = PING_NS if conn.begun_by == self.me else PING_NS + TOGETHER_NS
+        conn.ping_ns = self.now.mono_ns + wait
 
     def note(self, kind: str, **fields: Any) -> ev.Note:
         return ev.Note(kind, fields)
@@ -213,14 +225,14 @@ class Core:
 
     def live(self) -> frozenset[bytes]:
         """Every name that anything here still needs."""
-        names = self.state_names() | {self.correction, *self.base.values(), *self.current.values()}
-        names.update(*self.needed.values())
-        for _, used in self.hands.ends.values():
-            names |= used
-        names |= {needs for _, _, needs in self.hands.queue} | set(self.mixing.values())
-        for conn in self.conns.values():
-            names |= {half[0].root for half in (conn.inbound, conn.reply) if half}
-        return frozenset(names - {b""})
+        names = self.state_names()
+        names.update(*self.needed.values(), self.mixing.values(), self.current.values())
+        names.update(*(used for _, used in self.hands.ends.values()))
+        names.update(needs for _, _, needs in self.hands.queue)
+        names.update(half[0].root for conn in self.conns.values() for half in (conn.inbound, conn.reply) if half)
+        names.add(self.correction)
+        names.discard(b"")
+        return frozenset(names)
 
     # ---- jobs ----------------------------------------------------------------------------------------------------
 

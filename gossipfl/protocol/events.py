@@ -368,10 +368,10 @@ Command = Dial | Send | SendBulk | ReceiveBulk | Close | Wake | Note | Commit | 
 def names(value: Job | Event) -> frozenset[bytes]:
     """Every name of a tensor or payload that a job reads or an event brings."""
     found: set[bytes] = set()
-    for part in value.__struct_fields__:
-        held = getattr(value, part)
-        if isinstance(held, bytes) and len(held) == 32:
+    for held in msgspec.structs.astuple(value):
+        kind = type(held)
+        if kind is bytes and len(held) == 32:
             found.add(held)
-        elif isinstance(held, tuple):
-            found.update(name for name in held if isinstance(name, bytes))
+        elif kind is tuple:
+            found.update(name for name in held if type(name) is bytes)
     return frozenset(found)

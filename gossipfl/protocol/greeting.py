@@ -12,17 +12,13 @@ import msgspec
 from gossipfl.errors import Refused
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
-from gossipfl.protocol.core import Conn
+from gossipfl.protocol.core import PING_NS, TOGETHER_NS, Conn
 from gossipfl.protocol.link import FARTHEST, Link, begin_anew, closed, settle
 from gossipfl.protocol.terms import Terms
 from gossipfl.trust.identity import Certificate
 
 TRANSIENT: Final = frozenset({"paused", "slow", "quota", "disk"})
 """Refusals after which the same proposal is offered again later; after any other it is dropped and its k never used again."""
-
-PING_NS: Final = 20_000_000_000
-TOGETHER_NS: Final = 5_000_000_000
-"""When one session must be pinged, so are those whose turn comes within this: a node with many wakes up once, not often."""
 
 REST_NS: Final = PING_NS
 """A session over which nothing but pings has gone for so long, where nothing is owed and both have an address, is closed by

@@ -8,6 +8,7 @@ all refused by one rule. Signatures are over the exact bytes sent, never over a 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Annotated, Final, TypeVar
 
 import msgspec
@@ -255,6 +256,7 @@ _abort = msgspec.msgpack.Decoder(AbortNote)
 _normalisation = msgspec.msgpack.Decoder(Normalisation)
 
 
+@lru_cache(maxsize=64)  # a node reads its own again when the answer comes, and when the receipt does
 def decode_manifest(data: bytes) -> Manifest:
     """The manifest that `data` is; every scalar finite or, for tau, infinite, and in its range."""
     manifest = _exact(data, _manifest, "manifest")

@@ -17,9 +17,9 @@ import msgspec
 from gossipfl.errors import Misuse, Refused
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
-from gossipfl.protocol.core import Conn, Settings
+from gossipfl.protocol.core import TOGETHER_NS, Conn, Settings
 from gossipfl.protocol.events import Instant
-from gossipfl.protocol.greeting import AT_REST, GREETING_NS, IDLE_NS, PING_NS, TOGETHER_NS
+from gossipfl.protocol.greeting import AT_REST, GREETING_NS, IDLE_NS
 from gossipfl.protocol.link import Row, decode_link
 from gossipfl.protocol.lockstep import InStep
 from gossipfl.protocol.neighbours import choose
@@ -216,7 +216,7 @@ class Peer(InStep):
         return {self.current["model"], self.current["statistics"], *self.base.values()}
 
     def live(self) -> frozenset[bytes]:
-        return super().live() | {handed.displacement for handed in self.handed}
+        return super().live().union(handed.displacement for handed in self.handed)
 
     # ---- operator ------------------------------------------------------------------------------------------------
 
@@ -473,6 +473,8 @@ class Peer(InStep):
         """Neighbours without a session where one is owed: an exchange is in doubt, or this node has finished and they have
         not: they may have no way to dial it."""
         owed = self.doubtful
+        if not owed and self.stage != "finished":
+            return []
         if self.stage == "finished":
             neighbours = self.settings.members.neighbours(self.me)
             owed = owed | {peer for peer in neighbours if self.neighbour(peer).stage != "finished"}
@@ -581,7 +583,7 @@ class Peer(InStep):
 
     def keep_alive(self) -> None:
         mono, due = self.now.mono_ns, self.now.mono_ns
-        if any(self.ping_at(conn) <= mono for conn in self.conns.values()):
+        if any(conn.ping_ns <= mono for conn in self.conns.values()):
             due += TOGETHER_NS
         for conn in list(self.conns.values()):
             busy = conn.inbound or conn.reply
@@ -589,20 +591,16 @@ class Peer(InStep):
                 self.let_die(conn, "no greeting came")
             elif not busy and mono - conn.heard_ns > IDLE_NS:
                 self.let_die(conn, "nothing heard for 60 s")
-            elif self.ping_at(conn) <= due:
+            elif conn.ping_ns <= due:
                 self.ping_or_rest(conn)
             if conn.again_ns is not None and mono >= conn.again_ns:
                 conn.again_ns = None
                 self.offer(conn)
 
-    def ping_at(self, conn: Conn) -> int:
-        """Who began a session speaks first: it may let it rest, and then no ping was needed."""
-        return conn.sent_ns + (PING_NS if conn.begun_by == self.me else PING_NS + TOGETHER_NS)
-
     def ping_or_rest(self, conn: Conn) -> None:
         """Who began a session lets it go where it may rest: only that side is known to be able to dial."""
         if conn.begun_by != self.me or self.turn_peer == conn.peer or not self.may_rest(conn):
-            conn.sent_ns = self.now.mono_ns
+            self.put_off_ping(conn)
             self.do(ev.Send(conn.id, ms.Ping()))
             return
         self.drop(conn)
@@ -624,10 +622,12 @@ class Peer(InStep):
         if self.stopped or not self.running:
             return None
         mono = self.now.mono_ns
-        times = [self.ping_at(conn) for conn in self.conns.values()]
+        times = [conn.ping_ns for conn in self.conns.values()]
         times += [conn.again_ns for conn in self.conns.values() if conn.again_ns is not None]
-        self.care_at = min(times, default=mono)
-        times += [self.neighbour(peer).retry_ns for peer in self.to_be_dialled() if not self.stopping]
+        greeted = all(conn.greeted for conn in self.conns.values())
+        self.care_at = min(times, default=mono) if greeted else mono
+        if not self.stopping:
+            times += [self.neighbour(peer).retry_ns for peer in self.to_be_dialled()]
         if self.leave_by is not None and self.stage == "release":
             times.append(self.leave_by)
         if self.stop_by is not None:

@@ -6,6 +6,7 @@ one history on every machine; switching one purpose off shifts no other.
 
 from __future__ import annotations
 
+import gc
 import heapq
 from collections.abc import Callable
 from random import Random
@@ -34,7 +35,14 @@ class Heap:
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         """Up to `seconds` more of virtual time, or until `until` holds (asked once a virtual second)."""
-        end, ask, heap, pop = self.mono + int(seconds * SECOND), self.mono, self.heap, heapq.heappop
+        gc.freeze()  # what is here already, most of it imported, stays: not looked at by every full collection
+        try:
+            self._run(self.mono + int(seconds * SECOND), until)
+        finally:
+            gc.unfreeze()
+
+    def _run(self, end: int, until: Callable[[], bool]) -> None:
+        ask, heap, pop = self.mono, self.heap, heapq.heappop
         while heap and heap[0][0] <= end:
             self.mono, _, act = pop(heap)
             act()

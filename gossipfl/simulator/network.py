@@ -44,6 +44,8 @@ RESTART_S: Final = 10
 OPERATOR_S: Final = 3600
 """Seconds until an operator has moved away a state folder that the node refuses, as its message says."""
 
+OVER_A_CONNECTION: Final = (ev.Send, ev.SendBulk, ev.ReceiveBulk, ev.Close)
+
 REPEATED: Final = (ms.Propose, ms.Reply, ms.Done, ms.Abort, ms.Aborted, ms.Candidate)
 """Control messages that a retry may say a second time in a session."""
 
@@ -292,37 +294,39 @@ class Node:
             self.bench.release(job)
 
     def carry_out(self, command: ev.Command) -> None:
-        world, kind = self.world, type(command)
-        if kind is ev.Wake:
-            self.set_alarm(command.at_ns)  # type: ignore[union-attr]
-        elif isinstance(command, ev.Send):
+        """A command about a connection that is gone has no effect."""
+        if isinstance(command, OVER_A_CONNECTION):
             if end := self.ends.get(command.conn):
-                end.write(end.session.send(command.message))
-                if isinstance(command.message, REPEATED):
-                    end.said = command.message
+                self.over(end, command)
+        elif isinstance(command, ev.Wake):
+            self.set_alarm(command.at_ns)
         elif isinstance(command, ev.Commit):
             self.facts += command.facts
             self.store.commit(command.rows, command.keep, command.facts, self.now().wall_ns, command.live)
             for fact in command.facts:
-                world.counts["exchange"] += fact.kind == "ingress" and fact.fields["role"] == "reply"
-        elif isinstance(command, ev.SendBulk):
-            if end := self.ends.get(command.conn):
-                end.send_bulk(command.root, command.from_chunk)
-        elif isinstance(command, ev.ReceiveBulk):
-            if end := self.ends.get(command.conn):
-                self.receive_bulk(end, command)
-        elif isinstance(command, ev.Close):
-            if end := self.ends.get(command.conn):
-                end.shut(command.why)
+                if fact.kind == "ingress" and fact.fields["role"] == "reply":
+                    self.world.counts["exchange"] += 1
         elif isinstance(command, ev.Dial):
-            world.dial(self, command.peer)
+            self.world.dial(self, command.peer)
         elif isinstance(command, ev.Note):
             self.facts.append(command)
         elif isinstance(command, ev.Stopped):
             self.stopped, self.gone = True, self.peer.leaving
             self.exit("this node stops")
         else:
-            self.work(command)  # type: ignore[arg-type]
+            self.work(command)
+
+    def over(self, end: End, command: ev.Send | ev.SendBulk | ev.ReceiveBulk | ev.Close) -> None:
+        if isinstance(command, ev.Send):
+            end.write(end.session.send(command.message))
+            if isinstance(command.message, REPEATED):
+                end.said = command.message
+        elif isinstance(command, ev.SendBulk):
+            end.send_bulk(command.root, command.from_chunk)
+        elif isinstance(command, ev.ReceiveBulk):
+            self.receive_bulk(end, command)
+        else:
+            end.shut(command.why)
 
     def work(self, job: ev.Job) -> None:
         """Done now, known when its virtual time has passed."""

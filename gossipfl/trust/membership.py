@@ -363,7 +363,7 @@ class Membership(Strict):
 
     # ---- names
 
-    @property
+    @cached_property
     def federation_id(self) -> bytes:
         return bytes.fromhex(self.federation)
 
