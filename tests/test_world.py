@@ -15,6 +15,8 @@ from gossipfl.simulator.lines import Line, Lines
 from gossipfl.simulator.network import SECOND, Node, Observer, Pace, World
 
 TURN_S = 20
+BUSY_S = 10
+"""A pace at which a session never rests, so that what befalls it is felt."""
 
 
 class Watch(Observer):
@@ -129,7 +131,7 @@ def test_while_it_lasts_nothing_is_exchanged_with_who_is_struck_and_then_it_goes
 
 
 def test_a_stalled_connection_brings_what_it_held_when_it_goes_on() -> None:
-    world, watch = small_world("ab", None, Strike(99, "stall", seconds=30))
+    world, watch = small_world("ab", None, Strike(99, "stall", seconds=30), turn_s=BUSY_S)
     world.run(300)
     assert not watch.within(100, 129)
     assert watch.within(129, 131)
@@ -137,14 +139,14 @@ def test_a_stalled_connection_brings_what_it_held_when_it_goes_on() -> None:
 
 
 def test_a_half_open_connection_is_found_out_by_its_silence() -> None:
-    world, watch = small_world("ab", None, Strike(100, "half-open"))
+    world, watch = small_world("ab", None, Strike(100, "half-open"), turn_s=BUSY_S)
     world.run(400)
     assert not watch.within(101, 130)
     assert watch.within(130, 400)
 
 
 def test_a_dripping_connection_is_closed_as_too_slow() -> None:
-    world, watch = small_world("ab", None, Strike(35, "drip", ("a",), seconds=60, value=50.0), size=50_000)
+    world, watch = small_world("ab", None, Strike(35, "drip", ("a",), seconds=60, value=50.0), turn_s=BUSY_S, size=50_000)
     world.run(200)
     assert any("slow" in note.fields.get("detail", "") for node in world.nodes.values() for note in node.facts)
     assert watch.within(100, 200)
