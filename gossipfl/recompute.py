@@ -12,7 +12,7 @@ from typing import Any, Final, Never
 from gossipfl.errors import Misuse
 from gossipfl.protocol import events as ev
 from gossipfl.recording import Shape
-from gossipfl.store import Files, Store
+from gossipfl.store import Files, StateError, Store
 from gossipfl.workbench import Bench, Vector, Workbench
 
 REDONE: Final = (ev.Absorb, ev.Encode, ev.Mix, ev.Undo, ev.GiveBack, ev.Correct)
@@ -42,6 +42,12 @@ class Beside:
     def read(self, name: bytes) -> memoryview:
         return self.holder(name).read(name)
 
+    def due_sum(self, name: bytes) -> bytes:
+        return self.holder(name).due_sum(name)
+
+    def unsound(self, names: Iterable[bytes]) -> frozenset[bytes]:
+        return frozenset(name for name in names if self.holder(name).unsound([name]))
+
     def put(self, blob: Any, *, pinned: bool = False) -> bytes:
         return self.made.put(blob, pinned=pinned)
 
@@ -69,7 +75,10 @@ class Recompute:
     def carry_out(self, job: ev.Job) -> ev.Event | None:
         if not isinstance(job, REDONE) or not all(self.tensors.has(name) for name in needs(job)):
             return None
-        event = self.bench.carry_out(job)
+        try:
+            event = self.bench.carry_out(job)
+        except StateError as error:
+            event = ev.Failed(job.job, "disk", str(error))
         for name in ev.names(event):
             if self.tensors.differs(name):
                 event = ev.Failed(job.job, "disk", f"another content is on file: {name.hex()}")

@@ -25,7 +25,7 @@ from gossipfl.learning import checks, compression, correction, mixing
 from gossipfl.learning.blocks import slices, square_sum
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
-from gossipfl.store.errors import Damaged, Missing, StateError
+from gossipfl.store.errors import ROTTED, Damaged, Missing, StateError
 from gossipfl.tasks import normalisation
 
 Vector = NDArray[Any]
@@ -46,17 +46,13 @@ ROUNDING: Final = 1e-6
 """Relative slack when a norm that the peer has bounded is checked: both computed it from the same bits."""
 
 
-ROTTED: Final = (
-    "a vector of this node's own, finite when it was written, is no longer: its file has changed while the node ran; check the "
-    "disk. The next start checks every file, and goes on without what is damaged"
-)
-
-
 class Tensors(Protocol):
     """What the hands ask of the store: tensors in and out, by name (store.Files is one)."""
 
     def array(self, name: bytes, dtype: Any) -> Vector: ...
     def read(self, name: bytes) -> memoryview: ...
+    def due_sum(self, name: bytes) -> bytes: ...
+    def unsound(self, names: Iterable[bytes]) -> frozenset[bytes]: ...
     def put(self, blob: Any, *, pinned: bool = False) -> bytes: ...
     def unpin(self, names: Iterable[bytes]) -> None: ...
     def scratch(self, size: int) -> memoryview: ...
@@ -107,6 +103,35 @@ class Room:
         if self.sums is None:
             raise Misuse("a room is summed from its first piece on, or not at all")
         return self.sums.digest
+
+
+class Own:
+    """What a job reads of its node's own vectors: each piece is summed while it is in cache, so that nothing is made of a file
+    that has changed on the disk since it was written (ADR 29). What is in memory cannot have, and costs nothing."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+        self.seen: list[tuple[Vector, sums.Sums, bytes]] = []
+
+    def vector(self, name: bytes, dtype: Any) -> Vector:
+        """That vector. Every piece of it must be `used`, by itself or among others."""
+        vector = self.tensors.array(name, dtype)
+        if due := self.tensors.due_sum(name):
+            self.seen.append((vector, sums.Sums(vector.nbytes), due))
+        return vector
+
+    def used(self, piece: slice) -> tuple[float, ...]:
+        """These elements have just been read, of each vector that has so many."""
+        for vector, summed, _ in self.seen:
+            values = vector[piece]
+            if values.size:
+                summed.take(piece.start * values.itemsize, values)
+        return ()
+
+    def require_sound(self) -> None:
+        """Raises: StateError where a file no longer holds what was written."""
+        if any(not summed.digest.startswith(due) for _, summed, due in self.seen):
+            raise StateError(ROTTED)
 
 
 @dataclass(frozen=True)
@@ -254,21 +279,17 @@ class Workbench:
             event: ev.Event = getattr(self, METHODS[type(job)])(job)
         except Refused as refusal:
             event = ev.Failed(job.job, refusal.reason, refusal.detail)
-        except (Missing, Damaged) as lost:
+        except Missing as lost:
             return ev.Failed(job.job, "disk", str(lost))
+        except Damaged as lost:
+            raise StateError(ROTTED) from lost
         except Misuse as wrong:
-            if self.is_sound(job):
+            if not self.tensors.unsound(ev.names(job)):
                 raise
             raise StateError(ROTTED) from wrong
-        if isinstance(event, ev.Failed) and not self.is_sound(job):
+        if isinstance(event, ev.Failed) and self.tensors.unsound(ev.names(job)):
             raise StateError(ROTTED)
         return event
-
-    def is_sound(self, job: ev.Job) -> bool:
-        """Is every vector finite that this node works on? Each was when it was written."""
-        space = getattr(job, "space", "model")
-        own = [getattr(job, part, b"") for part in ("model", "reference", "reference_out", "reference_in", "own", "theirs")]
-        return all(finite(self.vector(name, space)) for name in own if name)
 
     def release(self, job: int) -> None:
         """The core has heard of the end of this job, and its commands are carried out."""
@@ -290,6 +311,15 @@ class Workbench:
 
     def vector(self, name: bytes, space: str = "model") -> Vector:
         return self.tensors.array(name, self.dtype(space))
+
+    def checked(self, name: bytes, dtype: str) -> Vector:
+        """That own vector, of which every piece was looked at before it is used."""
+        own = Own(self.tensors)
+        vector = own.vector(name, dtype)
+        if own.seen:
+            self.over(vector, own.used)
+            own.require_sound()
+        return vector
 
     def room(self, like: Vector) -> Room:
         return Room(self.tensors, like.size, like.dtype)
@@ -322,8 +352,8 @@ class Workbench:
     def train(self, job: ev.Train) -> ev.Event:
         if self._learner is None:
             self._learner = self.bench.learner(None)
-        start = self.vector(job.model)
-        drift = self.tensors.array(job.correction, start.dtype) if job.correction else None
+        start = self.checked(job.model, self.bench.dtype)
+        drift = self.checked(job.correction, self.bench.dtype) if job.correction else None
         rng = np.random.Generator(np.random.PCG64([*self.bench.seed, job.local_round]))
         outcome = self._learner.train(start, drift, self.bench.plan(job.steps, job.eta), rng)
         moved = self.room(start)
@@ -340,20 +370,25 @@ class Workbench:
         )
 
     def absorb(self, job: ev.Absorb) -> ev.Event:
-        model, displacement = self.vector(job.model), self.vector(job.displacement)
+        own = Own(self.tensors)
+        model, displacement = own.vector(job.model, self.bench.dtype), self.vector(job.displacement)
         moved = self.room(model).summed()
 
         def add(piece: slice) -> tuple[float, ...]:
             np.add(model[piece], displacement[piece], out=moved.array[piece])
             moved.written(piece)
+            own.used(piece)
             return (0.0 if np.isfinite(moved.array[piece]).all() else math.inf,)
 
-        if any(self.over(model, add)):
+        faults = any(self.over(model, add))
+        own.require_sound()
+        if faults:
             return ev.Failed(job.job, "nonfinite", "the model with what was learned would not be finite; lower the study's eta")
         return ev.Absorbed(job.job, self.keep(job.job, moved, result(origin(job))))
 
     def encode(self, job: ev.Encode) -> ev.Encoded:
-        model, reference = self.vector(job.model, job.space), self.vector(job.reference, job.space)
+        held = Own(self.tensors)
+        model, reference = held.vector(job.model, self.dtype(job.space)), self.vector(job.reference, job.space)
         if compression.millionths(job.codec):
             reference = self.expected(job, reference, self.vector(job.reference_in, job.space))[0].array
         payload, codes = self.payload(job, model)
@@ -361,9 +396,11 @@ class Workbench:
         def write(piece: slice) -> tuple[float, ...]:
             codes.encode(model, reference, piece)
             payload.written(piece)
+            held.used(piece)
             return ()
 
         self.over(model, write)
+        held.require_sound()
         return ev.Encoded(job.job, self.keep(job.job, payload), len(payload.view))
 
     def expected(self, job: ev.Encode | ev.Mix, own: Vector, theirs: Vector) -> tuple[Room, Room]:
@@ -398,7 +435,8 @@ class Workbench:
 
         Two walks over the vectors, each piece written and summed while it is in cache: first both replicas and their
         distance, which decides the clip; then the flow q, which nobody needs but for its sum, and the model."""
-        model = self.vector(job.model, job.space)
+        held = Own(self.tensors)
+        model = held.vector(job.model, self.dtype(job.space))
         p = self.split(job.space, model)
         out, into = self.vector(job.reference_out, job.space), self.vector(job.reference_in, job.space)
         sparse = compression.millionths(job.codec) > 0
@@ -437,7 +475,7 @@ class Workbench:
         m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
         share = mixing.flow_share(job.gamma, m_lo, m_hi, clip)
         moved, flow_sums = self.room(model).summed(), sums.Sums(len(own.view))
-        ledger = self.ledger(job, model[:p])
+        ledger = self.ledger(job, model[:p], held)
 
         def move(piece: slice) -> tuple[float, ...]:
             q = mixing.carry(lo.array[piece], hi.array[piece], share)
@@ -448,9 +486,11 @@ class Workbench:
                 fresh = np.not_equal(own.array[piece], out[piece]) | np.not_equal(theirs.array[piece], into[piece])
                 q = ledger.gathered(piece, q, fresh)
             square = 0.0 if ledger is None else ledger.book(piece, q)
+            held.used(piece)
             return square, 0.0 if np.isfinite(moved.array[piece]).all() else math.inf
 
         booked, faults = self.over(model, move)
+        held.require_sound()
         agreed = sums.agreement(lo.sum, hi.sum, flow_sums.digest)
         if job.q and agreed != job.q:
             raise Refused(
@@ -523,21 +563,27 @@ class Workbench:
             )
         return cap
 
-    def ledger(self, job: ev.Mix, parameters: Vector) -> Ledger | None:
+    def ledger(self, job: ev.Mix, parameters: Vector, held: Own) -> Ledger | None:
         """Where the flow of this exchange is booked; None where none is."""
         if not job.kappa:
             return None
-        before = self.tensors.array(job.flow, parameters.dtype) if job.flow else None
-        ran = self.tensors.array(job.correction, parameters.dtype) if job.correction else None
+        before = ran = None
+        if job.flow:
+            before = self.tensors.array(job.flow, parameters.dtype)
+            # counts that stand behind it do not begin where a chunk does
+            check = held.vector if before.size == parameters.size else self.checked
+            before = check(job.flow, self.dtype(job.space))
+        if job.correction:
+            ran = held.vector(job.correction, self.dtype(job.space))
         width = 2 if compression.millionths(job.codec) else 1
         after = Room(self.tensors, width * parameters.size, parameters.dtype).summed()
         return Ledger(job, before, ran, after, self.room(parameters).summed())
 
     def undo(self, job: ev.Undo) -> ev.Undone:
-        own, theirs = self.vector(job.own, job.space), self.vector(job.theirs, job.space)
+        dtype = self.dtype(job.space)
+        own, theirs, model = (self.checked(name, dtype) for name in (job.own, job.theirs, job.model))
         y_lo, y_hi = (own, theirs) if job.lower else (theirs, own)
         m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
-        model = self.vector(job.model, job.space)
         moved = self.room(model).summed()
 
         def take_back(piece: slice) -> tuple[float, ...]:
@@ -550,9 +596,9 @@ class Workbench:
         return ev.Undone(job.job, self.keep(job.job, moved, result(origin(job))))
 
     def give_back(self, job: ev.GiveBack) -> ev.GivenBack:
-        left = np.array(self.vector(job.model, "statistics"))
+        left = np.array(self.checked(job.model, "float64"))
         for name in job.flows:
-            np.subtract(left, self.vector(name, "statistics"), out=left)
+            np.subtract(left, self.checked(name, "float64"), out=left)
         own = self.room(left)
         np.copyto(own.array, left)
         return ev.GivenBack(job.job, self.keep(job.job, own))
@@ -561,10 +607,10 @@ class Workbench:
         if not job.flows:
             return ev.Corrected(job.job, b"")
         p = self.bench.n_parameters
-        flows: Sequence[Vector] = [self.tensors.array(name, self.bench.dtype)[:p] for name in job.flows]
+        flows: Sequence[Vector] = [self.checked(name, self.bench.dtype)[:p] for name in job.flows]
         drift = self.room(flows[0])
         correction.from_flows(flows, job.mass, out=drift.array)
         return ev.Corrected(job.job, self.keep(job.job, drift))
 
     def estimate(self, job: ev.Estimate) -> ev.Estimated:
-        return ev.Estimated(job.job, *self.bench.estimate(self.vector(job.model, "statistics")))
+        return ev.Estimated(job.job, *self.bench.estimate(self.checked(job.model, "float64")))

@@ -125,6 +125,22 @@ def test_what_a_peer_aborts_is_taken_back_whether_or_not_the_peer_lies(liar: tup
     assert law.verdict == "held"
 
 
+def test_who_has_lost_its_disk_may_apply_again_what_the_peer_still_has_in_doubt_and_nobody_else_may() -> None:
+    """gossipfl swarm --first-seed 162 --seeds 1 --hours 24 --nodes 13: it had answered, lost its disk, and answered again."""
+    law = pair()
+    applies(law, "b", "a", 0.25)
+    law.struck("state-lost", ("b",), "")
+    law.accounts["b"] = pair().accounts["b"]
+    applies(law, "b", "a", 0.25)
+    law.weigh()
+    applies(law, "a", "b", 0.25)
+    law.weigh()
+    assert law.verdict == "held" and not law.halves
+    applies(law, "a", "b", 0.25)
+    applies(law, "a", "b", 0.25)
+    assert law.verdict == "violated"
+
+
 def test_a_half_whose_other_side_has_lost_its_disk_stays_booked_and_no_other_half_does() -> None:
     law = pair()
     applies(law, "a", "b", 0.25)

@@ -22,7 +22,7 @@ from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol import session as ss
 from gossipfl.protocol.events import Instant
-from gossipfl.store import Damaged, Incoming, Missing, Store
+from gossipfl.store import ROTTED, Incoming, Missing, StateError, Store
 
 OUTBOX: Final = 64
 """Messages waiting to be written before nothing more is read: an honest exchange has two or three."""
@@ -89,6 +89,7 @@ class Bulk:
 
     root: bytes
     next: int
+    begun: bool = False
 
 
 class Connection:
@@ -240,13 +241,16 @@ class Connection:
             await asyncio.wait_for(self.socket.close(), timeout=CLOSING_S)
         except (TimeoutError, aiohttp.ClientError, ConnectionError, RuntimeError, Misuse) as error:
             self.why = self.why or f"connection lost while writing: {error}"
-        except (Missing, Damaged) as lost:
+        except Missing as lost:
             self.why = f"a payload that was offered is gone: {lost}"
         self.abort()
 
     async def push(self, bulk: Bulk) -> None:
         """A burst of chunks of one payload."""
         files = self.host.store.files
+        again, bulk.begun = not bulk.begun and files.lend(bulk.root), True
+        if again and len(await asyncio.to_thread(files.unsound, [bulk.root])):
+            raise StateError(ROTTED)
         payload, tree = files.read(bulk.root), files.tree(bulk.root)
         last = chunk_count(len(payload))
         if self.outward.since_ns is None:

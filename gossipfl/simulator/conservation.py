@@ -81,6 +81,8 @@ class ExactlyOnce(Checker):
         """of exchanges that one side has applied"""
         self.orphans: dict[Key, Half] = {}
         """of those that the other side can no longer know of: it has lost its disk, or the link's file on it"""
+        self.lost: set[Key] = set()
+        """of the orphans, those whose half went with the disk of who had applied it: it may apply it again, which now is once"""
         self.outside: dict[str, Vector] = {}
         """sum of what came from members that lie, and of what a broken disk lost or changed, by space"""
         self.replicas: dict[tuple[str, str], tuple[Vector, Vector]] = {}
@@ -129,6 +131,7 @@ class ExactlyOnce(Checker):
                 self.adrift(space, -given * self.truth.mass(names[0], space))
         for key in [key for key in self.halves if names[0] in key[:2]]:
             self.orphans[key] = self.halves.pop(key)
+        self.lost |= {key for key, half in self.orphans.items() if half.side == names[0]}
         for at in [at for at in self.begun if at[0] == names[0]]:
             self.forgotten.add(self.begun.pop(at))
 
@@ -302,6 +305,11 @@ class ExactlyOnce(Checker):
         other = self.halves.get(key) or self.orphans.get(key)
         if other is None:
             (self.orphans if key[4] in self.forgotten else self.halves)[key] = half
+        elif other.side == me and key in self.lost:  # the peer has offered again what it still has in doubt
+            self.lost.discard(key)
+            self.adrift(other.space, other.signed(key))
+            self.close(key)
+            self.halves[key] = half
         elif other.side == me:
             self.broken(me, f"k {key[3]} with {peer} is applied twice")
         else:

@@ -20,7 +20,7 @@ from gossipfl.protocol import session as ss
 from gossipfl.protocol.limits import HANDSHAKE_S, RATE_BYTES_S, RATE_WINDOW_S, SESSION_S
 from gossipfl.protocol.messages import Message
 from gossipfl.simulator.clock import SECOND
-from gossipfl.store.errors import Damaged, Missing
+from gossipfl.store.errors import ROTTED, Missing, StateError
 
 if TYPE_CHECKING:
     from gossipfl.simulator.network import Node, World
@@ -168,7 +168,9 @@ class End:
 
     def send_bulk(self, root: bytes, from_chunk: int) -> None:
         """Asked again, a payload starts again where it is asked for."""
-        idle = not self.bulks
+        files, idle = self.node.store.files, not self.bulks
+        if files.lend(root) and files.unsound([root]):
+            raise StateError(ROTTED)
         self.bulks = deque(bulk for bulk in self.bulks if bulk[0] != root)
         self.bulks.append((root, from_chunk))
         if idle:
@@ -181,7 +183,7 @@ class End:
             root, index = self.bulks[0]
             try:
                 payload, tree = files.read(root), files.tree(root)
-            except (Missing, Damaged) as lost:
+            except Missing as lost:
                 self.shut(f"a payload that was offered is gone: {lost}")
                 return
             if index >= chunk_count(len(payload)):
@@ -191,7 +193,7 @@ class End:
             self.write(self.session.seal_chunk(root, index, tree.path(index), payload[start : start + ss.CHUNK]))
             self.bulks[0] = (root, index + 1)
             if self.drip or self.way.bandwidth:
-                self.node.later(max(0, self.free_at - self.node.world.mono), self.pump)
+                self.node.later(max(0, self.free_at - self.node.world.mono), partial(self.node.guarded, self.pump))
                 return
 
     def await_pace(self) -> None:

@@ -108,7 +108,7 @@ class Node:
 
     def __init__(self, name: str, spec: Spec, world: World) -> None:
         self.name, self.spec, self.world = name, spec, world
-        self.store = Store.modelled()
+        self.store = self.new_store()
         self.alive = False
         """does the process run?"""
         self.powered = True
@@ -176,6 +176,9 @@ class Node:
     def _ring(self, number: int) -> None:
         if self.wake == number:
             self.feed(ev.Alarm())
+
+    def new_store(self) -> Store:
+        return Store.modelled() if self.world.keeps else Store.modelled(kept_bytes=0)
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -250,7 +253,7 @@ class Node:
         """An operator has moved the state folder away; what is not on disk with the others is lost."""
         if not self.alive and self.store.rows.damaged:  # type: ignore[attr-defined]
             self.world.struck("state-lost", self.name)
-            self.store = Store.modelled()
+            self.store = self.new_store()
             self.boot()
 
     def exit(self, why: str) -> None:
@@ -424,8 +427,11 @@ class World(Heap):
         pace: Pace | None = None,
         strikes: Sequence[Strike] = (),
         observers: Sequence[Observer] = (),
+        keeps: bool = True,
     ) -> None:
         super().__init__(seed)
+        self.keeps = keeps
+        """do nodes keep small files in memory? Otherwise each use reads the disk, as large ones are"""
         self.faults, self.lines, self.pace = faults or Faults(), lines or Lines(), pace or Pace()
         self.observers = tuple(observers)
         self.events = self.numbers = 0

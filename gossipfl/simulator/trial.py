@@ -98,6 +98,8 @@ class Trial:
     dimension: int
     statistics: bool
     """do nodes mix statistics first?"""
+    keeps: bool
+    """do nodes keep files in memory? Otherwise each use reads the disk, as it does those of a large model"""
     deaf: bool
     """do all connections of one node die right before all heals, without anybody being told?"""
     faults: Faults
@@ -149,6 +151,7 @@ def draw(
         bandwidth_bytes_s=one("bandwidth", 0.0, 0.0, spread("bytes", 200.0, 100_000.0)),
         dimension=one("dimension", 8, 8, 8, 40),
         statistics=one("statistics", False, False, True),
+        keeps=one("keeps", True, False),
         deaf="half-open" not in without and one("deaf", False, False, True),
         faults=bad_day(stream("faults"), hours).without(*without),
         without=tuple(without),
@@ -330,8 +333,10 @@ def run(
 def _world(trial: Trial, specs: dict[str, Spec], *observers: Observer) -> World:
     line = Line(latency_s=trial.latency_s, bandwidth_bytes_s=trial.bandwidth_bytes_s)
     strikes = [Strike(trial.hours * 3600 - 0.5, "half-open", (min(specs),))] if trial.deaf else []
-    pace = Pace(step_s=trial.step_s)
-    return World(specs, trial.seed, trial.faults, lines=Lines(line), pace=pace, strikes=strikes, observers=observers)
+    pace, lines = Pace(step_s=trial.step_s), Lines(line)
+    return World(
+        specs, trial.seed, trial.faults, lines=lines, pace=pace, strikes=strikes, observers=observers, keeps=trial.keeps
+    )
 
 
 def _heal(world: World, watch: Watching) -> None:

@@ -17,8 +17,8 @@ from typing import Final
 
 from gossipfl.errors import Misuse
 from gossipfl.store.disk import RealDisk
-from gossipfl.store.errors import Damaged, Missing, StateError, border
-from gossipfl.store.files import Files
+from gossipfl.store.errors import ROTTED, Damaged, Missing, StateError, border
+from gossipfl.store.files import KEPT_BYTES, Files
 from gossipfl.store.folder import FORMAT, claim, look
 from gossipfl.store.incoming import Incoming
 from gossipfl.store.looking import CopiedRows, ReadDisk
@@ -27,6 +27,7 @@ from gossipfl.store.rows import Change, Fact, Key, Record, Rows, SqliteRows
 
 __all__: Final = [
     "FORMAT",
+    "ROTTED",
     "Crash",
     "Damaged",
     "Files",
@@ -85,10 +86,10 @@ class Store:
             raise
 
     @classmethod
-    def modelled(cls, disk: ModelledDisk | None = None) -> Store:
-        """An empty store in memory."""
+    def modelled(cls, disk: ModelledDisk | None = None, kept_bytes: int = KEPT_BYTES) -> Store:
+        """An empty store in memory. `kept_bytes` 0: as with large files, content is read from its disk each time."""
         disk = ModelledDisk() if disk is None else disk
-        return cls(Files(disk), ModelledRows(disk))
+        return cls(Files(disk, kept_bytes=kept_bytes), ModelledRows(disk))
 
     def load(self) -> dict[Key, bytes]:
         """All rows: (kind, key) -> value. Raises: Damaged."""
@@ -125,7 +126,7 @@ class Store:
         if not isinstance(self.files.disk, ModelledDisk) or not isinstance(self.rows, ModelledRows):
             raise Misuse("only a modelled store can crash")
         disk = self.files.disk.crash(rng, survival)
-        return Store(Files(disk), self.rows.crash(disk))
+        return Store(Files(disk, kept_bytes=self.files.kept_bytes), self.rows.crash(disk))
 
     def reopened(self) -> Store:
         """A modelled store as the next process finds it when this one has ended in order: all that was written is there."""
@@ -135,7 +136,7 @@ class Store:
         disk.crash_at, errors, disk.errors = None, disk.errors, 0
         self.files.close()
         disk.errors = errors
-        return Store(Files(disk), self.rows.crash(disk))
+        return Store(Files(disk, kept_bytes=self.files.kept_bytes), self.rows.crash(disk))
 
     def close(self) -> None:
         """Volatile blobs removed, rows closed, lock released. Twice is once."""

@@ -30,6 +30,11 @@ AFRESH: Final = (
 
 NO_MODEL: Final = f"this node's own model is gone from the folder blobs of its state, or damaged -- {AFRESH}"
 
+ROTTED: Final = (
+    "a file of this node's own no longer holds what was written: it has changed on the disk while the node ran; check the disk. "
+    "The next start checks every file, and goes on without what is damaged"
+)
+
 _REMEDIES: Final = {
     errno.ENOSPC: "the disk is full: free some space, then start the node again; nothing was half-written",
     errno.EDQUOT: "the disk quota is used up: raise it or free some space, then start the node again",

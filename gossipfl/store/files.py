@@ -42,7 +42,8 @@ PARALLEL_BYTES: Final = 4 << 20
 HASHERS: Final = min(4, os.cpu_count() or 1)
 
 KEPT_BYTES: Final = 64 * 1024
-"""Up to this size a blob that has become durable stays in memory, too: opening its file costs more than using it."""
+"""Below this size a durable blob stays in memory, too: opening its file costs more than using it, and what it holds is what was
+written, or was checked when it was read."""
 
 PARTIALS: Final = 256
 """Unfinished payloads kept for resumption: one for each connection that there may be."""
@@ -64,17 +65,21 @@ class _Blob:
     tree: Tree | None = None
     summed: bytes = b""
     """the sum of its content, where its name is another than that of its content"""
+    lent: bool = False
+    """has it been sent to somebody?"""
 
 
 class Files:
     """The blobs of one folder.
 
     A file found at the start is checked against its name or sum when it is first read; a damaged one is as good as absent, and
-    is replaced when its content is put again. Temporary files found at the start are removed.
+    is replaced when its content is put again. Temporary files found at the start are removed. A large file is read from the
+    disk as often as the system likes: who uses it checks it again (`due_sum`, `unsound`; ADR 29).
     """
 
-    def __init__(self, disk: Disk, *, ram_bytes: int = RAM_BYTES) -> None:
+    def __init__(self, disk: Disk, *, ram_bytes: int = RAM_BYTES, kept_bytes: int = KEPT_BYTES) -> None:
         self.disk = disk
+        self.kept_bytes = kept_bytes
         self._ram_bytes = ram_bytes
         self._lock = threading.RLock()
         self._hashers = ThreadPoolExecutor(HASHERS, "gossipfl-hash")
@@ -226,6 +231,36 @@ class Files:
             raise Missing(f"no blob {name.hex()} in the store")
         return blob.size
 
+    def due_sum(self, name: bytes) -> bytes:
+        """The first bytes of the sum that this content must have while it is used; empty where it is in memory and cannot
+        have changed, or stands under the name of its content."""
+        with self._lock:
+            blob = self._blobs.get(name)
+            return blob.summed if blob is not None and blob.buffer is None else b""
+
+    def unsound(self, names: Iterable[bytes]) -> frozenset[bytes]:
+        """Those of `names` whose file no longer holds what was written: each is read and checked anew, now."""
+        found = set()
+        for name in sorted(set(names) - {b""}):
+            self._doubt(name)
+            try:
+                self.read(name)
+            except Damaged:
+                found.add(name)
+            except Missing:
+                continue
+        return frozenset(found)
+
+    def lend(self, name: bytes) -> bool:
+        """Note that it is sent. True where it was before: who asks again may have been sent a chunk that did not prove, so look
+        for it among the `unsound` first."""
+        with self._lock:
+            blob = self._blobs.get(name)
+            before = blob is not None and blob.lent
+            if blob is not None:
+                blob.lent = True
+            return before
+
     def tree(self, name: bytes) -> Tree:
         """The hash tree, for the paths of chunks; computed anew where it was not made here. It is 1 part in 400 of the blob."""
         with self._lock:
@@ -292,7 +327,7 @@ class Files:
         with self._lock:
             for blob in todo.values():
                 blob.durable = True
-                if blob.size > KEPT_BYTES:
+                if blob.size >= self.kept_bytes:
                     # From here on it is mapped on demand: a mapping holds a file descriptor, of which there are few.
                     blob.buffer = None
 
@@ -380,6 +415,15 @@ class Files:
         blob.sound = sum_of(view)[:SUM] == blob.summed if blob.summed else self._tree_of(view).root == name
         if not blob.sound:
             self._view(name, blob)
+        elif blob.size < self.kept_bytes:
+            blob.buffer = view
+
+    def _doubt(self, name: bytes) -> None:
+        """Whoever reads it next checks it, where its bytes come from the disk."""
+        with self._lock:
+            blob = self._blobs.get(name)
+            if blob is not None and blob.buffer is None and blob.sound:
+                blob.sound = None
 
     def _volatile(self, name: bytes) -> _Blob:
         blob = self._blobs.get(name)
