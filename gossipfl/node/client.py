@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 
 from gossipfl.errors import Refused
+from gossipfl.node.websocket import WebSocket
 from gossipfl.protocol import events as ev
 from gossipfl.protocol.limits import CERTIFICATE_BODY_MAX, RECORD_MAX
 from gossipfl.protocol.session import SUBPROTOCOL
@@ -27,7 +28,8 @@ CERTIFICATE_PATH: Final = "/gossipfl/v1/certificate"
 MESSAGE_MAX: Final = RECORD_MAX + 1
 """aiohttp takes messages below its limit, not at it."""
 
-FOREIGN: Final = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError, RuntimeError)
+FOREIGN: Final = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError, RuntimeError, AssertionError)
+"""What aiohttp raises for what an address does. It asserts that a connection still stands right after its upgrade."""
 
 
 class Client:
@@ -87,6 +89,7 @@ class Client:
                 faults.append(f"{address}: {refusal}")
                 continue
             why = await self.driver.serve(connection)
+            await connection.socket.release()
             if connection.up:
                 return True, ""
             faults.append(f"{address}: no session ({why}); is it {certificate.member}, with this psk and federation?")
@@ -107,10 +110,9 @@ class Client:
             if socket.protocol != SUBPROTOCOL:
                 await socket.close()
                 raise Refused("malformed", f"speaks {socket.protocol!r}, not {SUBPROTOCOL!r}: another version?")
-            connection = self.driver.connection(socket, session, certificate.member)
-            connection.transport = _transport(socket)
-            await socket.send_bytes(session.open(self.driver.now()))
-        return connection
+            line = WebSocket(socket, _transport(socket), dialled=True)
+            line.send(session.open(self.driver.now()))
+        return self.driver.connection(line, session, certificate.member)
 
     async def newer(self, known: Certificate) -> Certificate | None:
         """What the peer serves as its certificate, if it is a newer one of the same member."""
@@ -134,9 +136,11 @@ async def _no_redirect(*_: Any) -> None:
 
 
 def _transport(socket: Any) -> Any:
-    """aiohttp shows no transport of a client's WebSocket; to cut a stalled one it is needed."""
+    """aiohttp shows no transport of a client's WebSocket. Raises: ConnectionError if it is gone already."""
     connection = getattr(getattr(socket, "_response", None), "connection", None)
-    return None if connection is None else connection.transport
+    if connection is None or connection.transport is None:
+        raise ConnectionResetError("closed as soon as it was opened")
+    return connection.transport
 
 
 def said(error: BaseException) -> str:

@@ -11,13 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
-
-import aiohttp
+from typing import Final, Protocol
 
 from gossipfl.digest import CHUNK, chunk_count
 from gossipfl.errors import Misuse, Refused
 from gossipfl.node.gate import Caps
+from gossipfl.node.websocket import WebSocket
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol import session as ss
@@ -27,21 +26,16 @@ from gossipfl.store import ROTTED, Incoming, Missing, StateError, Store
 OUTBOX: Final = 64
 """Messages waiting to be written before nothing more is read: an honest exchange has two or three."""
 
-BURST: Final = 16
-"""Chunks sealed and written before other connections have their turn: a megabyte."""
+BURST: Final = 4
+"""Chunks sealed, and then written at once: their records are still in the second-level cache when the kernel copies them."""
 
 CLOSING_S: Final = 2.0
 """Seconds for what waits to be written, and for the other side to close in turn."""
 
 SECOND: Final = 1_000_000_000
 
-
-class WebSocket(Protocol):
-    """What aiohttp's two WebSocket classes have in common."""
-
-    async def receive(self) -> aiohttp.WSMessage: ...
-    async def send_bytes(self, data: bytes) -> None: ...
-    async def close(self) -> Any: ...
+LOST: Final = (TimeoutError, ConnectionError, RuntimeError, Misuse, Missing)
+"""What ends a connection while something is written."""
 
 
 class Host(Protocol):
@@ -49,11 +43,12 @@ class Host(Protocol):
 
     store: Store
     caps: Caps
+    burst: int
+    """chunks sealed and written at once"""
 
     def now(self) -> Instant: ...
-    async def tell(self, event: ev.Event) -> None: ...
-    def post(self, event: ev.Event, pinned: bytes = b"") -> object: ...
-    async def up(self, connection: Connection, event: ev.Opened) -> None: ...
+    def post(self, event: ev.Event, pinned: bytes = b"") -> asyncio.Future[None]: ...
+    def up(self, connection: Connection, event: ev.Opened) -> asyncio.Future[None]: ...
     async def spend(self, size: int) -> None: ...
 
 
@@ -113,24 +108,29 @@ class Connection:
         self.awaited: dict[bytes, Incoming] = {}
         self.inward, self.outward = Pace(host.caps), Pace(host.caps)
         self.work = asyncio.Event()
-        self.room = asyncio.Event()
-        self.room.set()
+        self.unheard = 0
+        """messages that the core has not dealt with"""
         self.ending = False
-        self.transport: asyncio.Transport | None = None
 
     # ---- what the core commands ------------------------------------------------------------------------------------
 
     def send(self, message: ms.Message) -> None:
         if not self.ending:
             self.outbox.append(message)
-            self.busy()
+            if self.bulks or self.socket.is_choked:
+                self.work.set()
+                return
+            try:
+                self.speak()
+            except LOST as error:
+                self.give_up(error)
 
     def send_bulk(self, root: bytes, from_chunk: int) -> None:
         """Asked again, a payload starts again where it is asked for: chunks come in order."""
         if not self.ending:
             self.bulks = deque(bulk for bulk in self.bulks if bulk.root != root)
             self.bulks.append(Bulk(root, from_chunk))
-            self.busy()
+            self.work.set()
 
     def receive_bulk(self, root: bytes, size: int) -> None:
         incoming = self.host.store.files.incoming(root, size)
@@ -154,10 +154,9 @@ class Connection:
         self.ending = True
         self.work.set()
 
-    def busy(self) -> None:
-        self.work.set()
-        if len(self.outbox) + len(self.bulks) >= OUTBOX:
-            self.room.clear()
+    def is_ready(self) -> bool:
+        """Has the core dealt with all that came, and is what was asked of us written, but for an honest rest?"""
+        return not self.unheard and len(self.outbox) + len(self.bulks) < OUTBOX
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -166,7 +165,7 @@ class Connection:
         writer = group.create_task(self.write())
         try:
             why = await self.read()
-        except (TimeoutError, aiohttp.ClientError, ConnectionError, RuntimeError) as error:
+        except (ConnectionError, RuntimeError) as error:
             why = f"connection lost: {error}"
         finally:
             if self.ending:
@@ -177,36 +176,40 @@ class Connection:
         return self.why or why
 
     def abort(self) -> None:
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.abort()
+        self.socket.abort()
 
     async def read(self) -> str:
         try:
-            while True:
-                await self.room.wait()
-                message = await self.socket.receive()
-                if message.type is not aiohttp.WSMsgType.BINARY:
-                    return "the other side closed" if message.type in _ENDS else "a message that is not binary"
-                await self.hear(message.data)
+            await self.socket.listen(self.hear, self.is_ready)
+            return "the other side closed"
         except Refused as refusal:
             return str(refusal)
         except Missing as lost:
             return f"a payload under way was dropped: {lost}"
 
-    async def hear(self, record: bytes) -> None:
+    def hear(self, record: memoryview) -> None:
         for heard in self.session.receive(record, self.host.now()):
             if isinstance(heard, ss.Reply):
-                await self.socket.send_bytes(heard.record)
+                self.socket.send(heard.record)
             elif isinstance(heard, ss.Up):
                 self.peer = heard.peer
                 if not self.admitted():
                     raise Refused("quota", f"{heard.peer} holds more connections than it may")
                 self.up = True
-                await self.host.up(self, ev.Opened(self.id, heard.peer, self.initiator, heard.certificate))
+                self.await_core(self.host.up(self, ev.Opened(self.id, heard.peer, self.initiator, heard.certificate)))
             elif isinstance(heard, ss.Arrived):
-                await self.host.tell(ev.Received(self.id, heard.message))
+                self.await_core(self.host.post(ev.Received(self.id, heard.message)))
             else:
                 self.take(heard)
+
+    def await_core(self, handled: asyncio.Future[None]) -> None:
+        """Nothing more is read before the core has dealt with this."""
+        self.unheard += 1
+        handled.add_done_callback(self.dealt_with)
+
+    def dealt_with(self, handled: asyncio.Future[None]) -> None:
+        self.unheard -= 1
+        self.socket.go_on()
 
     def take(self, chunk: ss.Chunk) -> None:
         incoming = self.awaited.get(chunk.root)
@@ -230,8 +233,9 @@ class Connection:
             while True:
                 await self.work.wait()
                 while self.outbox:
-                    await self.socket.send_bytes(self.session.send(self.outbox.popleft()))
-                    self.freed()
+                    self.speak()
+                    await self.socket.drain()
+                self.socket.go_on()
                 if self.ending:
                     break
                 if self.bulks:
@@ -239,11 +243,22 @@ class Connection:
                 else:
                     self.work.clear()
             await asyncio.wait_for(self.socket.close(), timeout=CLOSING_S)
-        except (TimeoutError, aiohttp.ClientError, ConnectionError, RuntimeError, Misuse) as error:
-            self.why = self.why or f"connection lost while writing: {error}"
-        except Missing as lost:
-            self.why = f"a payload that was offered is gone: {lost}"
+            self.abort()
+        except LOST as error:
+            self.give_up(error)
+
+    def speak(self) -> None:
+        """Write the messages that wait, as long as the transport takes them."""
+        while self.outbox and not self.socket.is_choked:
+            self.socket.send(self.session.send(self.outbox.popleft()))
+
+    def give_up(self, error: Exception) -> None:
+        gone = isinstance(error, Missing)
+        self.why = self.why or f"{'a payload that was offered is gone' if gone else 'connection lost while writing'}: {error}"
+        self.outbox.clear()
+        self.bulks.clear()
         self.abort()
+        self.socket.go_on()
 
     async def push(self, bulk: Bulk) -> None:
         """A burst of chunks of one payload."""
@@ -255,25 +270,21 @@ class Connection:
         last = chunk_count(len(payload))
         if self.outward.since_ns is None:
             self.outward.begin(self.host.now())
-        for index in range(bulk.next, min(bulk.next + BURST, last)):
+        records = []
+        for index in range(bulk.next, min(bulk.next + self.host.burst, last)):
             data = payload[index * CHUNK : (index + 1) * CHUNK]
             await self.host.spend(len(data))
-            await self.socket.send_bytes(self.session.seal_chunk(bulk.root, index, tree.path(index), data))
+            records.append(self.session.seal_chunk(bulk.root, index, tree.path(index), data))
             self.outward.moved(len(data))
-            bulk.next = index + 1
-            if self.outbox or self.ending:
-                break
+        self.socket.send(*records)
+        await self.socket.drain()
+        bulk.next += len(records)
         if bulk.next >= last:
             with suppress(ValueError):
                 self.bulks.remove(bulk)
             if not self.bulks:
                 self.outward.end()
-            self.freed()
         await asyncio.sleep(0)
-
-    def freed(self) -> None:
-        if len(self.outbox) + len(self.bulks) < OUTBOX:
-            self.room.set()
 
     def ails(self, now: Instant) -> str:
         """Why it must be closed now; empty if it need not."""
@@ -282,9 +293,4 @@ class Connection:
         if self.inward.is_slow(now) or self.outward.is_slow(now):
             return f"slow: a transfer moved less than {self.host.caps.rate_bytes_s:g} bytes a second"
         return ""
-
-
-_ENDS: Final = frozenset(
-    {aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR}
-)
 

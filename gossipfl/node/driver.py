@@ -22,7 +22,7 @@ from gossipfl.errors import GossipError
 from gossipfl.learning.checks import straight_alarm
 from gossipfl.node.client import Client
 from gossipfl.node.company import Company
-from gossipfl.node.connection import Connection
+from gossipfl.node.connection import BURST, Connection
 from gossipfl.node.evaluations import Evaluations
 from gossipfl.node.gate import Caps
 from gossipfl.node.logs import Log, progress
@@ -91,6 +91,7 @@ class Driver:
         self.parts = parts
         self.store = parts.store
         self.caps = parts.caps
+        self.burst = 1 if parts.config.limits.bandwidth_kib_s else BURST
         self.recorder = parts.recorder
         self.peer = Peer(parts.settings)
         if self.recorder is not None:
@@ -204,10 +205,6 @@ class Driver:
             return handled
         self._events.put_nowait((event, handled, pinned))
         return handled
-
-    async def tell(self, event: ev.Event) -> None:
-        """The same, and wait until its commands are carried out."""
-        await self.post(event)
 
     async def _think(self) -> None:
         while True:
@@ -373,9 +370,9 @@ class Driver:
                 self.post(ev.Closed(connection.id, why))
         return why
 
-    async def up(self, connection: Connection, event: ev.Opened) -> None:
+    def up(self, connection: Connection, event: ev.Opened) -> asyncio.Future[None]:
         self.know(event.certificate)
-        await self.tell(event)
+        return self.post(event)
 
     def know(self, certificate: Certificate) -> None:
         """Keep it if it is the newest of its member."""

@@ -18,6 +18,7 @@ from gossipfl.errors import ConfigError, Exit, Fault
 from gossipfl.node.client import CERTIFICATE_PATH, MESSAGE_MAX, WEBSOCKET_PATH
 from gossipfl.node.gate import Gate
 from gossipfl.node.lobby import Lobby
+from gossipfl.node.websocket import WebSocket
 from gossipfl.protocol.session import SUBPROTOCOL
 
 if TYPE_CHECKING:
@@ -69,8 +70,10 @@ class Door(web.Server):
         if not socket.can_prepare(request) or SUBPROTOCOL not in request.headers.get("Sec-WebSocket-Protocol", ""):
             return _brief(web.Response(status=400))
         await socket.prepare(request)
-        connection = self.driver.connection(socket, self.driver.session(None))
-        connection.transport = request.transport
+        if request.transport is None:
+            return socket
+        session = self.driver.session(None)
+        connection = self.driver.connection(WebSocket(socket, request.transport, dialled=False), session)
         connection.admitted = lambda: self.gate.confirm(request.transport, connection.peer)
         why = await self.driver.group.create_task(self.driver.serve(connection))
         if not connection.up:

@@ -17,6 +17,8 @@ try:
 except ImportError:
     ChaCha20Poly1305 = None  # type: ignore[assignment,misc]
 
+Buffer = bytes | bytearray | memoryview
+
 
 class Forged(Exception):
     """These bytes were not sealed under this key, nonce and associated data."""
@@ -29,7 +31,7 @@ class Aead(Protocol):
         """16 bytes longer than `plain`."""
         ...
 
-    def open(self, nonce: bytes, sealed: bytes, ad: bytes) -> bytes:
+    def open(self, nonce: bytes, sealed: Buffer, ad: bytes) -> bytes:
         """Of at least 16 bytes. Raises: Forged."""
         ...
 
@@ -44,9 +46,9 @@ class Sodium:
         sealed: bytes = sodium.crypto_aead_chacha20poly1305_ietf_encrypt(plain, ad, nonce, self._key)
         return sealed
 
-    def open(self, nonce: bytes, sealed: bytes, ad: bytes) -> bytes:
+    def open(self, nonce: bytes, sealed: Buffer, ad: bytes) -> bytes:
         try:
-            plain: bytes = sodium.crypto_aead_chacha20poly1305_ietf_decrypt(sealed, ad, nonce, self._key)
+            plain: bytes = sodium.crypto_aead_chacha20poly1305_ietf_decrypt(bytes(sealed), ad, nonce, self._key)
         except CryptoError:
             raise Forged from None
         return plain
@@ -66,7 +68,7 @@ class OpenSSL:
     def seal(self, nonce: bytes, plain: bytes, ad: bytes) -> bytes:
         return self._cipher.encrypt(nonce, plain, ad)
 
-    def open(self, nonce: bytes, sealed: bytes, ad: bytes) -> bytes:
+    def open(self, nonce: bytes, sealed: Buffer, ad: bytes) -> bytes:
         try:
             return self._cipher.decrypt(nonce, sealed, ad)
         except InvalidTag:

@@ -20,6 +20,7 @@ from typing import Final
 import nacl.bindings as sodium
 from nacl.exceptions import CryptoError
 
+from gossipfl.digest import Buffer
 from gossipfl.errors import Misuse, Refused
 from gossipfl.protocol.aead import CIPHER, Aead, Forged
 from gossipfl.protocol.limits import RECORD_MAX, SESSION_RECORDS_MAX
@@ -60,7 +61,7 @@ class Cipher:
             raise Misuse("the session is over; begin a new one before sending")
         return self._aead.seal(self._nonce(), plain, ad)
 
-    def open(self, sealed: bytes, ad: bytes = b"") -> bytes:
+    def open(self, sealed: Buffer, ad: bytes = b"") -> bytes:
         """What was sealed, in the order it was sealed. Raises Refused("auth") on anything else, and ever after."""
         aead, self._aead = self._aead, None
         if aead is None or self.count >= SESSION_RECORDS_MAX:
@@ -68,7 +69,7 @@ class Cipher:
         if not TAG <= len(sealed) <= RECORD_MAX:
             raise Refused("auth", f"a record of {len(sealed)} bytes; {TAG} to {RECORD_MAX} are possible")
         try:
-            plain = aead.open(self._nonce(), bytes(sealed), ad)
+            plain = aead.open(self._nonce(), sealed, ad)
         except Forged:
             raise Refused("auth", "a record was altered, lost, repeated or sealed by somebody else") from None
         self._aead = aead
@@ -124,7 +125,7 @@ class Handshake:
         self._take_turn(initiator=self._messages == 0)
         return self._write_first(payload) if self.initiator else self._write_second(payload)
 
-    def read(self, message: bytes) -> bytes:
+    def read(self, message: Buffer) -> bytes:
         """The payload of the other side's next message. After a refusal the handshake is dead."""
         self._take_turn(initiator=self._messages == 1)
         done, self._messages = self._messages, _DEAD

@@ -151,7 +151,7 @@ class Session:
         self._must_be_valid(self._own, now)
         return self._handshake.write(self._own.encoded)
 
-    def receive(self, record: bytes, now: Instant) -> list[SessionEvent]:
+    def receive(self, record: digest.Buffer, now: Instant) -> list[SessionEvent]:
         """What one binary message says. Raises Refused; then the driver closes, and every later call raises again."""
         if self._dead:
             raise Refused("auth", "this session is over; the peer must connect anew")
@@ -197,7 +197,7 @@ class Session:
             raise Misuse(f"a record of {len(plain)} bytes; at most {PLAIN_MAX} fit")
         return self._sending.seal(plain)
 
-    def _read(self, record: bytes, now: Instant) -> list[SessionEvent]:
+    def _read(self, record: digest.Buffer, now: Instant) -> list[SessionEvent]:
         if self._receiving is not None:
             return self._read_record(self._receiving.open(record), now)
         if len(record) > HANDSHAKE_MAX:
