@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,15 @@ def test_a_sweep_ends_in_one_table_one_figure_and_tidy_data_and_goes_on_where_it
         return json.dumps(json.loads(line) | {"cpu_s": 0})
 
     assert sorted(map(steady, (out / "runs.jsonl").read_text().splitlines())) == sorted(map(steady, kept))
+
+
+def test_a_sweep_that_is_stopped_before_its_first_run_shows_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> Iterator[dict[str, object]]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "run", stopped)
+    done = CliRunner().invoke(application(), ["simulate", str(write(tmp_path)), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 130 and "0 of 12 runs are there" in done.stderr and "means over" not in done.stdout
 
 
 def test_one_seed_is_one_line_in_whichever_process(tmp_path: Path) -> None:

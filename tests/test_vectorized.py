@@ -16,6 +16,7 @@ from gossipfl.learning import correction, mixing
 from gossipfl.learning.parameters import Layout, initial
 from gossipfl.learning.training import Plan
 from gossipfl.simulator.vectorized import meetings, ways
+from gossipfl.simulator.vectorized import simulate as door
 from gossipfl.simulator.vectorized.batched import Batched
 from gossipfl.simulator.vectorized.dense import Dense, layers_of
 from gossipfl.simulator.vectorized.draws import Named, orders, stream
@@ -24,6 +25,7 @@ from gossipfl.simulator.vectorized.looped import Looped
 from gossipfl.simulator.vectorized.meetings import Links, Meetings
 from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.simulator.vectorized.mixing import Mixer, Terms
+from gossipfl.simulator.vectorized.outages import Outages
 from gossipfl.simulator.vectorized.rows import Rows
 from gossipfl.simulator.vectorized.state import State
 from gossipfl.simulator.vectorized.stepping import Work
@@ -499,6 +501,34 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_as_if_nothing_had_happen
 def test_a_size_that_no_memory_holds_is_refused_with_the_estimate():
     with pytest.raises(Misuse, match=r"10,000,000,000 nodes need about [\d,.]+ GiB"):
         simulate("breast-cancer", nodes=10**10, bootstrap=16)
+
+
+def test_the_estimate_knows_the_flows_of_leavers_and_the_second_layout_of_a_linear_models_rows():
+    settings = {"nodes": 400, "bootstrap": 16, "rounds": 1, "evaluate_every": 0, "topology": "random-regular:6"}
+    settings |= {"plan": Plan(1, 0.1), "training": "matmul"}
+    made: list[int] = []
+
+    def noted(nodes: int, needed: int) -> None:
+        made.append(needed)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(door, "require_memory", noted)
+        stays, goes = simulate("breast-cancer", **settings), simulate("breast-cancer", faults={"leave": 0.1}, **settings)
+        late = Outages.none(400, leaves=np.where(np.arange(400) < 3, 5.0, np.inf))
+        simulate("breast-cancer", outages=late, **settings)
+    _, without, _, chance, _, known = made
+    flows = 1200 * stays.state.layout.n_parameters * 4
+    assert chance - without == known - without == flows
+    rows = 400 * 16 * 30 * 4
+    assert without >= goes.state.nbytes + 2 * rows
+
+
+def test_faults_that_mean_nothing_to_a_method_are_in_the_notes():
+    settings = {"nodes": 4, "rounds": 1, "topology": "ring", "evaluate_every": 0, "faults": {"half": 0.1, "delayed": 0.2}}
+    for method, said in (("fedavg", ("no effect", "no effect")), ("push-sum", ("no effect", "as lost")), ("gossip", ())):
+        run = simulate("breast-cancer", method=method, **settings)
+        notes = [note for note in run.notes if note.startswith(("half", "delayed"))]
+        assert len(notes) == len(said) and all(part in note for part, note in zip(said, notes, strict=True))
 
 
 def test_a_bare_torch_module_is_refused_as_no_task():

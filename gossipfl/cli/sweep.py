@@ -49,7 +49,7 @@ def sweep(asked: Asked, question: str, text: str, out: Path | None, processes: i
     (folder / "report.html").write_text(pages.page(found, manifest, notes), encoding="utf-8")
     if json_:
         output.emit(results.finite(result))
-    else:
+    elif lines:
         _closing(found, folder)
     if stopped:
         output.say(f"interrupted: {found.runs} of {found.of} runs are there; the same command goes on from here")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -35,7 +35,7 @@ from gossipfl.simulator.vectorized.mixing import Mixer
 from gossipfl.simulator.vectorized.outages import Outages
 from gossipfl.simulator.vectorized.posts import contraction
 from gossipfl.simulator.vectorized.replicas import Replicas
-from gossipfl.simulator.vectorized.rows import Rows
+from gossipfl.simulator.vectorized.rows import TURN_BYTES, UNPACK_BYTES, Rows
 from gossipfl.simulator.vectorized.run import Run
 from gossipfl.simulator.vectorized.shards import Shard, Together
 from gossipfl.simulator.vectorized.state import State
@@ -145,7 +145,8 @@ def simulate(
     shard = None if group is None else Shard(group, nodes)
     copies = 0 if compression == "none" else nodes if chosen.has_server else 3 * (0 if links is None else len(links))
     held = copies * layout.n_parameters
-    needed = estimate(layout, nodes, rows, plan, chosen, struck, links) + held * np.dtype(layout.dtype).itemsize
+    some_leave = struck.leave > 0 or (outages is not None and bool(np.isfinite(outages.leaves).any()))
+    needed = estimate(layout, nodes, rows, plan, chosen, links, some_leave) + held * np.dtype(layout.dtype).itemsize
     require_memory(nodes, needed if group is None else needed * group.here // group.size)
     model = Model.of(torch_task, layout, x0)
     block = block or block_of(model, rows, plan)
@@ -175,7 +176,7 @@ def simulate(
     judge = Judge(torch_task, normaliser, judge_data, weights)
     run = Run(
         torch_task.name, chosen.name, nodes, rounds, seed, torch_task.metric, judge.is_lower_better, choosing.way.name,
-        list(choosing.lines), block, threads, state, min(nodes, evaluate_nodes),
+        [*choosing.lines, *_unheard(chosen, struck)], block, threads, state, min(nodes, evaluate_nodes),
     )  # fmt: skip
     run.keep_counts()
     identity = _identity(given, plan, chosen, struck, layout, outages, links)
@@ -345,6 +346,21 @@ def _require_sound(method: Method, faults: Faults, meet: Any) -> None:
                      "an undirected one")  # fmt: skip
 
 
+def _unheard(method: Method, faults: Faults) -> Iterator[str]:
+    """Faults that mean nothing to this method, or something else than to exchanges of pairs."""
+    if method.combine == "push":
+        if faults.half:
+            yield f"half = {faults.half} has no effect: {method.name} sends one way only, there is no other half"
+        if faults.delayed:
+            yield f"delayed = {faults.delayed} is as lost: what {method.name} sends comes with the next that passes its edge"
+    elif method.combine in ("server", "none"):
+        without = "a server's round waits for whom it asked" if method.has_server else "nobody exchanges anything"
+        names = ("half", "delayed") if method.has_server else ("half", "delayed", "lost", "sign_flip", "noise")
+        for name in names:
+            if getattr(faults, name):
+                yield f"{name} = {getattr(faults, name)} has no effect with {method.name}: {without}"
+
+
 def _require_turns(method: Method, exchanges: int, mode: str) -> None:
     """**Raises**: Misuse for several exchanges a round where a round has one by its nature."""
     if exchanges < 1:
@@ -369,9 +385,9 @@ def _require_spectrum(method: Method, links: Links | None, gamma: float, masses:
 
 
 def estimate(
-    layout: Layout, nodes: int, rows: Rows, plan: Plan, method: Method, faults: Faults, links: Links | None
+    layout: Layout, nodes: int, rows: Rows, plan: Plan, method: Method, links: Links | None, some_leave: bool
 ) -> int:
-    """Bytes that a run holds at its peak, torch itself left out."""
+    """Bytes that a run holds at its peak, torch itself left out. `some_leave`: for good."""
     itemsize = np.dtype(layout.dtype).itemsize
     momenta = 2 if plan.optimizer == "adam" else int(plan.momentum > 0)
     own = 2 * (method.post == "scaffold") + 2 * method.has_memory
@@ -379,11 +395,13 @@ def estimate(
     size = copies * nodes * layout.size * itemsize
     if method.combine == "push":
         size += (nodes + 2 * (0 if links is None else len(links))) * layout.size * itemsize
-    if method.theta and links is not None and (method.leak or method.cap or faults.leave):
+    if method.theta and links is not None and (method.leak or method.cap or some_leave):
         size += len(links) * layout.n_parameters * itemsize
     a_node = int(rows.counts[0]) * (rows.x[0].nbytes + 8)
     unpacked = nodes * a_node if plan.batch_size is None and (rows.counts == rows.counts[0]).all() else 0
-    return int(size + rows.nbytes + min(unpacked, 512 * 2**20) + 64 * (nodes + (0 if links is None else len(links))))
+    is_linear = sum(1 for _ in layout.placed()) <= 2
+    turned = unpacked if is_linear and unpacked <= TURN_BYTES else 0  # a linear model's rows, laid out a second time
+    return int(size + rows.nbytes + min(unpacked, UNPACK_BYTES) + turned + 64 * (nodes + (0 if links is None else len(links))))
 
 
 def require_memory(nodes: int, needed: int) -> None:
