@@ -7,14 +7,14 @@ come from (gossipfl.node.build reads files, gossipfl.simulator.federation derive
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gossipfl import tasks
+from gossipfl import defaults, tasks
 from gossipfl.errors import ConfigError
 from gossipfl.learning import compression, correction
 from gossipfl.protocol import messages as ms
@@ -62,6 +62,26 @@ def work_of(study: Study, task: Task, site: Site | None) -> Work:
     """Layout and x^0 as this machine makes them."""
     layout = fitting.layout_of(task)
     return Work(task, layout, site, fitting.start(task, layout, study.seed))
+
+
+def study_defaults(task: Task, given: Mapping[str, Any], members: int) -> dict[str, Any]:
+    """The fields of a study that follow from the task, its local rounds and the number of members (0: not known, few), where
+    `given` does not say otherwise: what gossipfl.defaults says of them."""
+    is_net = fitting.is_net(task)
+    rounds = int(given.get("local_rounds", defaults.rounds(is_net)))
+    optimizer = str(given.get("optimizer", getattr(task, "optimizer", "sgd")))
+    local = defaults.training(is_net, rounds, optimizer)
+    begun = int(given.get("exchanges", defaults.begun(defaults.exchanges(is_net, rounds))))
+    found = {
+        **asdict(local),
+        "local_rounds": rounds,
+        "optimizer": optimizer,
+        "l2": float(getattr(task, "l2", 0.0)),
+        "exchanges": begun,
+        "theta": defaults.theta(2 * begun),
+        "heaviest": defaults.heaviest(members),
+    }
+    return {name: value for name, value in found.items() if name not in given}
 
 
 def _empty(task: Task) -> Data:
@@ -126,6 +146,7 @@ def settings_of(
         eta=lambda local_round: correction.schedule(name, study.eta, local_round, study.local_rounds),
         local_rounds=study.local_rounds,
         local_steps=study.local_steps,
+        exchanges=study.exchanges,
         ledger=study.correction == "ledger",
         theta=study.theta,
         gamma=study.gamma,

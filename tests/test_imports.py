@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOUNDATION = {"errors", "digest"}
+FOUNDATION = {"errors", "digest", "defaults"}
 HEART = {"protocol", "trust"} | FOUNDATION
 MAY = {
     "errors": set(),
     "digest": set(),
+    "defaults": set(),
     "sums": {"digest"},
     "topology": {"topology", "errors"},
     "topology.files": {"topology", "documents", "errors"},

@@ -49,7 +49,7 @@ class Watch(Observer):
 def small_world(
     names: str = "abcd", faults: Faults | None = None, *strikes: Strike, turn_s: float = TURN_S, size: int = 8, **more: Any
 ) -> tuple[World, Watch]:
-    members = federation(dict.fromkeys(names, 10), x0=np.zeros(size), local_rounds=10**6, eta=0.05)
+    members = federation(dict.fromkeys(names, 10), x0=np.zeros(size), local_rounds=10**6, eta=0.05, theta=0.5, cap=2.0)
     trainers, _ = quadratics(members.active)
     specs = toy_specs(
         members,

@@ -6,6 +6,7 @@ What `check` finds is a list of plain values (`findings`), so that `doctor` can 
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ def app() -> typer.Typer:
         rich_markup_mode="rich",
     )
     group.command("create", epilog=CREATE)(create)
+    group.command("study", epilog=STUDY)(study)
     group.command("add", epilog="Example: [bold]gossipfl federation add fed/federation.json d.line[/bold]")(add)
     group.command("leave", epilog="Example: [bold]gossipfl federation leave fed/federation.json b[/bold]")(leave)
     group.command("show", epilog="Example: [bold]gossipfl federation show fed/federation.json --json[/bold]")(show)
@@ -47,6 +49,12 @@ def app() -> typer.Typer:
 CREATE: Final = (
     "Example: [bold]gossipfl federation create --task breast-cancer --out fed a.line b.line c.line[/bold]  "
     "-- then every member gets federation.json by any way, and psk.key by a secret one."
+)
+
+
+STUDY: Final = (
+    "Example: [bold]gossipfl federation study --task breast-cancer --members 5 > study.toml[/bold]  "
+    "-- change what you will, and give it to [bold]federation create --study study.toml[/bold]."
 )
 
 
@@ -77,12 +85,14 @@ def create(
     from gossipfl.trust import identity, membership
 
     output.absent(out / FILE, out / PSK)
-    plan = _study(task, study, option or [])
+    asked = _asked(task, study, option or [])
+    given = _members(members)
+    plan = _whole(asked, sum(one.role == "trainer" for one in given))
     topology = validated(membership.Topology, {"rule": rule, "degree": degree}, "--topology", {})
     first = first_model(plan)
     made = membership.create(
         federation=secrets.token_bytes(32),
-        members=_members(members),
+        members=given,
         study=plan,
         layout=first.layout,
         x0=first.x0,
@@ -97,6 +107,40 @@ def create(
     for one in findings(made, int(time.time())):
         if one.result == "fail":
             output.say(f"This federation cannot work yet: {one.check}: {one.found} -- {one.fix}")
+
+
+def study(
+    task: Annotated[str, typer.Option("--task", help="As for `federation create`.")] = "",
+    members: Annotated[int, typer.Option("--members", min=2, help="How many will have data.")] = 5,
+    file: Annotated[Path | None, typer.Option("--study", help="TOML file of constants that are decided.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="key=value for the task; the value may be JSON.")
+    ] = None,
+    json_: JSON = False,
+) -> None:
+    """Print every constant of a study as `federation create` would choose it, each with what it does: a file for --study."""
+    from gossipfl.cli import output
+
+    made = _whole(_asked(task, file, option or []), members)
+    if json_:
+        output.emit(made.model_dump(mode="json", exclude={"holdout_key"}))
+        return
+    print(f"# A study of {members} members for `gossipfl federation create --study`: what is left out is chosen like this.")
+    for name, field in type(made).model_fields.items():
+        if name == "holdout_key":  # drawn by `create`
+            continue
+        value = getattr(made, name)
+        print(*("", *(f"# {line}" for line in textwrap.wrap(" ".join((field.description or "").split()), 100))), sep="\n")
+        print(f"# {name} = (none)" if value is None else f"{name} = {_toml(value)}")
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it: as JSON does, but for tables and for what is none, which is left out."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items() if one is not None) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
 
 
 def add(
@@ -279,11 +323,10 @@ def first_model(study: Study) -> First:
     return First(layout.digest, digest.name_of(vector.tobytes()), vector.nbytes)
 
 
-def _study(task: str, file: Path | None, options: list[str]) -> Study:
-    """The study of a TOML file and the command line; the command line wins, the task's own defaults come last."""
+def _asked(task: str, file: Path | None, options: list[str]) -> Study:
+    """What a TOML file and the command line say of a study; the command line wins."""
     import secrets
 
-    from gossipfl import tasks
     from gossipfl.documents import read_text, toml_lines, toml_tree, validated
     from gossipfl.trust.membership import Study
 
@@ -294,10 +337,16 @@ def _study(task: str, file: Path | None, options: list[str]) -> Study:
         raise typer.BadParameter("name the task with --task, or in the study file")
     tree.setdefault("holdout_key", secrets.token_hex(32))
     tree["task_options"] = tree.get("task_options", {}) | dict(_option(one) for one in options)
-    wanted = validated(Study, tree, str(file or "--option"), toml_lines(text))
-    own: Any = tasks.load(wanted.task, wanted.task_options)
-    defaults = {name: getattr(own, name) for name in ("optimizer", "l2") if name not in tree and hasattr(own, name)}
-    return wanted.model_copy(update=defaults)
+    return validated(Study, tree, str(file or "--option"), toml_lines(text))
+
+
+def _whole(asked: Study, members: int) -> Study:
+    """The same with everything that it leaves out as gossipfl.defaults says it for this task and so many members."""
+    from gossipfl import tasks
+    from gossipfl.recipe import study_defaults
+
+    given = {name: getattr(asked, name) for name in asked.model_fields_set}
+    return asked.model_copy(update=study_defaults(tasks.load(asked.task, asked.task_options), given, members))
 
 
 def _option(text: str) -> tuple[str, Any]:

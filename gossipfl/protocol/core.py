@@ -61,6 +61,8 @@ class Settings:
     """learning rate of a local round"""
     local_rounds: int
     local_steps: int
+    exchanges: int
+    """begun in each turn, one after the other"""
     ledger: bool
     theta: float
     gamma: float

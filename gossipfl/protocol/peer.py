@@ -95,6 +95,10 @@ class Peer(InStep):
         self.turn_peer = ""
         self.turn_until = 0
         self.turn_next = 0
+        self.to_begin = 0
+        """exchanges that this turn has still to begin"""
+        self.asked: set[str] = set()
+        """neighbours that this turn has begun one with, or tried to"""
         self.checkpoint_at = 0
         self.saved: tuple[bytes, int] = (b"", 0)
         self.handed: list[ev.Operator] = []
@@ -355,6 +359,7 @@ class Peer(InStep):
         if self.leave_by is not None and mono >= self.leave_by and self.stage == "release":
             self.finish()
         if self.turn in ("choosing", "exchanging") and mono >= self.turn_until:
+            self.to_begin = 0  # patience is for a turn, not for each of its exchanges
             self.turn_over()
         if self.settings.lockstep:
             self.take_early()
@@ -373,6 +378,8 @@ class Peer(InStep):
             return
         elif self.settings.lockstep and self.stage in ("training", "release"):
             self.keep_step()
+        elif self.to_begin and self.stage != "finished":
+            self.begin_exchange("model")
         elif self.stage == "training" and self.settings.external:
             if self.handed:
                 handed = self.handed.pop(0)
@@ -427,15 +434,20 @@ class Peer(InStep):
         self.commit(self.note("stage", stage="release", local_round=self.local_round))
 
     def begin_exchange(self, space: ev.Space) -> None:
-        """Choose a neighbour uniformly and exchange with it; a neighbour that cannot be reached ends the turn."""
+        """Choose a neighbour uniformly, among those that this turn has not asked if there are any, and exchange with it; one that
+        cannot be reached has had its try, and where nobody can the turn is over."""
+        if not self.to_begin:
+            self.to_begin, self.asked = 1 if self.settings.lockstep else self.settings.exchanges, set()
         candidates = [peer for peer in self.settings.members.neighbours(self.me) if self.may_ask(peer, space)]
         if self.settings.lockstep:
             candidates = [peer for peer in candidates if peer == self.asked_next()]
-        peer = choose(candidates, self.settings.random)
+        peer = choose([peer for peer in candidates if peer not in self.asked] or candidates, self.settings.random)
         if peer is None:
+            self.to_begin = 0
             self.turn_over()
             self.turn_next = max(self.turn_next, self.worth_trying())
             return
+        self.asked.add(peer)
         self.turn, self.turn_peer, self.turn_until = "choosing", peer, self.now.mono_ns + self.settings.patience_ns
         conn = self.by_peer.get(peer)
         if conn is not None and conn.greeted:
@@ -501,10 +513,11 @@ class Peer(InStep):
         self.propose(peer, space)
 
     def turn_over(self) -> None:
-        self.turn, self.turn_peer = "rest", ""
+        """An exchange is done, or nothing came of it: the next one of this turn at once, or rest until the next turn."""
+        self.turn, self.turn_peer, self.to_begin = "rest", "", max(0, self.to_begin - 1)
         for neighbour in self.neighbours.values():
             neighbour.inbound.earn()  # so that the study's own pace sets what others may begin
-        self.turn_next = self.now.mono_ns + self.settings.turn_ns
+        self.turn_next = self.now.mono_ns + (0 if self.to_begin else self.settings.turn_ns)
 
     def on_given_back(self) -> None:
         self.start(lambda job: ev.Estimate(job, self.current["statistics"]), self.estimated)
@@ -646,7 +659,7 @@ class Peer(InStep):
             return False
         if self.stage != "statistics" and not (self.prepared and self.corrected_now):
             return False
-        return not (self.stage == "training" and self.settings.external and not self.handed)
+        return not (self.stage == "training" and self.settings.external and not self.handed and not self.to_begin)
 
     # ---- what an operator may see --------------------------------------------------------------------------------
 

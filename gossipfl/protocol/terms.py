@@ -41,12 +41,11 @@ class Terms(Core):
         return self.settings.ledger and self.stage == "training" and self.trained
 
     def kappa(self, space: str) -> float:
-        """theta / (gamma eta H_ref). A node takes part in two exchanges a local round, one begun and one answered, so
-        H_ref is half of the local steps."""
+        """theta / (gamma eta H), whatever the exchanges of a local round: their sum is what moved (ADR 31)."""
         if space != "model" or not self.books_flow():
             return 0.0
         eta = self.settings.eta(self.local_round)
-        return self.settings.theta / (self.settings.gamma * eta * self.settings.local_steps / 2)
+        return self.settings.theta / (self.settings.gamma * eta * self.settings.local_steps)
 
     def tau(self, space: str) -> float:
         """clip * eta * H * G, anchored to the own training; infinite before there was any.

@@ -45,13 +45,14 @@ LIMIT_S: Final = 600.0
 PACE_S: Final = 0.06
 """Between two turns of a node: a person can follow, and a hospital that was killed comes back while the others still learn."""
 
-def study(spec: str, task: Task, seed: int, options: dict[str, Any] | None = None) -> membership.Study:
-    """The recipe of a simulation's study, with a hurry: short local rounds, and peers may ask as often as they like."""
+def study(spec: str, task: Task, seed: int, nodes: int, options: dict[str, Any] | None = None) -> membership.Study:
+    """What `gossipfl federation create` would make, with a hurry: short local rounds, and peers may ask as often as they like."""
     return study_of(
         spec,
         task,
         seed,
         options,
+        nodes,
         name=f"demo of {spec}",
         exchange_patience_s=2.0,
         local_round_s=PACE_S,
@@ -203,7 +204,7 @@ def found(folder: Path, spec: str, task: Task, sites: Sequence[Site], sources: S
         (place / "node.toml").write_text(_toml(site.name, listen, admin, source), encoding="utf-8")
         hospitals.append(Hospital(site.name, place, admin, len(site.train)))
     layout = fitting.layout_of(task)
-    plan = study(spec, task, seed, options)
+    plan = study(spec, task, seed, len(sites), options)
     made = membership.create(
         federation=secrets.token_bytes(32),
         members=members,

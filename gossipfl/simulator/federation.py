@@ -16,11 +16,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from gossipfl import tasks
+from gossipfl import defaults, tasks
 from gossipfl.digest import name_of
 from gossipfl.errors import ConfigError, Misuse
 from gossipfl.protocol.core import Settings
-from gossipfl.recipe import Work, bench_of, normaliser_of, settings_of, statistics_of, trainer_of, work_of
+from gossipfl.recipe import (
+    Work,
+    bench_of,
+    normaliser_of,
+    settings_of,
+    statistics_of,
+    study_defaults,
+    trainer_of,
+    work_of,
+)
 from gossipfl.simulator.network import WALL_START_NS, Spec
 from gossipfl.tasks import fitting, partition
 from gossipfl.trust.identity import CERTIFICATE_DAYS, DAY, Certificate, Identity, NodeKeys
@@ -31,12 +40,8 @@ if TYPE_CHECKING:
     from gossipfl.tasks import Data, Site, Task
     from gossipfl.topology import Graph
 
-NET_BATCH: Final = 32
-"""Rows in a step of a net."""
-
-ROUNDS: Final = {"breast-cancer": 120, "heart": 120, "digits": 300, "toy": 60}
-ROUNDS_ELSE: Final = 120
-"""Local rounds of 10 steps: enough for these models to settle, and a net needs more; and for a task of one's own."""
+ROUNDS: Final = {"digits": defaults.ROUNDS_OF_A_NET, "toy": 60}
+"""Local rounds, by the task's name; `defaults.ROUNDS` of another. The toy has settled by then."""
 
 TEST_SHARE: Final = 0.3
 """Of rows that come without test rows of their own."""
@@ -114,26 +119,27 @@ def _named(sites: Sequence[Site]) -> list[Site]:
     return [replace(site, name=f"hospital-{at:0{wide}}") for at, site in enumerate(sites, 1)]
 
 
-def study_of(spec: str, task: Task, seed: int, options: Mapping[str, Any] | None = None, **changed: Any) -> Study:
-    """The recipe that this repository uses where nobody says otherwise, a few fields changed.
+def rounds_of(spec: str) -> int:
+    """Local rounds of a simulated study of this task."""
+    return ROUNDS.get(spec, defaults.ROUNDS)
 
-    A net gets minibatches, and a rate that stays up until it falls at the end; a linear model all rows, and a cosine.
-    """
-    is_net = bool(getattr(task, "hidden", ()))
+
+def study_of(
+    spec: str, task: Task, seed: int, options: Mapping[str, Any] | None = None, nodes: int = 0, **changed: Any
+) -> Study:
+    """The study that `gossipfl federation create` would make for so many members, with keys out of the seed, so many local
+    rounds as simulations have, and a few fields changed."""
     fields: dict[str, Any] = {
         "name": f"simulation of {spec}"[:100],
         "task": spec,
         "task_options": dict(options or {}),
         "seed": seed,
         "holdout_key": hashlib.sha256(f"gossipfl demo {seed}".encode()).hexdigest(),
-        "local_rounds": ROUNDS.get(spec, ROUNDS_ELSE),
-        "optimizer": getattr(task, "optimizer", "sgd"),
-        "l2": float(getattr(task, "l2", 0.0)),
+        "local_rounds": rounds_of(spec),
         "codec": "f64" if fitting.layout_of(task).dtype == "float64" else "f32",
-        "batch_size": NET_BATCH if is_net else None,
-        "schedule": "tail" if is_net else "cosine",
     }
-    return Study(**(fields | changed))
+    given = fields | changed
+    return Study(**(study_defaults(task, given, nodes) | given))
 
 
 # ---- who -------------------------------------------------------------------------------------------------------------
@@ -294,7 +300,7 @@ def found(
     """
     task = tasks.load(spec, options)
     dealt, test = sites or sites_of(task, nodes, seed, **rows)
-    plan = study_of(spec, task, seed, options, **(study or {}))
+    plan = study_of(spec, task, seed, options, len(dealt), **(study or {}))
     keyring = Keyring(f"simulation {seed}/")
     works, members = {}, []
     blank = work_of(plan, task, None)

@@ -91,7 +91,7 @@ class Lockstep:
         done = min(t + 1, study.local_rounds)
         kappa = 0.0
         if study.correction == "ledger" and done < study.local_rounds:
-            kappa = correction.kappa(study.theta, study.gamma, self.eta(done), study.local_steps / 2)
+            kappa = correction.kappa(study.theta, study.gamma, self.eta(done), study.local_steps)
         tau = None
         if study.clip:
             reach = study.clip * self.eta(min(done, study.local_rounds // 2)) * study.local_steps * gradient

@@ -66,7 +66,7 @@ class Measured:
         me, told = life.node, life.settings
         self.members.add(_member(me))
         pace = {
-            "local_rounds": told["local_rounds"], "local_steps": told["local_steps"],
+            "local_rounds": told["local_rounds"], "local_steps": told["local_steps"], "exchanges": told["exchanges"],
             "local_round_s": round(told["turn_ns"] / SECOND, 6), "exchange_patience_s": round(told["patience_ns"] / SECOND, 6),
             "release_exchanges": told["release_exchanges"], "correction": "ledger" if told["ledger"] else "none",
         }  # fmt: skip

@@ -87,6 +87,8 @@ def crowd(read: Read, data_dir: Path | None = None) -> Crowd:
     scenario = read.scenario
     nodes, given = scenario.nodes, scenario.changes_of_study()
     options = given.pop("task_options", {})
+    if scenario.rounds.count is not None:  # what follows from the number of rounds follows from those that are played
+        given.setdefault("local_rounds", scenario.rounds.count)
     if nodes.observers:
         raise ConfigError(read.fault(("nodes", "observers"), "rounds have trainers only", "leave observers out"))
     try:
@@ -94,7 +96,7 @@ def crowd(read: Read, data_dir: Path | None = None) -> Crowd:
         layout = fitting.layout_of(task)
         each = layout.size * np.dtype(layout.dtype).itemsize + 8 * (scenario.rounds.bootstrap or 0) + NAMED_BYTES
         require_memory(nodes.count, nodes.count * each)
-        study = fed.study_of(scenario.task, task, scenario.seed, options, **given)
+        study = fed.study_of(scenario.task, task, scenario.seed, options, nodes.count, **given)
         sites, test = fed.sites_of(
             task, _dealt(task, scenario), scenario.seed, how=nodes.partition, alpha=nodes.alpha, ratio=nodes.ratio,
             source=scenario.data, data_dir=data_dir,
@@ -185,7 +187,7 @@ def told(scenario: Scenario, made: Crowd) -> Told:
         "topology": made.topology,
         "rounds": made.rounds,
         "release": made.release,
-        "exchanges": said.exchanges,
+        "exchanges": said.exchanges or (2 * study.exchanges if said.method == "study" else 1),
         "faults": Faults(**{one.name: getattr(said, one.name) for one in dataclasses.fields(Faults)}),
         "outages": translated.outages,
         "method": method,
@@ -196,6 +198,7 @@ def told(scenario: Scenario, made: Crowd) -> Told:
         "mode": said.mode,
         "bootstrap": said.bootstrap,
         "masses": said.masses,
+        "heaviest": study.heaviest,
         "training": said.training,
         "evaluate_every": said.evaluate_every or max(1, made.rounds // EVALUATIONS),
         "watch": True,

@@ -224,8 +224,9 @@ class RoundsBase(Strict):
     """What a round does: study is what is deployed, with the constants of [study]; others are in docs/simulate-rounds.md."""
     mode: Literal["rounds", "ticks"] = "rounds"
     """ticks: single nodes wake at random instead."""
-    exchanges: Annotated[int, Field(ge=1, le=1000)] = 1
-    """So many a round with others, one after the other."""
+    exchanges: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """So many a round with others, one after the other; none: as many as the study's nodes begin and answer, and one where the
+    method is another."""
     compression: Annotated[str, Field(max_length=40)] | None = None
     """As study.codec, and topk:0.1 and the like; none: the study's codec."""
     bootstrap: Annotated[int, Field(ge=1, le=10**6)] | None = None
@@ -359,7 +360,7 @@ class Scenario(Strict):
         """What the study has otherwise than the recipe: what the file gives, and rounds spread over the time."""
         given = self.study.model_dump(exclude_unset=True)
         if "local_round_s" not in given:
-            rounds = given.get("local_rounds", fed.ROUNDS.get(self.task, fed.ROUNDS_ELSE))
+            rounds = given.get("local_rounds", fed.rounds_of(self.task))
             given["local_round_s"] = LEARNING * self.hours * 3600 / rounds
         return given
 
@@ -384,7 +385,7 @@ class Read:
 def round_seconds(scenario: Scenario) -> float:
     """Virtual seconds from one round to the next: the study's, else the rounds spread over the time."""
     study = scenario.study.model_dump(exclude_unset=True)
-    rounds = scenario.rounds.count or study.get("local_rounds", fed.ROUNDS.get(scenario.task, fed.ROUNDS_ELSE))
+    rounds = scenario.rounds.count or study.get("local_rounds", fed.rounds_of(scenario.task))
     return float(study.get("local_round_s", 0)) or LEARNING * scenario.hours * 3600 / rounds
 
 

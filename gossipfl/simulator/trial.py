@@ -234,7 +234,7 @@ def federation_of(trial: Trial) -> tuple[Federation, dict[str, Spec]]:
         observers=names if mixes else (),
         study={
             "correction": "ledger" if trial.ledger else "none", "leak": trial.leak, "cap": trial.cap, "clip": trial.clip,
-            "local_rounds": rounds, "local_steps": 5, "eta": 0.05,
+            "local_rounds": rounds, "local_steps": 5, "eta": 0.05, "theta": 0.5, "exchanges": 1,
             "schedule": "constant" if trial.kind == "training" else "cosine",
             "local_round_s": min(trial.turn_s, 86_400.0), "release_exchanges": MIXED,
         },

@@ -38,6 +38,13 @@ def layout_of(task: Task) -> Layout:
     return Layout.of(task.model(), getattr(task, "shared", None))
 
 
+def is_net(task: Task) -> bool:
+    """Has its model layers one after the other: is it not convex? False for a task that trains by itself."""
+    if hasattr(task, "trainer"):
+        return False
+    return sum(weight.ndim > 1 for weight in task.model().parameters()) > 1
+
+
 def start(task: Task, layout: Layout, seed: int) -> Vector:
     """x^0: the same vector on any machine."""
     own = getattr(task, "initial", None)

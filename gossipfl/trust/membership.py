@@ -20,16 +20,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from gossipfl import topology
+from gossipfl import defaults, topology
 from gossipfl.documents import Many, Strict, from_json, read_text
 from gossipfl.errors import ConfigError, Fault, GossipError, Misuse, Refused
 from gossipfl.protocol.messages import CERTIFICATE_MAX
 from gossipfl.trust.identity import MEMBER_ID, Certificate
-
-HEAVIEST: Final = 3.0
-"""A mass counts at most this many medians: one large hospital must not own the model."""
 
 OBSERVER_MASS: Final = 0.01
 """An observer follows the others and hardly moves them: its mass beside a mean of 1."""
@@ -79,6 +76,8 @@ Whole = Annotated[int, Field(ge=1, le=10**9)]
 class Study(Strict):
     """One training effort: the same constants at every member."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     name: Annotated[str, Field(min_length=1, max_length=100)] = "study"
     """What people call it."""
     task: Annotated[str, Field(min_length=1, max_length=200)]
@@ -95,6 +94,8 @@ class Study(Strict):
     """Local rounds of training before the release."""
     local_steps: Whole = 10
     """H: optimiser steps in a local round."""
+    exchanges: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Exchanges that a node begins after each local round, one after the other; it answers about as many."""
     batch_size: Whole | None = None
     """Rows in a step; none: all local rows."""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -111,15 +112,17 @@ class Study(Strict):
     """How eta falls over the local rounds: cosine to 2 %, not at all, or constant for 70 % and then linear to 2 %."""
     correction: Literal["ledger", "none"] = "ledger"
     """Whether the flow over links corrects drift."""
-    theta: Share = 0.25
+    theta: Share = defaults.theta(2)
     """Strength of the correction: 1 can diverge."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
+    heaviest: Annotated[float, Field(ge=1, le=1e9)] = defaults.HEAVIEST
+    """Medians of the declared counts that one site may weigh at most."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = defaults.GAMMA
     """Share of the difference that an exchange moves: 1/2 because exchanges of a node overlap."""
-    leak: Share = 0.02
+    leak: Share = defaults.LEAK
     """Share of a link's flow that is forgotten at each exchange."""
-    cap: Annotated[float, Field(ge=0, le=1e9)] = 2.0
+    cap: Annotated[float, Field(ge=0, le=1e9)] = defaults.CAP
     """Largest norm of a link's flow, in gradient norms over the degree; 0: none."""
-    clip: Annotated[float, Field(ge=0, le=1e9)] = 2.0
+    clip: Annotated[float, Field(ge=0, le=1e9)] = defaults.CLIP
     """Largest norm of a difference let through, in eta * H * gradient norm; 0: none."""
     codec: CodecName = "f32"
     """How a delta is written: f64, f32, bf16, int8, or topk:0.1, the tenth of the numbers that changed most."""
@@ -353,13 +356,13 @@ class Membership(Strict):
     @cached_property
     def release_exchanges(self) -> int:
         """Mixing-only exchanges before the release: the study's number, else what the graph needs, at most a quarter of
-        the local rounds."""
+        those of the training."""
         if self.study.release_exchanges is not None:
             return self.study.release_exchanges
         needed = topology.release_exchanges(self.graph, self.study.gamma)
         if self.study.codec.startswith("topk:"):
             needed = math.ceil(needed * (1 + TURN / float(self.study.codec[5:])))
-        return min(needed, math.ceil(self.study.local_rounds / 4))
+        return min(needed, math.ceil(self.study.local_rounds * self.study.exchanges / 2))
 
     # ---- names
 
@@ -391,24 +394,25 @@ def rounded(count: int) -> int:
     return (count + unit // 2) // unit * unit
 
 
-def masses(counts: Sequence[int]) -> list[float]:
-    """min(n, 3 median n), scaled to a mean of 1; a count of 0 (not declared) counts as the median.
+def masses(counts: Sequence[int], heaviest: float) -> list[float]:
+    """min(n, `heaviest` median n), scaled to a mean of 1; a count of 0 (not declared) counts as the median.
 
-    >>> masses([100, 100, 200, 1000])
+    >>> masses([100, 100, 200, 1000], 3.0)
     [0.47058823529411764, 0.47058823529411764, 0.9411764705882353, 2.1176470588235294]
-    >>> masses([0, 0])
+    >>> masses([0, 0], 3.0)
     [1.0, 1.0]
     """
     declared = [count for count in counts if count > 0]
     median = statistics.median(declared) if declared else 1.0
-    heavy = [min(float(count or median), HEAVIEST * median) for count in counts]
+    heavy = [min(float(count or median), heaviest * median) for count in counts]
     return [mass / (math.fsum(heavy) / len(heavy)) for mass in heavy]
 
 
-def weighted(members: Sequence[Member]) -> tuple[Member, ...]:
+def weighted(members: Sequence[Member], heaviest: float) -> tuple[Member, ...]:
     """The same members in id order, the active ones with masses from their counts, observers with `OBSERVER_MASS`."""
     trainers = [member for member in members if member.is_active and member.role == "trainer"]
-    mass_of = dict(zip((member.id for member in trainers), masses([member.count for member in trainers]), strict=True))
+    heavy = masses([member.count for member in trainers], heaviest)
+    mass_of = dict(zip((member.id for member in trainers), heavy, strict=True))
     ordered = sorted(members, key=lambda member: member.id)
     return tuple(_with_mass(member, mass_of.get(member.id)) for member in ordered)
 
@@ -432,7 +436,7 @@ def create(
     return _made(
         version=1,
         federation=federation.hex(),
-        members=weighted(members),
+        members=weighted(members, study.heaviest),
         topology=topology or Topology(),
         study=study,
         layout=layout.hex(),
@@ -448,7 +452,7 @@ def with_members(old: Membership, *added: Member) -> Membership:
             raise ConfigError(f"{member.id!r} has left this federation; it comes back under a new id")
         if member.id in old and old.member(member.id).identity != member.identity:
             raise ConfigError(f"{member.id!r} is a member with another identity key; use the line that it gave last")
-    return _next(old, members=weighted(list(merged.values())))
+    return _next(old, members=weighted(list(merged.values()), old.study.heaviest))
 
 
 def without(old: Membership, member_id: str) -> Membership:
@@ -458,7 +462,7 @@ def without(old: Membership, member_id: str) -> Membership:
     members = [
         member.model_copy(update={"status": "left"}) if member.id == member_id else member for member in old.members
     ]
-    return _next(old, members=weighted(members))
+    return _next(old, members=weighted(members, old.study.heaviest))
 
 
 def _next(old: Membership, **changes: Any) -> Membership:

@@ -177,9 +177,8 @@ class Question:
     def recipe(self, ask: Ask) -> Recipe:
         """The settings of one method, with what was chosen for it."""
         meeting = None if method_of(base(ask.method)).has_server else self.meeting(ask.seed)
-        given = recipe(
-            self.rows.loaded(), base(ask.method), self.rounds, meeting if isinstance(meeting, Graph) else None
-        )
+        graph = meeting if isinstance(meeting, Graph) else None
+        given = recipe(self.rows.loaded(), base(ask.method), self.rounds, graph, self.nodes)
         return changed(given, **self.changes.get(Ask(ask.method, ask.seed), {}))
 
     def key(self, ask: Ask) -> str:

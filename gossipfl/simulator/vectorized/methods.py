@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from gossipfl import defaults
 from gossipfl.errors import Misuse
 from gossipfl.learning.correction import kappa
 from gossipfl.learning.mixing import clip_threshold
@@ -138,8 +139,8 @@ METHODS: Final = {
         Method("epidemic", combine="edges", neighbours=6, source="de Vos, Farhadkhani, Guerraoui, Kermarrec, Pires, "
                'Sharma, "Epidemic learning", 2023 (EL-Oracle)'),
         Method("epidemic-local", combine="edges", neighbours=6, is_local=True, source="as epidemic (EL-Local)"),
-        Method("ledger", theta=0.25, source="gossip whose flows over links serve again as correction of drift"),
-        Method("ledger-edges", combine="edges", theta=0.25, source="the ledger over all edges at once"),
+        Method("ledger", theta=defaults.theta(1), source="gossip whose flows over links serve again as correction of drift"),
+        Method("ledger-edges", combine="edges", theta=defaults.theta(1), source="the ledger over all edges at once"),
         Method("d2", combine="edges", theta=1.0, least_eigenvalue=LEAST_FOR_D2, source="Tang, Lian, Yan, Zhang, Liu, "
                '"D2: decentralized training over decentralized data", 2018; with several local steps the correction is '
                "spread over them"),

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 
+from gossipfl import defaults
 from gossipfl import topology as topologies
 from gossipfl.errors import Misuse
 from gossipfl.learning import compression as codecs
@@ -51,7 +52,7 @@ from gossipfl.topology.graphs import Graph
 COMPRESSIONS: Final = f"none, {', '.join(codecs.CODECS)}, or a share of the largest such as topk:0.1"
 """what `compression` may be, in words"""
 
-HEAVIEST: Final = 3.0
+HEAVIEST: Final = defaults.HEAVIEST
 """A mass is at most this many times the median's, unless said otherwise: as in a deployed membership."""
 
 SHARE: Final = 0.9
