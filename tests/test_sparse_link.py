@@ -43,10 +43,10 @@ def test_every_law_holds_over_a_study_with_cuts_and_crashes_whose_exchanges_are_
 
 def test_a_release_is_longer_where_each_number_waits_for_its_turn() -> None:
     plain, tenth, short = (
-        found("toy", 6, 1, study={"codec": codec, "local_rounds": rounds}).membership.release_exchanges
+        found("toy", 6, 1, study={"codec": codec, "local_rounds": rounds, "exchanges": 1}).membership.release_exchanges
         for codec, rounds in (("f64", 4000), ("topk:0.1", 4000), ("topk:0.1", 40))
     )
-    assert tenth == math.ceil(3.5 * plain) and short == 10
+    assert tenth == math.ceil(3.5 * plain) and short == 20
 
 
 def test_a_name_says_also_what_the_reference_was_made_of() -> None:
