@@ -139,6 +139,22 @@ def test_a_member_cannot_fill_the_record_with_refusals() -> None:
     assert noted <= 10
 
 
+def test_a_member_that_refuses_session_after_session_does_not_fill_the_record() -> None:
+    """gossipfl swarm --first-seed 737 --seeds 1 --hours 24 --nodes 14: only the refusals of who refuses had a limit."""
+    world = quiet_world()
+    node, storm = world.nodes["anna"], world.nodes["bert"]
+    noted = refused = 0
+    for _ in range(60):
+        storm.crash(1.0)
+        storm.boot()
+        world.run(0.5, until=lambda: "bert" in node.peer.by_peer)
+        if "bert" in node.peer.by_peer:
+            commands = hear(world, "anna", "bert", ms.Refusal(0, "quota", "x" * 1000))
+            refused += 1
+            noted += sum(isinstance(command, ev.Note) and command.kind == "refusal" for command in commands)
+    assert noted <= 10 * (1 + world.mono / 60e9) < refused
+
+
 async def test_stopping_while_a_dial_hangs_ends_well(tmp_path: Path) -> None:
     """Client.dial goes on after close(): aiohttp's RuntimeError("Session is closed") is not in FOREIGN and ends run()."""
     configs = town(tmp_path)

@@ -143,16 +143,20 @@ class Greeting(Terms):
     def refuse(self, conn: Conn, refusal: Refused, k: int = 0) -> None:
         """The one way in which a peer learns that it is refused; k = 0 closes the session."""
         self.counts[refusal.reason] = self.counts.get(refusal.reason, 0) + 1
-        if self.neighbour(conn.peer).may_be_noted(self.now.mono_ns):
-            detail = refusal.detail[:1000]
-            self.do(self.note("refusal", peer=conn.peer, k=k, reason=refusal.reason, detail=detail, by="me"))
-        self.send(conn, ms.Refusal(k, refusal.reason, refusal.detail[:1000]))
+        said = ms.Refusal(k, refusal.reason, refusal.detail[:1000])
+        self.note_refusal(conn.peer, said, by="me")
+        self.send(conn, said)
         if k == 0:
             self.drop(conn)
             neighbour = self.neighbour(conn.peer)
             neighbour.is_now("refused", self.now.wall_ns, str(refusal))
             neighbour.back_off(self.now.mono_ns, self.settings.random)
             self.do(ev.Close(conn.id, str(refusal)))
+
+    def note_refusal(self, peer: str, said: ms.Refusal, by: str) -> None:
+        """Into the record, whoever refuses, as often as this neighbour may be noted."""
+        if self.neighbour(peer).may_be_noted(self.now.mono_ns):
+            self.do(self.note("refusal", peer=peer, k=said.k, reason=said.reason, detail=said.detail, by=by))
 
     def greeted(self, conn: Conn, hello: ms.Hello) -> None:
         """Compare what must be alike, settle the link, offer what is in doubt."""
@@ -257,11 +261,8 @@ class Greeting(Terms):
         """The peer refuses: the session (k = 0) or my proposal k. What I never proposed leaves no trace."""
         neighbour, link = self.neighbour(conn.peer), self.link(conn.peer)
         why = f"{conn.peer} refuses: {refusal.reason}: {refusal.detail}"
-        fact = self.note(
-            "refusal", peer=conn.peer, k=refusal.k, reason=refusal.reason, detail=refusal.detail, by=conn.peer
-        )
         if refusal.k == 0:
-            self.do(fact)
+            self.note_refusal(conn.peer, refusal, by=conn.peer)
             self.drop(conn)
             neighbour.is_now("refused", self.now.wall_ns, why)
             neighbour.back_off(self.now.mono_ns, self.settings.random)
@@ -269,7 +270,7 @@ class Greeting(Terms):
             return
         if link.pending is None or link.pending.k != refusal.k or link.pending.abort or conn.again_ns is not None:
             return
-        self.do(fact)
+        self.note_refusal(conn.peer, refusal, by=conn.peer)
         neighbour.back_off(self.now.mono_ns, self.settings.random)
         neighbour.why = why
         if refusal.reason in TRANSIENT:

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 BACKOFF_FIRST_NS: Final = 500_000_000
 BACKOFF_MAX_NS: Final = 60_000_000_000
 NOTES: Final = 10
-"""Refusals of one neighbour that are noted a minute; all are counted."""
+"""Refusals between this node and one neighbour that are noted a minute, whoever refuses; its own are all counted."""
 
 HERE: Final = frozenset({"connected", "resting"})
 """States of a neighbour that is there as far as anybody knows: a session that rests is not lost."""
@@ -92,7 +92,7 @@ class Neighbour:
         return self.inbound.take(now_ns, per_minute)
 
     def may_be_noted(self, now_ns: int) -> bool:
-        """May one more refusal of this neighbour's go into the record? A flood must not push out receipts."""
+        """May one more refusal, by it or of it, go into the record? A flood must not push out receipts."""
         return self.notes.take(now_ns, NOTES)
 
 

@@ -283,7 +283,7 @@ class WithinBounds(Checker):
             recent.append(self.now_s)
             while recent[0] < self.now_s - 60:
                 recent.popleft()
-            if len(recent) > 2 * self.NOTES_A_MINUTE + 1 and self.lies(command.fields["peer"]):
+            if len(recent) > 2 * self.NOTES_A_MINUTE + 1:
                 self.broken(life.name, f"notes {len(recent)} refusals of {command.fields['peer']} within a minute")
 
     def woken(self, name: str) -> None:
