@@ -80,9 +80,13 @@ def page(asked: Question, found: Summary, lines: Sequence[Line], manifest: Mappi
         overhead=OVERHEAD,
         size=size,
         figure=figure,
-        span=lambda low, high: "-" if math.isnan(low) else f"{figure(low, signed=True)} to {figure(high, signed=True)}",
+        span=_span,
         median=lambda name: float(np.median([one[name] for one in found.published])),
     )
+
+
+def _span(low: float, high: float, places: int = 4) -> str:
+    return "-" if math.isnan(low) else f"{figure(low, places, signed=True)} to {figure(high, places, signed=True)}"
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -153,7 +157,8 @@ def _decades(axes: Axes) -> list[str]:
             if low - 1e-9 <= math.log10(value) <= high + 1e-9:
                 x, floor = axes.at(math.log10(value), axes.y[0])
                 text = f"{value:,.0f}" if value >= 1 else f"{value:g}"
-                parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 17:.1f}" text-anchor="middle">{text}</text>')
+                anchor = "end" if high - math.log10(value) < 0.02 * (high - low) else "middle"  # or the picture's edge cuts it
+                parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 17:.1f}" text-anchor="{anchor}">{text}</text>')
     return parts
 
 
