@@ -93,7 +93,8 @@ def counted(what: str, total: int, done: int = 0, *, quiet: bool = False) -> Ite
             first = time.monotonic()
         if not quiet and (time.monotonic() - last > LINE_S or now == total):
             last = time.monotonic()
-            left = f", {duration((last - first) / since * (total - now))} left" if since and now < total else ""
+            is_known = since >= max(1, (total - done) // 10) and now < total  # runs differ: a tenth of them say something
+            left = f", {duration((last - first) / since * (total - now))} left" if is_known else ""
             print(f"{now} of {total} {what}{left}" + (f" ({text})" if text else ""), file=sys.stderr, flush=True)
 
     yield Counter(step, lambda text: print(text, file=sys.stderr, flush=True))
