@@ -282,9 +282,10 @@ class Connection:
         if bulk.next >= last:
             with suppress(ValueError):
                 self.bulks.remove(bulk)
-            if not self.bulks:
-                self.outward.end()
-        await asyncio.sleep(0)
+        if self.bulks:
+            await asyncio.sleep(0)
+        else:
+            self.outward.end()
 
     def ails(self, now: Instant) -> str:
         """Why it must be closed now; empty if it need not."""
