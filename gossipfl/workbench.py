@@ -257,6 +257,14 @@ METHODS: Final[dict[type, str]] = {
 }  # fmt: skip
 
 
+def made_again(tensors: Tensors, own: Vector, bookings: Sequence[bytes]) -> Vector:
+    """The statistics vector of a node: its own rows and what its links have brought."""
+    vector = np.array(own)
+    for name in bookings:
+        np.add(vector, tensors.array(name, vector.dtype), out=vector)
+    return vector
+
+
 class Workbench:
     """Carries out jobs on the tensors of one node."""
 

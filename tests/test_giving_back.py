@@ -129,3 +129,39 @@ def test_who_begins_its_links_anew_again_and_again_changes_no_sum() -> None:
     world.run(100, until=lambda: all_frozen(world))
     assert all_frozen(world)
     assert brought(world) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "parts, running",
+    [(("given",), False), (("given", "vector"), False), (("all given",), False), (("given", "replica"), True)],
+)
+def test_statistics_of_which_a_file_rots_are_made_again_and_all_freeze(parts: tuple[str, ...], running: bool) -> None:
+    """gossipfl swarm --first-seed 3 --seeds 1 --hours 24 --nodes 10: what a rotten booking held was never given back, and all
+    waited until that node's folder was removed."""
+    world, _ = statistics_world(5)
+    for node in world.nodes.values():
+        node.store = Store.modelled(kept_bytes=0)
+    world.run(1.5)
+    node = world.nodes["site-2"]
+    links = [link for link in node.peer.links.values() if link.given and node.store.files.is_durable(link.given)]
+    assert len(links) > 1 and not any(frozen(world))
+    named = {
+        "given": [links[0].given], "all given": [link.given for link in links], "replica": [links[0].statistics.own],
+        "vector": [node.peer.current["statistics"]],
+    }  # fmt: skip
+    if not running:
+        node.crash(1.0)
+    disk = node.store.files.disk
+    for name in [name for part in parts for name in named[part]]:
+        file = next(file for file in disk.list() if file.startswith(name.hex()))
+        disk.flip(file, 60)  # type: ignore[attr-defined]
+    if running:
+        world.run(20, until=lambda: not node.alive or "vector" not in parts)
+        node.crash(1.0)
+    node.boot()
+    assert node.alive and any(note.kind == "damaged" for note in node.facts)
+    world.run(100, until=lambda: all_frozen(world))
+    assert all_frozen(world)
+    world.run(10)
+    assert len(set(frozen(world))) == 1
+    assert brought(world) < 1e-9

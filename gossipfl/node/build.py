@@ -28,7 +28,7 @@ from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.lockstep import Schedule
-from gossipfl.protocol.peer import is_lost, names_in
+from gossipfl.protocol.peer import bookings, is_lost, names_in
 from gossipfl.recipe import (
     Work,
     bench_of,
@@ -48,6 +48,7 @@ from gossipfl.tasks import fitting, normalisation
 from gossipfl.tasks.split import site_of
 from gossipfl.trust.identity import Certificate, NodeKeys, load_key
 from gossipfl.trust.membership import Membership, Study, replaces
+from gossipfl.workbench import made_again
 
 if TYPE_CHECKING:
     from gossipfl.tasks import Site, Task
@@ -260,10 +261,11 @@ def started(
     """The first event, with the vectors that it names in the store."""
     files = store.files
     own = statistics_of(work, membership, me)
-    x0, statistics, zeros = files.put(work.start), files.put(own), files.put(np.zeros_like(own))
+    x0, zeros = files.put(work.start), files.put(np.zeros_like(own))
     missing = files.missing(names_in(rows))
     if is_lost(rows, me, missing):
         raise Damaged(NO_MODEL)
+    statistics = files.put(made_again(files, own, bookings(rows, missing) or ()))
     return ev.Started(
         rows=rows,
         model=x0,

@@ -39,7 +39,8 @@ class Started(Value, frozen=True):
     model: bytes
     """name of x^0"""
     statistics: bytes
-    """name of this site's own statistics vector"""
+    """name of this site's own statistics vector; where what it had grown to cannot be read, or a booking of it, its own and what
+    the bookings that can be read have brought (`peer.bookings`)"""
     statistics_base: bytes
     """name of the zero statistics vector: first reference of that space"""
     begin: bytes = NONE

@@ -20,7 +20,7 @@ from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import TOGETHER_NS, Conn, Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.greeting import AT_REST, GREETING_NS, IDLE_NS
-from gossipfl.protocol.link import Row, decode_link
+from gossipfl.protocol.link import Row, begin_anew, decode_link
 from gossipfl.protocol.lockstep import InStep
 from gossipfl.protocol.neighbours import choose
 from gossipfl.trust.identity import Certificate, verify
@@ -143,6 +143,8 @@ class Peer(InStep):
             self.resume(msgspec.msgpack.decode(course, type=Course))
             if self.current["model"] in event.missing:
                 self.fall_back(event.missing)
+            if bookings(event.rows, event.missing) is not None:
+                self.make_good(event)
         elif not self.settings.statistics_size:
             self.stage, self.prepared = self.after_statistics(), True
         self.running = True
@@ -186,13 +188,28 @@ class Peer(InStep):
         )
         self.do(self.note("damaged", detail=detail))
 
+    def make_good(self, event: ev.Started) -> None:
+        """The file of the statistics, or of what a link has brought to them, is gone or damaged: go on from this site's own
+        and what the other links have brought. What can no longer be given back is out of it at once, in one transaction."""
+        self.current["statistics"] = event.statistics
+        anew, missing = [], event.missing
+        for _, link in sorted(self.links.items()):
+            given, owed = b"" if link.given in missing else link.given, tuple(one for one in link.owed if one not in missing)
+            if (given, owed) != (link.given, link.owed):
+                link = msgspec.structs.replace(link, given=given, owed=owed)
+                anew.append(begin_anew(link, link.epoch + 1, self.now.wall_ns // 10**9, None))
+        whose = ", ".join(link.peer for link in anew)
+        lost = f"of what {whose} has brought to the statistics" if anew else "of the statistics"
+        detail = (
+            f"a file {lost} is missing or damaged on this disk: they are made again of this site's own rows and of what the "
+            "other links have brought; nothing else is lost. Check the disk"
+        )
+        self.commit(self.note("damaged", detail=detail), links=tuple(anew))
+
     def check_link(self, link: Any, missing: frozenset[bytes]) -> None:
         """Drop the link of who has left, and while statistics are mixed give back what it brought; begin anew where a file
         that the link needs is gone; give back what a crash has kept from being given back."""
         left, gone = self.settings.members.has_left(link.peer), link.names() & missing
-        if gone:
-            given = b"" if link.given in missing else link.given
-            link = msgspec.structs.replace(link, given=given, owed=tuple(one for one in link.owed if one not in missing))
         owed = (*link.owed, link.given) if link.given else link.owed
         if left and owed and not self.frozen:
             self.hold(msgspec.structs.replace(link, given=b"", owed=owed))
@@ -698,13 +715,24 @@ class Peer(InStep):
 
 
 def is_lost(rows: Mapping[tuple[str, str], bytes], me: str, missing: Collection[bytes]) -> bool:
-    """Is the state of no use, because of the missing files? So without the statistics vector, and without the model where no
-    link keeps what a neighbour was last sent of it: then only an operator can decide to begin anew."""
+    """Is the state of no use, because of the missing files? So without the model where no link keeps what a neighbour was last
+    sent of it: then only an operator can decide to begin anew."""
     if (row := rows.get(("course", me))) is None:
         return False
     course = msgspec.msgpack.decode(row, type=Course)
     copies = {decode_link(value).model.own for (kind, _), value in rows.items() if kind == "link"} - {b""}
-    return course.statistics in missing or (course.model in missing and copies <= set(missing))
+    return course.model in missing and copies <= set(missing)
+
+
+def bookings(rows: Mapping[tuple[str, str], bytes], missing: Collection[bytes]) -> tuple[bytes, ...] | None:
+    """Names of what sound links have brought to the statistics, where these must be made again: their vector, or something that
+    was brought, is missing. None where nothing is."""
+    links = [decode_link(value) for (kind, _), value in sorted(rows.items()) if kind == "link"]
+    brought = [name for link in links for name in (link.given, *link.owed) if name]
+    stood = [msgspec.msgpack.decode(value, type=Course).statistics for (kind, _), value in rows.items() if kind == "course"]
+    if not any(name in missing for name in (*stood, *brought)):
+        return None
+    return tuple(name for name in brought if name not in missing)
 
 
 def names_in(rows: Mapping[tuple[str, str], bytes]) -> set[bytes]:

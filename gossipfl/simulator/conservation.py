@@ -93,10 +93,10 @@ class ExactlyOnce(Checker):
         """those of proposals whose signer can no longer know of them; a peer may still have to read one"""
         self.lent: dict[tuple[str, str], Vector] = {}
         """what the exchanges of this epoch have brought to a node's statistics from a peer"""
-        self.owed: dict[tuple[str, str], Vector] = {}
-        """the same of epochs that are over"""
-        self.misbooked: set[tuple[str, str]] = set()
-        """ends whose booking of statistics was computed from a file that had rotted, while its epoch lasts"""
+        self.owed: dict[tuple[str, str], dict[bytes, Vector]] = {}
+        """the same of epochs that are over, by the name of what is booked"""
+        self.starting: set[str] = set()
+        """nodes that have not committed since they were started: such a one may have lost its model, and go on from a replica"""
         self.reach: dict[str, Vector] = {}
         """the largest amount that ever came from outside, of each coordinate: what it has rounded stays when it has gone again"""
         self.count = 0
@@ -109,6 +109,7 @@ class ExactlyOnce(Checker):
         return self.accounts[life.name]
 
     def booted(self, life: Life) -> None:
+        self.starting.add(life.name)
         account = self.account(life)
         account.moved = zeros(account.stood)
         account.trained.clear()
@@ -121,11 +122,8 @@ class ExactlyOnce(Checker):
             return
         if account := self.accounts.pop(names[0], None):
             fellow = self.truth.fellows[names[0]]
-            for lost in (self.lent, self.owed):
-                for at in [at for at in lost if at[0] == names[0]]:
-                    del lost[at]
-            self.misbooked = {at for at in self.misbooked if at[0] != names[0]}
-            self.truth.spoiled.discard(names[0])
+            self.lent = {at: amount for at, amount in self.lent.items() if at[0] != names[0]}
+            self.owed = {at: amounts for at, amounts in self.owed.items() if at[0] != names[0]}
             for space, first in (("model", fellow.begin), ("statistics", fellow.statistics)):
                 given = account.stood[space] + account.mixed[space] - first - account.learned[space]
                 self.adrift(space, -given * self.truth.mass(names[0], space))
@@ -164,10 +162,9 @@ class ExactlyOnce(Checker):
             return
         account = self.account(life)
         undoable: list[tuple[Key, Half, Vector]] = []
-        hurt: set[str] = set()
         for peer, old in before.items():
             new = life.links.get(peer)
-            self.pay(life, peer, old, new, account, hurt)
+            self.pay(life, peer, old, new, account)
             if new is None:
                 continue
             if new.pending is not None and new.pending != old.pending:
@@ -176,8 +173,6 @@ class ExactlyOnce(Checker):
                 self.begun.pop((life.name, peer), None)
             if new.epoch == old.epoch and new.done > old.done:
                 space = self.space(life, new)
-                if not life.rotten.isdisjoint(old.needs()):
-                    hurt.add(space)
                 if life.is_readable(*new.replicas(space)):
                     key, half, moved = self.half(life, peer, old, new)
                     account.mixed[half.space] = account.mixed[half.space] + moved
@@ -207,14 +202,13 @@ class ExactlyOnce(Checker):
                     self.take_back(life.name, key, moved, space)
             if not is_near(found, expected, length(expected) + length(account.stood[space])):
                 off = found - expected
-                if space in hurt or before_name in life.rotten:
-                    if space == "statistics":
-                        self.truth.spoiled.add(life.name)
+                if space == "model" and before_name in life.rotten and life.name in self.starting:
                     self.adrift(space, off * self.truth.mass(life.name, space))
                 else:
                     self.broken(life.name, f"the {space} on disk is {length(off):.3g} off what updates and exchanges explain")
             account.learned[space] = account.learned[space] + account.moved[space]
             account.stood[space], account.moved[space], account.mixed[space] = found, np.zeros_like(found), np.zeros_like(found)
+        self.starting.discard(life.name)
         self.count += 1
         if self.count % self.LOOK == 0:
             self.weigh()
@@ -224,27 +218,19 @@ class ExactlyOnce(Checker):
         nearer = length(found - (expected - moved)) <= length(found - expected)
         return (key in self.halves and nearer) or not is_near(found, expected, length(found))
 
-    def pay(self, life: Life, peer: str, old: LinkRow, new: LinkRow | None, account: Account, hurt: set[str]) -> None:
-        """Statistics that came over a link that is over are given back, once."""
-        at = life.name, peer
-        if new is not None and new.epoch == old.epoch and new.given != old.given and old.given in life.rotten:
-            self.misbooked.add(at)
+    def pay(self, life: Life, peer: str, old: LinkRow, new: LinkRow | None, account: Account) -> None:
+        """Statistics that came over a link that is over are owed, or, where their booking was lost, out of the vector at once;
+        what is no longer owed was given back."""
+        at, kept = (life.name, peer), new.owed if new is not None else ()
+        owed = self.owed.setdefault(at, {})
         if new is not None and new.epoch > old.epoch and at in self.lent:
-            lent = self.lent.pop(at)
-            if old.given in new.owed:
-                self.owed[at] = self.owed.get(at, 0.0) + lent
-            elif old.given in life.rotten:  # lost, and with it what was to be given back
-                self.truth.spoiled.add(life.name)
-                self.misbooked.discard(at)
-            else:
+            owed[old.given] = self.lent.pop(at)
+            if old.given not in kept and old.given not in life.rotten:
                 self.broken(life.name, f"forgets what {peer} has brought to its statistics")
-        if old.owed and (new is None or not new.owed):
-            back = self.owed.pop(at, np.zeros_like(account.stood["statistics"]))
+        for name in [name for name in owed if name not in kept]:
+            back = owed.pop(name)
             account.mixed["statistics"] = account.mixed["statistics"] - back
             self.adrift("statistics", -back)
-            if at in self.misbooked or not life.rotten.isdisjoint(old.owed):
-                hurt.add("statistics")
-                self.misbooked.discard(at)
 
     def space(self, life: Life, new: LinkRow) -> str:
         """Of the exchange that a link has done last."""
@@ -354,7 +340,7 @@ class ExactlyOnce(Checker):
             elif quiet and not (begun.has_left or lives[half.side].has_left or is_barred(begun, lives[half.side])):
                 self.broken(begun.name, f"k {k} with {half.side} is still in doubt after all has healed")
 
-        if quiet and not self.truth.caught and not self.truth.spoiled and not self.owed:
+        if quiet and not self.truth.caught and not any(self.owed.values()):
             self.whole(lives)
 
     def whole(self, lives: dict[str, Life]) -> None:
@@ -414,9 +400,6 @@ class OppositeFlows(Checker):
         for peer, old in before.items():
             new = life.links.get(peer)
             if new is not None and (new.epoch, new.done, new.flow) != (old.epoch, old.done, old.flow):
-                if new.epoch == old.epoch and new.flow and old.flow in life.rotten | life.spoiled:
-                    life.spoiled.discard(old.flow)
-                    life.spoiled.add(new.flow)
                 self.compare(life, peer)
 
     def compare(self, life: Life, peer: str) -> None:
@@ -434,7 +417,7 @@ class OppositeFlows(Checker):
         if not mine.flow or not theirs.flow:
             self.broken(life.name, f"only one of {life.name} and {peer} holds a flow after k {mine.done}")
             return
-        if mine.flow in life.rotten | life.spoiled or theirs.flow in other.rotten | other.spoiled:
+        if mine.flow in life.rotten or theirs.flow in other.rotten:
             return
         flows = [np.frombuffer(one.read(name), self.truth.dtype) for one, name in ((life, mine.flow), (other, theirs.flow))]
         if not np.array_equal(flows[0], -flows[1]):

@@ -219,7 +219,6 @@ class Watch:
         elif kind == "state-lost":
             self.lives[names[0]].reread({})
             self.lives[names[0]].rotten.clear()
-            self.lives[names[0]].spoiled.clear()
         self.call("struck", kind, kind, tuple(names), str(detail))
 
     def wire(self, world: Any, sender: str, receiver: str, size: int) -> None:

@@ -400,15 +400,11 @@ class HonestAgree(Checker):
     law = "Honest nodes never accuse each other, nor begin a link anew, but once for each time that a disk has lost something."
 
     HARMLESS: Final = frozenset({"paused", "slow", "quota", "disk", "stats", "membership-old"})
-    OF_A_SPOILED_MODEL: Final = frozenset({"implausible", "nonfinite"})
 
     def __init__(self, truth: Truth) -> None:
         super().__init__(truth)
         self.wounds: set[tuple[str, str]] = set()
         """(node, peer): a disk at one end has lost something since this node began the link anew"""
-        self.spoiled: set[str] = set()
-        """nodes that went on with a model computed from a file that had rotted"""
-        self.models: dict[str, bytes] = {}
         self.bases = {truth.x0.hex()} | {root(bytes(8 * one.statistics.size)).hex() for one in truth.fellows.values()}
         self.baseless: set[str] = set()
         """nodes of which the file that every link begins from has rotted, until the next start writes it anew"""
@@ -430,8 +426,7 @@ class HonestAgree(Checker):
     def sent(self, life: Life, peer: str, kind: str, message: Any) -> None:
         if kind != "Refusal" or message.reason in self.HARMLESS or self.excused(life.name, peer):
             return
-        if message.reason not in self.OF_A_SPOILED_MODEL or self.spoiled.isdisjoint((life.name, peer)):
-            self.broken(life.name, f"refuses {peer}: {message.reason}: {message.detail}")
+        self.broken(life.name, f"refuses {peer}: {message.reason}: {message.detail}")
 
     def committed(self, life: Life, before: dict[str, LinkRow], command: Any) -> None:
         for peer, old in before.items():
@@ -440,10 +435,6 @@ class HonestAgree(Checker):
                 if not self.excused(life.name, peer):
                     self.broken(life.name, f"the link with {peer} goes to epoch {new.epoch}")
                 self.wounds.discard((life.name, peer))
-        if life.course is not None:
-            if self.models.get(life.name) in life.rotten and life.course.model not in life.rotten:
-                self.spoiled.add(life.name)
-            self.models[life.name] = life.course.model
 
 
 NODE_LAWS: Final = (

@@ -23,7 +23,7 @@ from gossipfl.protocol import session as ss
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.limits import HANDSHAKE_S
-from gossipfl.protocol.peer import Course, Peer, is_lost, names_in
+from gossipfl.protocol.peer import Course, Peer, bookings, is_lost, names_in
 from gossipfl.simulator.clock import HOUR, SECOND, Heap, heavy
 from gossipfl.simulator.faults import Faults, Strike
 from gossipfl.simulator.lines import End, Lines, Way
@@ -31,7 +31,7 @@ from gossipfl.simulator.trouble import Trouble
 from gossipfl.store import Crash, Damaged, Missing, StateError, Store
 from gossipfl.store.errors import NO_MODEL
 from gossipfl.trust.identity import Certificate, NodeKeys
-from gossipfl.workbench import Bench, Workbench
+from gossipfl.workbench import Bench, Workbench, made_again
 
 __all__ = ["HOUR", "SECOND", "WALL_START_NS", "End", "Node", "Observer", "Pace", "Spec", "World"]
 
@@ -193,13 +193,14 @@ class Node:
     def _start(self) -> None:
         files = self.store.files
         rows = self.store.load()
-        x0, own = files.put(self.spec.x0), files.put(self.spec.statistics)
+        x0 = files.put(self.spec.x0)
         base = files.put(np.zeros_like(self.spec.statistics))
         begin = b"" if self.spec.begin is None else files.put(self.spec.begin)
         missing = files.missing(names_in(rows))
         if is_lost(rows, self.name, missing):
             self.store.rows.damaged = True  # type: ignore[attr-defined]
             raise Damaged(NO_MODEL)
+        own = files.put(made_again(files, self.spec.statistics, bookings(rows, missing) or ()))
         self.peer = Peer(self.spec.settings(self.chance()))
         self.bench = Workbench(self.spec.bench, files)
         for observer in self.world.observers:

@@ -76,9 +76,8 @@ class StatisticsEnd(Checker):
     law = "Nodes that mix statistics have frozen the same ones soon after all has healed, where all members are there."
 
     def waiting(self, lives: dict[str, Life]) -> list[str]:
-        """Those who have not frozen; nobody where somebody has left, lies, may begin no link anew, or holds what its broken disk
-        has kept from being given back: it is waited for."""
-        if self.truth.caught or self.truth.spoiled or any(life.has_left for life in lives.values()):
+        """Those who have not frozen; nobody where somebody has left, lies, or may begin no link anew: it is waited for."""
+        if self.truth.caught or any(life.has_left for life in lives.values()):
             return []
         if any(is_barred(life, lives[peer]) for life in lives.values() for peer in life.links):
             return []

@@ -268,8 +268,6 @@ class Truth:
     """exchanges that one link may begin"""
     caught: set[str] = field(default_factory=set)
     """members that lie; grows when they begin"""
-    spoiled: set[str] = field(default_factory=set)
-    """nodes whose broken disk has put their statistics off for good: until they lose all of it and bring their own anew"""
 
     def mass(self, name: str, space: str) -> float:
         return self.fellows[name].mass if space == "model" else 1.0
@@ -321,8 +319,6 @@ class Life:
     """commits that were commanded and are not known to be done"""
     rotten: set[bytes] = field(default_factory=set)
     """names of files in which a bit has flipped"""
-    spoiled: set[bytes] = field(default_factory=set)
-    """names of flows that were computed from such a file"""
 
     @property
     def has_left(self) -> bool:
