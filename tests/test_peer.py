@@ -18,6 +18,7 @@ from gossipfl.learning.checks import straight_alarm
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.events import Instant
+from gossipfl.protocol.peer import Course
 from gossipfl.simulator.faults import Faults
 from gossipfl.simulator.federation import found
 from gossipfl.simulator.network import World
@@ -340,6 +341,18 @@ def test_a_session_at_rest_is_let_go_by_who_began_it_and_nobody_is_called_silent
         assert {one.state for one in states} == {"resting"} and all(one.is_here for one in states)
         assert not node.peer.by_peer and not node.ends
     assert world.counts["dial"] == before, "who rests is not dialled again"
+
+
+def test_what_was_learned_without_anybody_to_exchange_with_is_on_disk_a_checkpoint_and_a_turn_later() -> None:
+    world, _ = small_world(local_rounds=10**6)
+    for away in "bc":
+        world.nodes[away].gone = True
+    world.run(5)
+    node = world.nodes["a"]
+    learned = node.peer.local_round
+    world.run(35)  # a checkpoint is due after 30
+    assert learned > 0
+    assert msgspec.msgpack.decode(node.store.load()["course", "a"], type=Course).local_round >= learned
 
 
 def test_a_session_that_rests_is_begun_again_by_whoever_has_something_to_say() -> None:
