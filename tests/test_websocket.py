@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import socket
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -150,6 +158,38 @@ async def pair() -> tuple[WebSocket, WebSocket]:
     return ends[0], ends[1]
 
 
+def certificate(folder: Path) -> ssl.SSLContext:
+    """A server's, made for the moment."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(hours=1))
+    pem = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    (folder / "pem").write_bytes(pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "pem")
+    return context
+
+
+async def tls_pair(folder: Path) -> tuple[WebSocket, WebSocket]:
+    """The same inside TLS, as behind a hospital's own certificate."""
+    loop = asyncio.get_running_loop()
+    accepted: asyncio.Future[asyncio.Transport] = loop.create_future()
+
+    class Accepting(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            accepted.set_result(transport)
+
+    listener = await loop.create_server(Accepting, "127.0.0.1", 0, ssl=certificate(folder))
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    transport, _ = await loop.create_connection(asyncio.Protocol, *listener.sockets[0].getsockname(), ssl=trusting)
+    near = WebSocket(Nobody(), transport, dialled=True)
+    far = WebSocket(Nobody(), await accepted, dialled=False)
+    listener.close()
+    return near, far
+
+
 class Ear:
     """Keeps what it hears; ready while it is told to be."""
 
@@ -182,6 +222,28 @@ async def test_nothing_is_read_for_who_is_not_ready_and_all_of_it_later_though_t
     far.go_on()
     await asyncio.gather(saying, listening)
     assert ear.heard == records
+
+
+async def test_inside_tls_all_is_heard_in_order_with_back_pressure_both_ways(tmp_path: Path) -> None:
+    near, far = await tls_pair(tmp_path)
+    ears, records = (Ear(), Ear(ready=False)), [bytes([number]) * 61_846 for number in range(60)]
+    both = [asyncio.ensure_future(end.listen(ear.hear, ear.is_ready)) for end, ear in zip((near, far), ears, strict=True)]
+
+    async def say(end: WebSocket) -> None:
+        for record in records:
+            end.send(record)
+            await end.drain()
+
+    saying = [asyncio.ensure_future(say(end)) for end in (near, far)]
+    await until(lambda: far._inbox.is_full and len(ears[0].heard) == len(records))
+    assert not ears[1].heard
+    ears[1].ready = True
+    far.go_on()
+    await asyncio.gather(*saying)
+    await until(lambda: len(ears[1].heard) == len(records))
+    assert ears[0].heard == ears[1].heard == records
+    await far.close()
+    await asyncio.gather(*both)
 
 
 async def test_both_ends_say_farewell_and_what_is_heard_wrong_ends_the_listening() -> None:
