@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from gossipfl.errors import Refused
 from gossipfl.node.client import _transport
 from gossipfl.node.frames import (
+    BETWEEN_MAX,
     BINARY,
     CLOSE,
     CONTINUATION,
@@ -122,6 +123,19 @@ def test_what_is_no_message_of_a_server_is_refused_before_its_content_has_come(s
     with pytest.raises(Refused) as refusal:
         fed(Inbox(False, 100), sent)
     assert refusal.value.reason == reason
+
+
+FRAGMENT = frame(BINARY, b"", final=False), frame(CONTINUATION, b"", final=False)
+
+
+@pytest.mark.parametrize(("first", "idle"), [(b"", frame(PING, b"")), FRAGMENT])
+def test_frames_without_a_record_have_an_end(first: bytes, idle: bytes) -> None:
+    inbox, most = Inbox(False, 100), BETWEEN_MAX - (1 if first else 0)
+    end = frame(CONTINUATION, b"x") if first else frame(BINARY, b"x")
+    assert fed(inbox, first + idle * (most - 1) + end)[-1] == (BINARY, b"x")
+    assert fed(inbox, frame(BINARY, b"x")) == [(BINARY, b"x")]
+    with pytest.raises(Refused, match="without a record"):
+        fed(inbox, first + idle * (most + 1))
 
 
 def test_a_client_without_a_mask_is_refused_and_an_idle_connection_takes_little_room() -> None:
@@ -266,6 +280,22 @@ async def test_both_ends_say_farewell_and_what_is_heard_wrong_ends_the_listening
         await far.listen(fail, lambda: True)
     near.abort()
     far.abort()
+
+
+async def test_who_pings_and_does_not_read_fills_no_memory() -> None:
+    near, far = await pair()
+    ear = Ear()
+    listening = asyncio.ensure_future(far.listen(ear.hear, ear.is_ready))
+    near._transport.pause_reading()
+    ping = frame(PING, bytes(125), b"abcd")
+    for _ in range(500):
+        near._transport.write(ping * 100)
+        near.send(b"")
+        await near.drain()
+    await until(lambda: len(ear.heard) == 500)
+    assert far._transport.get_write_buffer_size() < MOST_BYTES
+    near.abort()
+    await asyncio.wait({listening})
 
 
 async def served(answer: Callable[[web.BaseRequest], Any]) -> tuple[web.Server, asyncio.Server, str]:

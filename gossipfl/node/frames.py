@@ -37,6 +37,9 @@ MOST_BYTES: Final = 256 * 1024
 
 GROWTH: Final = 4
 
+BETWEEN_MAX: Final = 1000
+"""Frames without a record in them, pings and fragments, before the next record: more only cost time."""
+
 
 def header(opcode: int, size: int, masked: bool) -> bytes:
     """What goes before `size` bytes in one frame, at most 65,535. With NO_MASK they go as they are."""
@@ -60,6 +63,8 @@ class Inbox:
         """what has come and is not read yet"""
         self._parts: bytearray | None = None
         """of a message in fragments"""
+        self._between = 0
+        """frames since the last record"""
 
     @property
     def is_full(self) -> bool:
@@ -85,7 +90,11 @@ class Inbox:
         while (frame := self._frame()) is not None:
             first, content = frame
             if first == FINAL | BINARY and self._parts is None:
+                self._between = 0
                 return BINARY, content
+            self._between += 1
+            if self._between > BETWEEN_MAX:
+                raise Refused("quota", f"{self._between} WebSocket frames without a record; the peer is faulty or hostile")
             opcode = first & ~FINAL
             if opcode in (CLOSE, PING, PONG) and first & FINAL:
                 return opcode, content
@@ -94,7 +103,7 @@ class Inbox:
             self._parts = self._parts or bytearray()
             self._parts += content
             if first & FINAL:
-                whole, self._parts = self._parts, None
+                whole, self._parts, self._between = self._parts, None, 0
                 return BINARY, memoryview(whole)
         return None
 

@@ -106,7 +106,8 @@ class WebSocket(asyncio.BufferedProtocol):
             if not self._closing and self._hear is not None:
                 self._hear(content)
         elif opcode == PING:
-            self._write(PONG, bytes(content))
+            if not self.is_choked:  # who pings and does not read must not make us keep what we would answer
+                self._write(PONG, bytes(content))
         elif opcode == CLOSE:
             if not self._closing:
                 self._closing = True
