@@ -21,7 +21,7 @@ from gossipfl.simulator import pool, results
 from gossipfl.simulator.bench import folder as folders
 from gossipfl.simulator.bench import one, tune
 from gossipfl.simulator.bench.compare import compare
-from gossipfl.simulator.bench.document import between, document, inserted
+from gossipfl.simulator.bench.document import between, document, inserted, keep
 from gossipfl.simulator.bench.network import NETWORKS, Batch, Network, Work, passed
 from gossipfl.simulator.bench.question import Ask, Question
 from gossipfl.simulator.bench.recipe import changed, recipe
@@ -514,6 +514,16 @@ def test_the_page_of_benchmarks_says_what_the_committed_results_say() -> None:
     assert between(page) == document(results), f"run: {command}"
     assert inserted(between(page), page) == page
     assert sum(path.stat().st_size for path in results.rglob("*") if path.is_file()) < 1_000_000
+
+
+def test_what_is_kept_of_a_suite_names_no_folder_of_data(tmp_path: Path) -> None:
+    lines = [made_line("gossip", seed, 0.9, consensus=0.0, bytes_per_node=1.0) for seed in range(2)]
+    (tmp_path / "suite" / "x").mkdir(parents=True)
+    made = results.manifest(0, ["gossipfl", "bench", "x", "--data-dir", "/home/me/rows", "--seeds", "2"], 0.0) | {"commit": None}
+    folders.write(tmp_path / "suite" / "x", asked("gossip"), summarise(lines, ["gossip"]), lines, made)
+    keep(tmp_path / "suite", tmp_path / "kept")
+    kept = json.loads((tmp_path / "kept" / "x" / "manifest.json").read_text())
+    assert kept["command"][2:] == ["x", "--data-dir", "DIR", "--seeds", "2"] and "-" not in kept["platform"]
 
 
 def test_what_people_write_around_the_marks_stays() -> None:

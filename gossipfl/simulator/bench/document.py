@@ -163,6 +163,12 @@ def _cost(row: Mapping[str, Any], networks: Mapping[str, str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _without_folder(command: list[str]) -> list[str]:
+    """The command with DIR for the folder of one's data."""
+    before = ["", *command[:-1]]
+    return ["DIR" if last == "--data-dir" else word for last, word in zip(before, command, strict=True)]
+
+
 def keep(suite: Path, results: Path) -> list[Path]:
     """What is committed of a finished suite, copied into `results`. **Returns**: the files."""
     made = []
@@ -171,8 +177,9 @@ def keep(suite: Path, results: Path) -> list[Path]:
             (results / path.name).mkdir(parents=True, exist_ok=True)
             for name in KEPT:
                 kept = json.loads((path / name).read_text("utf-8"))
-                if "platform" in kept:  # the system is enough: which kernel and host is nobody's business
+                if "platform" in kept:  # the system is enough: which kernel, host and folder is nobody's business
                     kept["platform"] = kept["platform"].partition("-")[0]
+                    kept["command"] = _without_folder(kept["command"])
                 writing.write_json(results / path.name / name, kept)
                 made.append(results / path.name / name)
     return made
