@@ -334,7 +334,9 @@ class Engine:
             return self.conduct(self.done, self.state.gradient)
         settings = self.settings
         h_ref = settings.h_ref or float(settings.plan.steps)
-        return settings.method.terms(plan, 1.0, h_ref, self.state.gradient, trains=trains)
+        half = max(1, settings.rounds - settings.release) // 2
+        kept = self._plan(min(self.done, half)).eta  # as a deployed node's clip, which falls no further (ADR 4)
+        return settings.method.terms(plan, 1.0, h_ref, self.state.gradient, trains=trains, clipped_at=kept)
 
     # ---- threads ------------------------------------------------------------------------------------------------------
 

@@ -96,14 +96,17 @@ class Method:
             raise Misuse(f"{self.name} weighs plain SGD steps; momentum that outlives a round and Adam have no such weight: "
                          "use sgd without momentum, or fedavg")  # fmt: skip
 
-    def terms(self, plan: Plan, gamma: float, h_ref: float, gradient: Floats, *, trains: bool) -> Terms:
-        """Of a round. `gradient` (N,): G of each node; `trains` False in the release, which books and clips nothing."""
+    def terms(
+        self, plan: Plan, gamma: float, h_ref: float, gradient: Floats, *, trains: bool, clipped_at: float | None = None
+    ) -> Terms:
+        """Of a round. `gradient` (N,): G of each node; `trains` False in the release, which books and clips nothing;
+        `clipped_at` is the rate that the clip is anchored to, None for that of the round."""
         if not trains:
             return Terms()
         booked = kappa(self.theta, gamma, plan.eta, h_ref) if self.theta else 0.0
         tau = None
         if self.clip:
-            reach = clip_threshold(plan.eta, plan.steps, gradient) * (self.clip / 2)
+            reach = clip_threshold(clipped_at or plan.eta, plan.steps, gradient) * (self.clip / 2)
             tau = np.where(reach > 0, reach, np.inf)
         return Terms(booked, self.leak if booked else 0.0, self.cap if booked else 0.0, tau)
 
