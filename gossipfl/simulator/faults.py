@@ -17,7 +17,7 @@ SHAPES: Final = ("halves", "isolated", "ring")
 """Partitions: two halves; one node alone; a ring in which each node reaches only its two neighbours by name."""
 
 HOSTILE_KINDS: Final = (
-    "malformed", "oversized", "nonfinite", "stale", "replayed", "wrong-recipient", "equivocating",
+    "malformed", "oversized", "nonfinite", "stale", "replayed", "wrong-recipient", "equivocating", "refusing",
 )  # fmt: skip
 """What a hostile member says over a valid session, with its real keys."""
 

@@ -150,6 +150,17 @@ def equivocating(node: Node, end: End, rng: Random) -> bool:
     return True
 
 
+def refusing(node: Node, end: End, rng: Random) -> bool:
+    """The next proposal that comes over this link is refused for good, and not answered."""
+    node.denies.add(end.peer)
+    return True
+
+
+def deny(end: End, proposal: ms.Propose) -> None:
+    end.node.denies.discard(end.peer)
+    say(end, ms.Refusal(ms.decode_manifest(proposal.manifest).k, "stats", "no statistics are good enough"))
+
+
 LIES: Final = {
     "malformed": malformed,
     "oversized": oversized,
@@ -158,4 +169,5 @@ LIES: Final = {
     "replayed": replayed,
     "wrong-recipient": wrong_recipient,
     "equivocating": equivocating,
+    "refusing": refusing,
 }

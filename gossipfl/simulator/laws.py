@@ -244,7 +244,7 @@ class AlwaysOpens(Checker):
 
 class WithinBounds(Checker):
     name = "bounds"
-    law = "Records, sessions, transfers, queues, certificates, tensors, facts and alarms stay within the bounds of section 15."
+    law = "Records, sessions, transfers, queues, certificates, tensors, facts, alarms, waits: within their bounds."
 
     RECORD = 65_535
     INCOMING = 16
@@ -252,6 +252,8 @@ class WithinBounds(Checker):
     NOTES_A_MINUTE = 10
     CERTIFICATES = 4
     ALARMS_A_SECOND = 500
+    WAIT_S = 60.0
+    """Until a neighbour that could not be reached is tried again, at most."""
 
     def __init__(self, truth: Truth) -> None:
         super().__init__(truth)
@@ -329,6 +331,11 @@ class WithinBounds(Checker):
         if kind in ("Trained", "Encoded", "Estimated", "DialFailed"):
             self.turns.setdefault(life.name, deque()).append(self.now_s)
             self.own(life.name)
+        if kind == "DialFailed":
+            peer = life.node.peer
+            wait = (peer.neighbour(event.peer).retry_ns - peer.now.mono_ns) / 1e9
+            if wait > self.WAIT_S:
+                self.broken(life.name, f"tries {event.peer} again after {wait:.0f} s, where {self.WAIT_S:.0f} s are the most")
 
     def look(self, life: Life, neighbours: int) -> None:
         peer, files = life.node.peer, life.node.store.files

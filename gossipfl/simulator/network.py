@@ -132,6 +132,8 @@ class Node:
         self.ends: dict[int, End] = {}
         self.lies: dict[bytes, bytes] = {}
         """payloads that a hostile node has offered beside its core"""
+        self.denies: set[str] = set()
+        """of whom a hostile node refuses the next proposal"""
         self.peer: Peer
         self.bench: Workbench
 
@@ -394,6 +396,8 @@ class Node:
             message = heard.message
             if self.lies and isinstance(message, ms.Fetch) and message.root in self.lies:
                 self.world.trouble.serve_lie(end, message.root)
+            elif self.denies and isinstance(message, ms.Propose) and end.peer in self.denies:
+                self.world.trouble.deny(end, message)
             else:
                 self.feed(ev.Received(end.id, message))
         elif kind is ss.Chunk:

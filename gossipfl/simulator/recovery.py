@@ -73,7 +73,7 @@ class DoubtsEnd(Checker):
 
 class StatisticsEnd(Checker):
     name = "statistics-end"
-    law = "Nodes that mix statistics have frozen the same ones soon after all has healed, where all members are there."
+    law = "Where all members are there nodes freeze the same statistics soon after all has healed; in the end nothing is owed."
 
     def waiting(self, lives: dict[str, Life]) -> list[str]:
         """Those who have not frozen; nobody where somebody has left, lies, or may begin no link anew: it is waited for."""
@@ -88,12 +88,20 @@ class StatisticsEnd(Checker):
             self.broken(name, "has not frozen its statistics")
 
     def over(self, lives: dict[str, Life], quiet: bool) -> None:
-        """Every candidate has come round, and all have taken the smallest."""
+        """What links that are over had brought is given back; every candidate has come round, all have taken the smallest."""
+        if quiet:
+            self.nothing_owed(lives)
         if not quiet or self.truth.caught or any(life.has_left for life in lives.values()):
             return
         used = {life.course.normalisation for life in lives.values() if life.course} - {b""}
         if len(used) > 1:
             self.broken("", f"{len(used)} different statistics are in use")
+
+    def nothing_owed(self, lives: dict[str, Life]) -> None:
+        for name, life in lives.items():
+            for peer, link in life.links.items():
+                if link.owed and not (self.lies(name) or life.has_left):
+                    self.broken(name, f"has not given back what {peer} had brought to its statistics")
 
 
 class ComesTogether(Checker):

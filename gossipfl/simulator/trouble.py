@@ -18,6 +18,7 @@ from gossipfl.simulator.clock import HOUR, SECOND, exponential
 from gossipfl.simulator.faults import HOSTILE_KINDS, SHAPES, Faults, Strike
 
 if TYPE_CHECKING:
+    from gossipfl.protocol.messages import Propose
     from gossipfl.simulator.lines import End, Way
     from gossipfl.simulator.network import Node, World
 
@@ -137,7 +138,7 @@ class Trouble:
         for end in list(self.ends.values()):
             end()
         for node in world.nodes.values():
-            node.slow, node.tail, node.lies, node.powered = 1.0, 0.0, {}, True
+            node.slow, node.tail, node.lies, node.denies, node.powered = 1.0, 0.0, {}, set(), True
             node.store.files.disk.crash_at = None  # type: ignore[attr-defined]
             node.store.files.disk.errors = 0  # type: ignore[attr-defined]
             node.set_clock(0)
@@ -528,3 +529,6 @@ class Trouble:
 
     def serve_lie(self, end: End, root: bytes) -> None:
         hostile.serve(end, root)
+
+    def deny(self, end: End, proposal: Propose) -> None:
+        hostile.deny(end, proposal)
