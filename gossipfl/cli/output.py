@@ -43,7 +43,7 @@ def _escaped(text: str) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table on stdout: drawn on a terminal, columns of plain text elsewhere."""
-    title = printable(title)
+    title = "\n".join(map(printable, title.split("\n")))
     cells = [[_cell(one) for one in row] for row in rows]
     if not sys.stdout.isatty():
         lines = [list(columns), *cells]
