@@ -103,6 +103,11 @@ def test_a_message_in_fragments_is_one_message_and_control_frames_may_stand_betw
     assert fed(Inbox(False, 100), sent + frame(CONTINUATION, b"three"), 1) == [(PING, b"?"), (BINARY, b"one two three")]
 
 
+def test_a_ping_among_fragments_does_not_count_against_the_message() -> None:
+    sent = frame(BINARY, bytes(90), final=False) + frame(PING, bytes(60)) + frame(CONTINUATION, bytes(10))
+    assert fed(Inbox(False, 100), sent) == [(PING, bytes(60)), (BINARY, bytes(100))]
+
+
 @pytest.mark.parametrize(
     ("sent", "reason"),
     [
@@ -350,3 +355,79 @@ async def test_a_server_of_aiohttp_understands_us() -> None:
         await end.release()
     listener.close()
     await door.shutdown(1.0)
+
+
+async def choked() -> tuple[WebSocket, WebSocket, asyncio.Task[None]]:
+    """Two ends, of which the first does not read what the second has begun to write and listens for."""
+    near, far = await pair()
+    listening = asyncio.ensure_future(far.listen(lambda record: None, lambda: True))
+    near._transport.pause_reading()
+    while not far.is_choked:
+        far.send(bytes(RECORD_MAX))
+    return near, far, listening
+
+
+async def test_who_says_farewell_and_does_not_read_can_still_be_cut() -> None:
+    near, far, listening = await choked()
+    near._transport.write(frame(CLOSE, b"", b"abcd"))
+    await listening
+    assert not far._lost
+    far.abort()
+    await until(lambda: far._lost)
+    near.abort()
+
+
+async def test_who_stops_writing_and_does_not_read_is_gone() -> None:
+    near, far, listening = await choked()
+    near._transport.write_eof()
+    await listening
+    assert far._lost
+    near.abort()
+
+
+async def test_what_comes_after_a_fault_is_not_kept_and_breaks_nothing() -> None:
+    broken: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: broken.append(context))
+    near, far = await pair()
+    near._transport.write(frame(1, b"text", b"abcd"))
+    with pytest.raises(Refused):
+        await far.listen(lambda record: None, lambda: True)
+    for _ in range(2 * MOST_BYTES // RECORD_MAX):
+        near.send(bytes(RECORD_MAX))
+        await near.drain()
+    await until(lambda: near._transport.get_write_buffer_size() == 0 or near._lost)
+    near._transport.close()
+    await until(lambda: far._lost)
+    assert not broken
+
+
+async def test_a_ping_or_farewell_that_can_no_longer_be_answered_hides_nothing() -> None:
+    near, far = await pair()
+    ear = Ear(ready=False)
+    listening = asyncio.ensure_future(far.listen(ear.hear, ear.is_ready))
+    near._transport.write(frame(PING, b"", b"abcd"))
+    near.send(b"last words")
+    near._transport.write(frame(CLOSE, b"", b"abcd"))
+    near._transport.close()
+    await until(lambda: far._lost)
+    ear.ready = True
+    far.go_on()
+    await listening
+    assert ear.heard == [b"last words"]
+
+
+async def test_inside_tls_an_end_is_an_end_whatever_still_waits(tmp_path: Path) -> None:
+    broken: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: broken.append(context))
+    near, far = await tls_pair(tmp_path)
+    ear = Ear()
+    listening = asyncio.ensure_future(far.listen(ear.hear, ear.is_ready))
+    near.send(b"first")
+    await until(lambda: ear.heard)
+    near._transport.pause_reading()
+    while not far.is_choked:
+        far.send(bytes(RECORD_MAX))
+    near.abort()
+    await asyncio.wait({listening})
+    await until(lambda: far._lost)
+    assert not broken

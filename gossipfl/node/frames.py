@@ -124,7 +124,7 @@ class Inbox:
             if came < 4:
                 return None
             size = view[at + 2] << 8 | view[at + 3]
-        held = 0 if self._parts is None else len(self._parts)
+        held = 0 if self._parts is None or first & CLOSE else len(self._parts)
         if size + held > self._limit:
             raise Refused("size", f"a message of more than {self._limit} bytes; the peer runs another version")
         if came < head + size:

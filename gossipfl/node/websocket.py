@@ -90,8 +90,8 @@ class WebSocket(asyncio.BufferedProtocol):
         self._transport.close()
 
     def abort(self) -> None:
-        """At once."""
-        if not self._transport.is_closing():
+        """At once, also where a close waits for a peer that does not read what is still to be written."""
+        if not self._lost:
             self._transport.abort()
 
     async def release(self) -> None:
@@ -106,13 +106,14 @@ class WebSocket(asyncio.BufferedProtocol):
             if not self._closing and self._hear is not None:
                 self._hear(content)
         elif opcode == PING:
-            if not self.is_choked:  # who pings and does not read must not make us keep what we would answer
+            if not (self.is_choked or self._transport.is_closing()):  # who pings and does not read fills no memory of ours
                 self._write(PONG, bytes(content))
         elif opcode == CLOSE:
             if not self._closing:
                 self._closing = True
-                self._write(CLOSE, CLOSED_WELL)
-                self._transport.close()
+                if not self._transport.is_closing():
+                    self._write(CLOSE, CLOSED_WELL)
+                    self._transport.close()
             self._end(None)
 
     def _end(self, error: Exception | None) -> None:
@@ -130,7 +131,7 @@ class WebSocket(asyncio.BufferedProtocol):
         parts: list[bytes] = []
         for content in contents:
             parts += header(opcode, len(content), self._masks), content
-        self._transport.writelines(parts)
+        self._transport.write(b"".join(parts))  # `writelines` knows no back pressure in Python 3.12.0-8 and 3.13.0-1
 
     # ---- what the transport calls ----------------------------------------------------------------------------------
 
@@ -138,8 +139,15 @@ class WebSocket(asyncio.BufferedProtocol):
         return self._inbox.room()
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._inbox.took(nbytes)
-        self.go_on()
+        """What nobody will hear any more is overwritten by what comes next."""
+        if not self._over.done():
+            self._inbox.took(nbytes)
+            self.go_on()
+
+    def eof_received(self) -> None:
+        """Who has ended needs nothing more; were it written first, one that does not read would keep the connection for ever.
+        Not at once: TLS is not done with its own farewell."""
+        asyncio.get_running_loop().call_soon(self.abort)
 
     def pause_writing(self) -> None:
         self._relief = asyncio.get_running_loop().create_future()
