@@ -25,7 +25,7 @@ from places import ask, breast_cancer, certify, deploy, free_ports
 
 from gossipfl.cli.node import ask as asked
 from gossipfl.config import NodeConfig, load_node
-from gossipfl.errors import ConfigError, Exit, Misuse
+from gossipfl.errors import ConfigError, Exit, Misuse, Refused
 from gossipfl.node import Node
 from gossipfl.node.build import build
 from gossipfl.node.client import CERTIFICATE_PATH, WEBSOCKET_PATH
@@ -198,6 +198,21 @@ async def test_a_renewed_certificate_is_fetched_where_the_known_key_no_longer_an
     async with running(*drivers):
         await until(lambda: drivers[0].peer.link("b").exchanges > 0)
         assert drivers[0].certificates["b"].counter == 2
+
+
+async def test_a_node_whose_own_certificate_has_ended_opens_no_connection(tmp_path: Path) -> None:
+    late, peer = (driver_of(config) for config in town(tmp_path).values())
+    certificate = late.certificates["b"]
+    late.now = lambda: Instant(time.monotonic_ns(), 2**62)  # type: ignore[method-assign]
+    async with running(peer):
+        assert peer.door
+        with pytest.raises(Refused, match="not valid now"):
+            await late.client.connect(certificate, certificate.addresses[0])
+        async with aiohttp.ClientSession() as http:
+            await http.get(f"http://{peer.listening}{CERTIFICATE_PATH}")
+        assert peer.door.gate.number == 1
+        await late.client.close()
+    late.store.close()
 
 
 async def test_connections_cut_in_the_middle_of_bulk_leave_the_weighted_mean_exact(tmp_path: Path) -> None:

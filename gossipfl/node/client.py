@@ -98,6 +98,7 @@ class Client:
     async def connect(self, certificate: Certificate, address: str) -> Connection:
         """A WebSocket on which message 1 has been written."""
         session = self.driver.session(certificate)
+        first = session.open(self.driver.now())
         async with asyncio.timeout(self.driver.caps.handshake_s):
             socket = await self.http.ws_connect(
                 address.rstrip("/") + WEBSOCKET_PATH,
@@ -111,7 +112,7 @@ class Client:
                 await socket.close()
                 raise Refused("malformed", f"speaks {socket.protocol!r}, not {SUBPROTOCOL!r}: another version?")
             line = WebSocket(socket, _transport(socket), dialled=True)
-            line.send(session.open(self.driver.now()))
+            line.send(first)
         return self.driver.connection(line, session, certificate.member)
 
     async def newer(self, known: Certificate) -> Certificate | None:
