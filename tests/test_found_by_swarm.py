@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from test_peer import small_world
@@ -12,7 +13,7 @@ from test_peer import small_world
 from gossipfl.protocol import events as ev
 from gossipfl.simulator.faults import Strike
 from gossipfl.simulator.network import Node, World
-from gossipfl.store import Store
+from gossipfl.store import StateError, Store
 
 
 def test_a_node_of_which_no_copy_of_its_model_is_left_is_begun_afresh_and_exchanges_again() -> None:
@@ -134,3 +135,24 @@ def test_a_node_that_is_being_stopped_when_all_heals_is_started_again() -> None:
     world.heal()
     world.run(30)
     assert node.alive and not node.stopped
+
+
+@pytest.mark.parametrize(
+    "use", [ev.Estimate(1, b""), ev.GiveBack(1, b"", ()), ev.Absorb(1, b"", b"")], ids=["read", "give back", "train"]
+)
+def test_what_stands_under_the_name_of_its_content_is_checked_where_it_is_used_like_all_else(use: Any) -> None:
+    """Statistics that were given back or made again, and x^0: their files bear no sum, and a flipped bit went into what was
+    made of them."""
+    world = reading_world()
+    node = world.nodes["b"]
+    node.boot()
+    files, bench = node.store.files, node.bench
+    name = files.put(np.arange(node.bench.vector(node.peer.current["model"]).size, dtype="float64"))
+    files.make_durable([name])
+    job = msgspec.structs.replace(use, model=name)
+    if isinstance(job, ev.Absorb):
+        job = msgspec.structs.replace(job, displacement=files.put(np.ones(bench.vector(name).size)))
+    assert not isinstance(bench.carry_out(job), ev.Failed)
+    rot(node, name, 3)
+    with pytest.raises(StateError, match="no longer holds what was written"):
+        bench.carry_out(job)

@@ -233,10 +233,18 @@ class Files:
 
     def due_sum(self, name: bytes) -> bytes:
         """The first bytes of the sum that this content must have while it is used; empty where it is in memory and cannot
-        have changed, or stands under the name of its content."""
+        have changed, or stands under the name of its content, which is then checked at once.
+
+        Raises: Damaged."""
         with self._lock:
             blob = self._blobs.get(name)
-            return blob.summed if blob is not None and blob.buffer is None else b""
+            if blob is None or blob.buffer is not None:
+                return b""
+            if blob.summed:
+                return blob.summed
+        self._doubt(name)
+        self.read(name)
+        return b""
 
     def unsound(self, names: Iterable[bytes]) -> frozenset[bytes]:
         """Those of `names` whose file no longer holds what was written: each is read and checked anew, now."""
