@@ -12,11 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import places
 import pytest
+from worlds import KEYRING
 
 from gossipfl import cli, config
+from gossipfl.cli.egress import egress
+from gossipfl.digest import name_of
 from gossipfl.errors import Exit
+from gossipfl.recipe import Work
+from gossipfl.tasks.toy import Toy
+from gossipfl.trust.membership import Study, create
 
 ROOT = Path(__file__).parents[1]
 
@@ -127,6 +134,21 @@ def test_egress_names_every_receiver_and_what_never_goes(tomls: dict[str, Path],
     assert [one["peer"] for one in going["to"]] == ["b"]
     assert going["bytes_per_exchange"] > 4 * 31
     assert any("rows" in one for one in going["never"])
+
+
+def test_who_alone_can_be_dialled_is_asked_by_all_and_its_egress_counts_them(tomls: dict[str, Path]) -> None:
+    """It began two exchanges a round and answered eight, where two had been foretold."""
+    x0, layout = np.zeros(8), Toy(8).layout()
+    members = create(
+        federation=bytes(32),
+        members=[KEYRING.member(name, 10, addresses=("ws://127.0.0.1:1",) if name == "a" else ()) for name in "abcde"],
+        study=Study(task="toy", holdout_key="00" * 32, local_rounds=10, exchanges=2, release_exchanges=4),
+        layout=layout.digest,
+        x0=name_of(x0.data),
+    )
+    going = {name: egress(config.load_node(tomls[name]), members, Work(Toy(8), layout, None, x0)) for name in "ab"}
+    assert going["a"]["exchanges_per_study"] == 2 * (1 + 4) * 10 + 4
+    assert going["b"]["exchanges_per_study"] == 3 * 10 + 4
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def egress(config: NodeConfig, membership: Membership, work: Work) -> dict[str, 
 
     study, layout = membership.study, work.layout
     size = compression.payload_size(study.codec, layout.n_parameters, layout.n_moments, np.dtype(layout.dtype).itemsize)
-    exchanges = 2 * study.exchanges * study.local_rounds + membership.release_exchanges  # begun here, and by neighbours
+    exchanges = _a_round(membership, config.node.id) * study.local_rounds + membership.release_exchanges
     features = len(work.task.features) if work.normalised else 0
     sums = 8 * (len(membership.members) + 3 * features)
     before = 2 * _until_settled(membership) if features else 0
@@ -65,10 +65,17 @@ def egress(config: NodeConfig, membership: Membership, work: Work) -> dict[str, 
     }
 
 
+def _a_round(membership: Membership, me: str) -> int:
+    """Exchanges in a round: those that a node begins, and its share of those that each neighbour begins among its own."""
+    asked = math.fsum(1 / len(membership.neighbours(peer)) for peer in membership.neighbours(me))
+    return math.ceil(membership.study.exchanges * (1 + asked) - 1e-9)
+
+
 def _day(config: NodeConfig, membership: Membership, whole: int, size: int) -> int:
     """The study's bytes, unless its pace or this node's bandwidth cap spread them over days."""
     study = membership.study
-    paced = 2 * study.exchanges * int(DAY_S / study.local_round_s) * (size + CONTROL) if study.local_round_s else whole
+    a_round = _a_round(membership, config.node.id)
+    paced = a_round * math.ceil(DAY_S / study.local_round_s) * (size + CONTROL) if study.local_round_s else whole
     capped = config.limits.bandwidth_kib_s * 1024 * DAY_S or whole
     return min(whole, paced, capped)
 

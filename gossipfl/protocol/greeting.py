@@ -196,7 +196,8 @@ class Greeting(Terms):
             remedy = (
                 f"{self.me} must take the newer federation file" if theirs > mine
                 else f"{conn.peer} must take the newer federation file" if theirs < mine
-                else "two different files carry one version: agree on one and raise its version"
+                else "two different files carry one version: agree on one and raise its version; if they are the same file, "
+                "gossipfl is another version at one of the two: install the same"
             )  # fmt: skip
             raise Refused(
                 "membership-old", f"{self.me} holds federation version {mine}, {conn.peer} {theirs}; {remedy}"
