@@ -78,7 +78,7 @@ def study_defaults(task: Task, given: Mapping[str, Any], members: int) -> dict[s
         "optimizer": optimizer,
         "l2": float(getattr(task, "l2", 0.0)),
         "exchanges": begun,
-        "theta": defaults.theta(2 * begun),
+        "theta": defaults.theta(2 * begun, is_net),
         "heaviest": defaults.heaviest(members),
     }
     return {name: value for name, value in found.items() if name not in given}

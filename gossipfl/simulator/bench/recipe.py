@@ -77,7 +77,7 @@ def recipe(task: Task, method: str | Method, rounds: int, graph: Graph | None = 
     has_turns = chosen.combine == "pairs" and chosen.post == "plain" and not chosen.is_asynchronous
     exchanges = defaults.exchanges(is_net, rounds) if has_turns else 1
     if chosen == METHODS["ledger"]:
-        chosen = replace(chosen, theta=defaults.theta(exchanges))
+        chosen = replace(chosen, theta=defaults.theta(exchanges, is_net))
     meets = chosen.combine not in ("server", "none")
     release = min(release_rounds(graph, exchanges), int(RELEASE_SHARE * rounds)) if meets else 0
     decay = SCHEDULES.get(local.schedule, local.schedule)
