@@ -29,9 +29,12 @@ MOST_EXCHANGES: Final = 6
 """A round. Against four, the worst node of the net gains half a point at 50 rounds; the linear models gain nothing."""
 
 MOMENTUM: Final = 0.98
-"""Of a net's local steps, at a sixth of the rate without: the objective is then lower at every budget, for every method. Fifty
-steps outlast a round. The correction of drift is a displacement after the optimiser, so what flows over a link is in the
-momentum's own unit."""
+"""Of a net's local steps in rounds, at a sixth of the rate without: the objective is then lower at every budget, for every
+method. The correction of drift is a displacement after the optimiser, so what flows over a link is in the momentum's own unit."""
+
+MOMENTUM_OF_NODES: Final = 0.95
+"""The same of deployed nodes, who come back and make up for what they missed while others have gone on: the longer memory and the
+whole of the correction brought them nothing (ADR 32)."""
 
 NET_BATCH: Final = 32
 """Rows in a step of a net; a linear model takes all."""
@@ -69,18 +72,18 @@ class Training:
     schedule: Schedule
 
 
-def training(is_net: bool, rounds: int, optimizer: str = "sgd", *, momentum: bool = True) -> Training:
-    """A linear model: all rows in every step, eta .1, a cosine. A net: 32 rows a step, eta .05 with momentum .98 (without:
+def training(is_net: bool, rounds: int, optimizer: str = "sgd", *, momentum: float = MOMENTUM) -> Training:
+    """A linear model: all rows in every step, eta .1, a cosine. A net: 32 rows a step, eta .05 with momentum (without:
     .3), a plateau and a straight fall. Adam, whose step is its rate: eta .01, a cosine.
 
-    `momentum` False: for a method that cannot bear it.
+    `momentum`: of a net. 0 for a method that cannot bear it.
     """
     steps, batch = 20 if rounds <= SCARCE else 10, NET_BATCH if is_net else None
     if optimizer == "adam":
         return Training(steps, 0.01, batch, 0.0, "cosine")
     if not is_net:
         return Training(steps, 0.1, batch, 0.0, "cosine")
-    return Training(steps, 0.05, batch, MOMENTUM, "tail") if momentum else Training(steps, 0.3, batch, 0.0, "tail")
+    return Training(steps, 0.05 if momentum else 0.3, batch, momentum, "tail")
 
 
 def rounds(is_net: bool) -> int:
@@ -106,14 +109,15 @@ def begun(exchanges: int) -> int:
     return math.ceil(exchanges / 2)
 
 
-def theta(exchanges: int, is_net: bool = False) -> float:
+def theta(exchanges: int, *, whole: bool = False) -> float:
     """Strength of the correction where a node takes part in so many exchanges a round: the better the models are mixed, the
-    surer is what flows, of a net up to the whole. kappa stays that of one exchange a round, for their sum is what moved.
+    surer is what flows. kappa stays that of one exchange a round, for their sum is what moved. `whole`: of a net in rounds, up to
+    all of it.
 
-    >>> [round(theta(n), 2) for n in (1, 2, 4, 6)], [round(theta(n, True), 2) for n in (1, 2, 4, 6)]
+    >>> [round(theta(n), 2) for n in (1, 2, 4, 6)], [round(theta(n, whole=True), 2) for n in (1, 2, 4, 6)]
     ([0.25, 0.35, 0.55, 0.75], [0.25, 0.4, 0.7, 1.0])
     """
-    return min(1.0, 0.25 + 0.15 * (exchanges - 1)) if is_net else min(0.75, 0.25 + 0.1 * (exchanges - 1))
+    return min(1.0, 0.25 + 0.15 * (exchanges - 1)) if whole else min(0.75, 0.25 + 0.1 * (exchanges - 1))
 
 
 def heaviest(members: int) -> float:

@@ -70,7 +70,7 @@ def study_defaults(task: Task, given: Mapping[str, Any], members: int) -> dict[s
     is_net = fitting.is_net(task)
     rounds = int(given.get("local_rounds", defaults.rounds(is_net)))
     optimizer = str(given.get("optimizer", getattr(task, "optimizer", "sgd")))
-    local = defaults.training(is_net, rounds, optimizer)
+    local = defaults.training(is_net, rounds, optimizer, momentum=defaults.MOMENTUM_OF_NODES)
     begun = int(given.get("exchanges", defaults.begun(defaults.exchanges(is_net, rounds))))
     found = {
         **asdict(local),
@@ -78,7 +78,7 @@ def study_defaults(task: Task, given: Mapping[str, Any], members: int) -> dict[s
         "optimizer": optimizer,
         "l2": float(getattr(task, "l2", 0.0)),
         "exchanges": begun,
-        "theta": defaults.theta(2 * begun, is_net),
+        "theta": defaults.theta(2 * begun),
         "heaviest": defaults.heaviest(members),
     }
     return {name: value for name, value in found.items() if name not in given}

@@ -70,14 +70,14 @@ def recipe(task: Task, method: str | Method, rounds: int, graph: Graph | None = 
     chosen = method_of(method)
     is_net = fitting.is_net(task)
     optimizer: Literal["sgd", "adam"] = getattr(task, "optimizer", "sgd")
-    local = defaults.training(is_net, rounds, optimizer, momentum=chosen.post != "fednova")
+    local = defaults.training(is_net, rounds, optimizer, momentum=0.0 if chosen.post == "fednova" else defaults.MOMENTUM)
     plan = Plan(
         local.local_steps, local.eta, local.batch_size, optimizer, local.momentum, l2=float(getattr(task, "l2", 0.0))
     )
     has_turns = chosen.combine == "pairs" and chosen.post == "plain" and not chosen.is_asynchronous
     exchanges = defaults.exchanges(is_net, rounds) if has_turns else 1
     if chosen == METHODS["ledger"]:
-        chosen = replace(chosen, theta=defaults.theta(exchanges, is_net))
+        chosen = replace(chosen, theta=defaults.theta(exchanges, whole=is_net))
     meets = chosen.combine not in ("server", "none")
     release = min(release_rounds(graph, exchanges), int(RELEASE_SHARE * rounds)) if meets else 0
     decay = SCHEDULES.get(local.schedule, local.schedule)
