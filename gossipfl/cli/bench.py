@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from gossipfl.amounts import figure, size
+
 if TYPE_CHECKING:
     from gossipfl.simulator.bench.question import Question
     from gossipfl.simulator.bench.summary import Reached, Row, Summary
@@ -179,7 +181,6 @@ def _compare(paths: list[Path], json_: bool) -> None:
     """Two results folders, method by method."""
     from dataclasses import asdict
 
-    from gossipfl.amounts import figure, size
     from gossipfl.cli import output
     from gossipfl.simulator import results
     from gossipfl.simulator.bench.compare import compare
@@ -312,8 +313,6 @@ def _time(value: float | None) -> str:
 
 
 def _quality(row: Row) -> list[str]:
-    from gossipfl.amounts import figure
-
     score = [figure(row.score[name]) for name in ("worst", "low", "median", "mean")]
     note = f"DIVERGED in {row.diverged} of {row.runs}" if row.diverged else ""
     share = row.share
@@ -321,8 +320,6 @@ def _quality(row: Row) -> list[str]:
 
 
 def _difference(row: Row, has_auc: bool) -> list[str]:
-    from gossipfl.amounts import figure
-
     gain, single = row.difference, row.delong[0]
     cells = [row.method, figure(gain.middle, signed=True), _span(gain.low, gain.high), _span(*row.over_patients)]
     if has_auc:
@@ -331,14 +328,10 @@ def _difference(row: Row, has_auc: bool) -> list[str]:
 
 
 def _span(low: float, high: float) -> str:
-    from gossipfl.amounts import figure
-
     return "-" if low != low else f"{figure(low, signed=True)} to {figure(high, signed=True)}"
 
 
 def _cost(row: Row) -> list[str]:
-    from gossipfl.amounts import figure, size
-
     goal = row.worst_reached
     reference = row.is_reference
     return [

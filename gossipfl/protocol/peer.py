@@ -612,9 +612,8 @@ class Peer(InStep):
         return True
 
     def keep_alive(self) -> None:
-        mono, due = self.now.mono_ns, self.now.mono_ns
-        if any(conn.ping_ns <= mono for conn in self.conns.values()):
-            due += TOGETHER_NS
+        mono = self.now.mono_ns
+        due = mono + (TOGETHER_NS if any(conn.ping_ns <= mono for conn in self.conns.values()) else 0)
         for conn in list(self.conns.values()):
             busy = conn.inbound or conn.reply
             if not conn.greeted and mono - conn.opened_ns > GREETING_NS:
