@@ -411,7 +411,9 @@ class HonestAgree(Checker):
     def __init__(self, truth: Truth) -> None:
         super().__init__(truth)
         self.wounds: set[tuple[str, str]] = set()
-        """(node, peer): a disk at one end has lost something since this node began the link anew"""
+        """(node, peer): this node's disk has lost something, and their link has not begun anew for it"""
+        self.begun: dict[frozenset[str], int] = {}
+        """the highest epoch of each link; who is behind only follows"""
         self.bases = {truth.x0.hex()} | {root(bytes(8 * one.statistics.size)).hex() for one in truth.fellows.values()}
         self.baseless: set[str] = set()
         """nodes of which the file that every link begins from has rotted, until the next start writes it anew"""
@@ -424,7 +426,7 @@ class HonestAgree(Checker):
             self.baseless.add(names[0])
         if kind in ("bit-rot", "state-lost"):
             for peer in self.truth.fellows[names[0]].neighbours:
-                self.wounds |= {(names[0], peer), (peer, names[0])}
+                self.wounds.add((names[0], peer))
 
     def excused(self, name: str, peer: str) -> bool:
         wounded = (name, peer) in self.wounds or (peer, name) in self.wounds
@@ -438,10 +440,11 @@ class HonestAgree(Checker):
     def committed(self, life: Life, before: dict[str, LinkRow], command: Any) -> None:
         for peer, old in before.items():
             new = life.links.get(peer)
-            if new is not None and new.epoch > old.epoch:
+            if new is not None and new.epoch > self.begun.get(both := frozenset((life.name, peer)), 0):
+                self.begun[both] = new.epoch
                 if not self.excused(life.name, peer):
                     self.broken(life.name, f"the link with {peer} goes to epoch {new.epoch}")
-                self.wounds.discard((life.name, peer))
+                self.wounds.discard((life.name, peer) if (life.name, peer) in self.wounds else (peer, life.name))
 
 
 NODE_LAWS: Final = (
