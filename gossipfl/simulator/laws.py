@@ -438,7 +438,7 @@ class HonestAgree(Checker):
         self.broken(life.name, f"refuses {peer}: {message.reason}: {message.detail}")
 
     def committed(self, life: Life, before: dict[str, LinkRow], command: Any) -> None:
-        for peer, old in before.items():
+        for peer in before:
             new = life.links.get(peer)
             if new is not None and new.epoch > self.begun.get(both := frozenset((life.name, peer)), 0):
                 self.begun[both] = new.epoch
