@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from test_peer import small_world
+from test_peer import frozen, small_world, statistics_world
 
 from gossipfl.protocol import events as ev
+from gossipfl.protocol import messages as ms
 from gossipfl.simulator.faults import Strike
 from gossipfl.simulator.network import Node, World
 from gossipfl.store import StateError, Store
+from gossipfl.trust.membership import Topology
 
 
 def test_a_node_of_which_no_copy_of_its_model_is_left_is_begun_afresh_and_exchanges_again() -> None:
@@ -156,3 +159,55 @@ def test_what_stands_under_the_name_of_its_content_is_checked_where_it_is_used_l
     rot(node, name, 3)
     with pytest.raises(StateError, match="no longer holds what was written"):
         bench.carry_out(job)
+
+
+def lose(node: Node) -> None:
+    node.crash(1.0)
+    node.store = Store.modelled()
+    node.boot()
+
+
+def ring_that_has_frozen() -> World:
+    """Five in a ring have frozen; then a file of the link between site-0 and site-1 was lost: both have given back, so that
+    their sums are no longer those of all, and who has frozen mixes them with nobody any more."""
+    world, _ = statistics_world(6, topology=Topology(rule="ring"))
+    world.run(1)
+    world.run(60, until=lambda: all(frozen(world)))
+    world.run(10)
+    assert len(set(frozen(world))) == 1
+    node = world.nodes["site-1"]
+    rot(node, node.peer.link("site-0").given, 3)
+    node.crash(1.0)
+    node.boot()
+    world.run(20, until=lambda: world.nodes["site-0"].peer.link("site-1").epoch > 0)
+    return world
+
+
+def test_who_loses_its_folder_when_all_have_frozen_takes_what_most_of_its_neighbours_use() -> None:
+    """gossipfl swarm --first-seed 608 --seeds 1 --hours 24 --nodes 8: its neighbours had given back to others since they had
+    frozen, their sums and its own were not those of all, and it waited for ever."""
+    world = ring_that_has_frozen()
+    before = frozen(world)[0]
+    lost = world.nodes["site-2"]
+    lose(lost)
+    world.run(200, until=lambda: bool(lost.peer.frozen))
+    assert lost.peer.frozen == before
+    assert max(abs(presence - 1) for presence in lost.peer.presence) > 0.01
+    exchanges = lost.peer.status()["exchanges"]
+    world.run(20)
+    assert lost.peer.stage == "observing" and lost.peer.status()["exchanges"] > exchanges
+    assert set(frozen(world)) == {before}
+
+
+def test_one_of_two_neighbours_cannot_say_what_the_statistics_are() -> None:
+    world = ring_that_has_frozen()
+    before, liar, lost = frozen(world)[0], world.nodes["site-3"].peer, world.nodes["site-2"]
+    said = msgspec.structs.replace(ms.decode_normalisation(before), author="site-3", mean=(1e6, 1e6, 1e6))
+    liar.frozen = ms.encode(said)
+    liar.frozen_by = (liar.settings.certificate.encoded, liar.settings.sign("statistics", liar.frozen))
+    liar.normalisation, liar.estimate = hashlib.sha256(liar.frozen).digest(), said
+    lose(lost)
+    world.run(200, until=lambda: lost.peer.still > 6)
+    assert lost.peer.neighbour("site-3").statistics == liar.normalisation
+    assert lost.peer.neighbour("site-1").statistics == hashlib.sha256(before).digest()
+    assert lost.peer.still > 6 and not lost.peer.frozen

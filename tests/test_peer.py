@@ -24,18 +24,20 @@ from gossipfl.simulator.federation import found
 from gossipfl.simulator.network import World
 from gossipfl.tasks.normalisation import statistics_size, statistics_vector
 from gossipfl.tasks.task import Data
-from gossipfl.trust.membership import without
+from gossipfl.trust.membership import Topology, without
 from gossipfl.workbench import statistics_reader
 
 FIVE = {f"site-{number}": 30 + 10 * number for number in range(5)}
 
 
-def statistics_world(seed: int, faults: Faults | None = None, sites: int = 5) -> tuple[World, Any]:
+def statistics_world(
+    seed: int, faults: Faults | None = None, sites: int = 5, topology: Topology | None = None
+) -> tuple[World, Any]:
     """Sites with their own rows that make statistics and then only mix; and all rows together."""
     rng = np.random.default_rng(seed)
     counts = dict(list(FIVE.items())[:sites])
     rows = {name: rng.normal(loc=[50, -3, 0.1], scale=[9, 0.5, 2], size=(count, 3)) for name, count in counts.items()}
-    members = federation(counts)
+    members = federation(counts, topology)
     size = 8 * statistics_size(sites, 3)
     specs = toy_specs(members, lambda name: None, trains=False, statistics_size=size, clip=0.0)
     for index, name in enumerate(members.active):

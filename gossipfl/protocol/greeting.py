@@ -175,7 +175,7 @@ class Greeting(Terms):
             self.commit(links=(msgspec.structs.replace(link, answered=closed(link.answered)),))
         conn.greeted = True
         neighbour.greeted()
-        neighbour.stage = hello.stage
+        neighbour.stage, neighbour.statistics = hello.stage, hello.statistics
         neighbour.versions = {"membership": str(hello.membership), "stage": hello.stage}
         neighbour.is_now("connected", self.now.wall_ns)
         seconds = hello.wall_s - self.now.wall_ns // 10**9

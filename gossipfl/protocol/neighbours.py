@@ -59,6 +59,8 @@ class Neighbour:
     """unseen | dialling | connected | resting | unreachable | refused | silent"""
     stage: str = ""
     """of the study, as it last said"""
+    statistics: bytes = b""
+    """digest of the normalisation that it uses, as it last said"""
     since_wall_ns: int = 0
     why: str = ""
     versions: dict[str, str] = field(default_factory=dict)

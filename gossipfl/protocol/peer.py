@@ -87,6 +87,8 @@ class Peer(InStep):
         self.presence: tuple[float, ...] = ()
         self.calm = 0
         """estimates in a row at which the statistics had converged"""
+        self.still = 0
+        """estimates in a row that said what the one before had said"""
         self.prepared = False
         self.released = 0
         self.steps = 0
@@ -283,8 +285,12 @@ class Peer(InStep):
             self.frozen and not converged
         ):  # one who froze first still mixes with those who have not: that says less, not more
             return
+        moved = [abs(p - before) for p, before in zip(event.presence, self.presence, strict=False)]
+        self.still = self.still + 1 if moved and max(moved) <= self.settings.tolerance else 0
         self.presence, self.estimate = event.presence, event.normalisation
         self.calm = self.calm + 1 if converged else 0
+        if not self.frozen and not converged and self.still >= CALM:
+            self.estimate = self.what_most_use() or self.estimate
         if self.frozen:
             self.take_smallest()
         elif any(self.fits(candidate) for candidate in self.candidates.values()):
@@ -314,6 +320,14 @@ class Peer(InStep):
                 self.send(self.by_peer[peer], chosen)
         self.prepare()
 
+    def what_most_use(self) -> ms.Normalisation | None:
+        """What more than half of all neighbours have frozen, all alike. Who has lost its folder, and mixes with some that mix
+        with nobody else any more, may never see everybody. One among many cannot say what the statistics are (ADR 34)."""
+        neighbours = self.settings.members.neighbours(self.me)
+        names = [name for peer in neighbours if (name := self.neighbour(peer).statistics) in self.candidates]
+        used = [ms.decode_normalisation(self.candidates[name].normalisation) for name in names]
+        return next((one for one in used if 2 * sum(alike(one, other) for other in used) > len(neighbours)), None)
+
     def prepare(self) -> None:
         self.prepared = False
         statistics = self.frozen
@@ -339,7 +353,7 @@ class Peer(InStep):
             raise Refused("auth", f"statistics by {candidate.author} came under a certificate of {author.member}")
         verify("statistics", message.normalisation, message.signature, author.signing)
         name = hashlib.sha256(message.normalisation).digest()
-        conn.statistics = name
+        conn.statistics = self.neighbour(conn.peer).statistics = name
         if self.estimate is None or not self.frozen:
             self.hear(name, message)
             return
@@ -355,10 +369,12 @@ class Peer(InStep):
         self.take_smallest()
 
     def hear(self, name: bytes, message: ms.Candidate) -> None:
-        """Keep a candidate; the oldest goes where there are more than members could honestly make."""
+        """Keep a candidate; where there are more than members could honestly make the oldest goes that no neighbour uses."""
         self.candidates[name] = message
-        while len(self.candidates) > 2 + 2 * len(self.settings.members.neighbours(self.me)):
-            self.candidates.pop(next(iter(self.candidates)))
+        neighbours = self.settings.members.neighbours(self.me)
+        used = {self.neighbour(peer).statistics for peer in neighbours}
+        while len(self.candidates) > 2 + 2 * len(neighbours):
+            self.candidates.pop(next(one for one in self.candidates if one not in used))
 
     # ---- turns: train, choose, exchange --------------------------------------------------------------------------
 
