@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -72,6 +72,8 @@ class Account:
 class ExactlyOnce(Checker):
     name = "exactly-once"
     law = "Each half of an exchange enters its model once; the mass-weighted sum moves only through local updates."
+
+    heeds: ClassVar = {"commanded": ("Absorb", "Mix"), "fed": ("Trained", "Mixed", "Absorbed")}
 
     LOOK = 64
     """Commits between two looks at the whole sum."""

@@ -7,19 +7,13 @@ and recovery.py (healing).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Literal
 
 from gossipfl.simulator.witness import SECOND, Life, LinkRow, Truth, digest, paper
 
 Verdict = Literal["held", "violated", "unknown"]
-
-HOOKS: Final = (
-    "booted", "fed", "opened", "heard", "sent", "committed", "commanded", "crashed", "struck", "wire", "healed", "due",
-    "frozen", "mixing", "over",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Violation:
@@ -34,6 +28,8 @@ class Checker:
 
     name = ""
     law = ""
+    heeds: ClassVar[Mapping[str, Collection[str]]] = {}
+    """hook -> the kinds of events, commands or messages for which alone it is called"""
 
     def __init__(self, truth: Truth) -> None:
         self.truth = truth
@@ -112,21 +108,26 @@ class Watch:
         self.checkers = [make(truth) for make in checkers]
         self.lives: dict[str, Life] = {}
         self.world: Any = None
-        self._hooks = {
-            hook: [
-                (one, getattr(one, hook))
-                for one in self.checkers
-                if getattr(type(one), hook) is not getattr(Checker, hook)
-            ]
-            for hook in HOOKS
-        }
+        self._asked: dict[tuple[str, str], list[tuple[Checker, Callable[..., None]]]] = {}
 
     def verdicts(self) -> dict[str, Verdict]:
         return {one.name: one.verdict for one in self.checkers}
 
+    def asked(self, hook: str, event: str) -> list[tuple[Checker, Callable[..., None]]]:
+        """Those who heed this hook for this kind of event."""
+        found = self._asked.get((hook, event))
+        if found is None:
+            heeding = [one for one in self.checkers if event in one.heeds.get(hook, (event,))]
+            here = [one for one in heeding if getattr(type(one), hook) is not getattr(Checker, hook)]
+            found = self._asked[hook, event] = [(one, getattr(one, hook)) for one in here]
+        return found
+
     def call(self, hook: str, event: str, *arguments: Any) -> None:
+        asked = self.asked(hook, event)
+        if not asked:
+            return
         now_s = self.world.mono / SECOND if self.world else 0.0
-        for one, ask in self._hooks[hook]:
+        for one, ask in asked:
             one.now_s, one.event = now_s, event
             try:
                 ask(*arguments)
@@ -222,9 +223,8 @@ class Watch:
         self.call("struck", kind, kind, tuple(names), str(detail))
 
     def wire(self, world: Any, sender: str, receiver: str, size: int) -> None:
-        if self._hooks["wire"]:
-            self.world = world
-            self.call("wire", "wire", sender, receiver, size)
+        self.world = world
+        self.call("wire", "wire", sender, receiver, size)
 
     def say(self, hook: Literal["healed", "due", "frozen", "mixing"]) -> None:
         """Whoever runs the world says how far it has come."""

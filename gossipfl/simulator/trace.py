@@ -8,6 +8,7 @@ of versions.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -24,10 +25,13 @@ SILENT = (ev.Wake, ev.Alarm)
 
 
 class Digests(Observer):
-    """Two SHA-256 over lines of text, one for each event, command and fault, in order."""
+    """Two SHA-256 over lines of text, one for each event, command and fault, in order.
 
-    def __init__(self) -> None:
-        self._trace, self._content = hashlib.sha256(), hashlib.sha256()
+    `content`: is the second one wanted?"""
+
+    def __init__(self, content: bool = True) -> None:
+        self._trace = hashlib.sha256()
+        self._content = hashlib.sha256() if content else None
         self.lines = 0
 
     @property
@@ -37,48 +41,73 @@ class Digests(Observer):
 
     @property
     def content(self) -> str:
-        """content_digest, in hex."""
-        return self._content.hexdigest()
+        """content_digest, in hex; empty where it was not wanted."""
+        return self._content.hexdigest() if self._content else ""
 
     def fed(self, world: World, node: Node, event: ev.Event, commands: list[ev.Command]) -> None:
         for one in (event, *commands):
-            if not isinstance(one, SILENT):
-                self.line((world.mono, node.name, *self.said(node, one)), names_of(one))
+            if type(one) not in SILENT:
+                kind, peer, k, size, reason = self.said(node, one)
+                self.line(f"{world.mono}|{node.name}|{kind}|{peer}|{k}|{size}|{reason}", one)
 
     def struck(self, world: World, kind: str, names: tuple[str, ...], detail: str) -> None:
-        self.line((world.mono, ",".join(names), "fault/" + kind, "", 0, 0, detail))
+        self.line(f"{world.mono}|{','.join(names)}|fault/{kind}||0|0|{detail}")
 
-    def line(self, said: tuple[Any, ...], names: tuple[str, ...] = ()) -> None:
+    def line(self, text: str, one: ev.Event | ev.Command | None = None) -> None:
         self.lines += 1
-        text = "|".join(map(str, said)).encode()
-        self._trace.update(text + b"\n")
-        self._content.update(text + b"".join(b"|" + name.encode() for name in names) + b"\n")
+        self._trace.update(f"{text}\n".encode())
+        if self._content:
+            names = () if one is None else names_of(one)
+            self._content.update("|".join((text, *names)).encode() + b"\n")
 
-    def said(self, node: Node, one: ev.Event | ev.Command) -> tuple[Any, ...]:
+    def said(self, node: Node, one: Any) -> tuple[str, str, int, int, str]:
         """(kind, peer, k, size, reason)."""
-        message = getattr(one, "message", None)
-        conn = getattr(one, "conn", None)
-        end = node.ends.get(conn) if conn is not None else None
-        peer = getattr(one, "peer", "") or (end.peer if end else "")
-        kind, k, size = type(one).__name__, 0, getattr(one, "size", 0)
-        reason = getattr(one, "reason", "") or getattr(one, "why", "") or getattr(one, "order", "")
-        if message is not None:
-            kind += "/" + type(message).__name__
-            reason = getattr(message, "reason", "")
-            if isinstance(message, ms.Propose | ms.Reply):
-                try:
-                    manifest = ms.decode_manifest(message.manifest)
-                    k, size = manifest.k, manifest.size
-                except Refused as refusal:  # a liar's
-                    reason = refusal.reason
-            elif isinstance(message, ms.Refusal | ms.Aborted):
-                k = message.k
-        elif isinstance(one, ev.Commit):
-            reason = ",".join(f"{fact.kind}:{fact.fields.get('peer', '')}:{fact.fields.get('k', '')}" for fact in one.facts)
-        elif isinstance(one, ev.Note):
-            kind, peer = f"Note/{one.kind}", one.fields.get("peer", "")
-            k, reason = one.fields.get("k", 0), one.fields.get("reason", "")
-        return kind, peer, k, size, reason
+        if isinstance(one, ev.Commit):
+            facts = (f"{fact.kind}:{fact.fields.get('peer', '')}:{fact.fields.get('k', '')}" for fact in one.facts)
+            return "Commit", "", 0, 0, ",".join(facts)
+        if isinstance(one, ev.Note):
+            held = one.fields
+            return f"Note/{one.kind}", held.get("peer", ""), held.get("k", 0), 0, held.get("reason", "")
+        kind: Any = type(one)
+        form = _form_of(kind)
+        end = node.ends.get(one.conn) if form.conn else None
+        peer = (form.peer and one.peer) or (end.peer if end else "")
+        if form.message:
+            return self.told(one.message, form.kind, peer)
+        return form.kind, peer, 0, one.size if form.size else 0, getattr(one, form.reason) if form.reason else ""
+
+    def told(self, message: ms.Message, kind: str, peer: str) -> tuple[str, str, int, int, str]:
+        """The same of a message that comes or goes."""
+        kind = f"{kind}/{type(message).__name__}"
+        if isinstance(message, ms.Propose | ms.Reply):
+            try:
+                manifest = ms.decode_manifest(message.manifest)
+            except Refused as refusal:  # a liar's
+                return kind, peer, 0, 0, refusal.reason
+            return kind, peer, manifest.k, manifest.size, ""
+        if isinstance(message, ms.Refusal):
+            return kind, peer, message.k, 0, message.reason
+        return kind, peer, message.k if isinstance(message, ms.Aborted) else 0, 0, ""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an event or command of one kind has to say."""
+
+    kind: str
+    message: bool
+    conn: bool
+    peer: bool
+    size: bool
+    reason: str
+    """the field that says why, or what was ordered; empty where there is none"""
+
+
+@cache
+def _form_of(kind: Any) -> Form:
+    parts = kind.__struct_fields__
+    has = {part: part in parts for part in ("message", "conn", "peer", "size")}
+    return Form(kind.__name__, **has, reason=next((part for part in ("reason", "why", "order") if part in parts), ""))
 
 
 def names_of(one: ev.Event | ev.Command) -> tuple[str, ...]:

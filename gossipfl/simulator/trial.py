@@ -301,7 +301,7 @@ def run(
     recordings of all nodes."""
     began = time.process_time()
     federation, specs = federation_of(trial)
-    watch, digests = Watching(truth_of(federation, specs), laws), Digests()
+    watch, digests = Watching(truth_of(federation, specs), laws), Digests(content=False)
     seen = None if record is None else Recorded(record, watch.found)
     world = _world(trial, specs, watch, digests, *([seen] if seen else []))
     watch.truth.caught.update(world.trouble.hostile)

@@ -210,7 +210,7 @@ def summed(content: Any) -> bytes:
     return _summed(bytes(content))
 
 
-@functools.lru_cache(maxsize=4096)  # every image of a disk holds the same few blobs
+@functools.lru_cache(maxsize=4096)  # both ends of an exchange come to the same
 def _summed(raw: bytes) -> bytes:
     parts = [len(raw).to_bytes(8, "little")]
     for at in range(0, len(raw), PIECE):
@@ -224,8 +224,13 @@ def _summed(raw: bytes) -> bytes:
 
 def is_whole(file: str, content: Any) -> bool:
     """Does a file hold what its own name says, by hash or by sum?"""
+    return _is_whole(file, bytes(content))
+
+
+@functools.lru_cache(maxsize=4096)  # every image of a disk holds the same few blobs
+def _is_whole(file: str, raw: bytes) -> bool:
     name, dash, of = file.partition("-")
-    return summed(content).hex().startswith(of) if dash else root(content).hex() == name
+    return summed(raw).hex().startswith(of) if dash else root(raw).hex() == name
 
 
 def is_signed(kind: str, document: bytes, signature: bytes, key: bytes) -> bool:
@@ -282,7 +287,7 @@ class Truth:
         return np.dtype(self.dtype if space == "model" else "float64")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Card:
     """A certificate that was presented."""
 
@@ -292,6 +297,7 @@ class Card:
     counter: int
 
 
+@functools.lru_cache(maxsize=1024)
 def card(encoded: bytes) -> Card | None:
     """What a certificate says, if its identity key signed it; None otherwise."""
     body, signature = encoded[:-64], encoded[-64:]
