@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from gossipfl.simulator import pool, shrink, swarm, trial
 from gossipfl.simulator.conservation import Account, ExactlyOnce, Half, Key, is_explained
 from gossipfl.simulator.invariants import Checker, Watch
 from gossipfl.simulator.laws import DialsSeldom, HonestAgree
+from gossipfl.simulator.network import World
 from gossipfl.simulator.recovery import ComesTogether
 from gossipfl.simulator.witness import Fellow, Life, Truth
 
@@ -286,6 +288,14 @@ def test_a_swarm_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert sorted(held) == [0, 1]
     assert not swarm.done(path, swarm.Plan(0, 3, SHORT, (3, 5), until_s=5.0))
     assert swarm.summary(list(held.values()))["failed"] == []
+
+
+def test_of_a_seed_that_is_done_nothing_stays_in_memory() -> None:
+    """A day of seeds in one process grew by fourteen megabytes a seed."""
+    seeds = [70_001, 70_002]
+    assert len(list(swarm.run(swarm.Plan(70_001, 2, SHORT, (3, 4), until_s=5.0), seeds, processes=1))) == 2
+    assert not [one for one in gc.get_objects() if type(one) is World and one.seed in seeds]
+
 
 
 @pytest.mark.parametrize("named", [True, False])
