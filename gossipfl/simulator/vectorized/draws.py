@@ -10,6 +10,7 @@ round (who is absent, who meets whom) is here as well, so that switching one thi
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -49,6 +50,18 @@ def bits(start: np.uint64, nodes: Integers, count: int) -> Bits:
     keys = _mixed((nodes.astype(np.uint64) + np.uint64(1)) * GOLDEN ^ start)
     steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
     return _mixed(keys[:, None] + steps)
+
+
+def ahead(seed: int, purpose: str, rounds: range, nodes: Integers) -> Bits:
+    """What `bits` gives for the streams (seed, purpose, round), one number a node. **Shapes**: -> (rounds, N)."""
+    starts = np.array([stream(seed, purpose, round) for round in rounds], dtype=np.uint64)
+    keys = _mixed((nodes.astype(np.uint64) + np.uint64(1)) * GOLDEN ^ starts[:, None])
+    return _mixed(np.add(keys, GOLDEN, out=keys))
+
+
+def chance(drawn: Bits, share: float) -> NDArray[np.bool_]:
+    """Which of the numbers, taken as `uniform` takes them, lie below the share."""
+    return np.asarray((drawn >> np.uint64(11)) < np.uint64(math.ceil(share * 2.0**53)))
 
 
 def uniform(start: np.uint64, nodes: Integers) -> NDArray[np.float64]:

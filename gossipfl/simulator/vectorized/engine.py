@@ -142,7 +142,8 @@ class Engine:
                 self.state, method, np.ones_like(masses) if method.is_uniform else masses, self.settings.codec, self.shard
             )
         if method.theta and (method.leak or method.cap or (self.weather.some_leave and links is not None)):
-            self.mixer.keep_flows()
+            needs_all = method.leak or method.cap or self.conduct is not None
+            self.mixer.keep_flows(None if needs_all else np.isfinite(self.weather.leaves))
         if method.theta:
             self.state.need_correction()
         if self.settings.plan.batch_size is None and self.shard is None:
@@ -200,11 +201,11 @@ class Engine:
 
     def _come_and_go(self, at: int) -> None:
         weather = self.weather
-        if weather.some_leave and at:
-            self.mixer.leave(weather.members(at - 1) & ~weather.members(at))
-        if weather.some_join:
-            for node in np.flatnonzero(weather.joins == at) if at else ():
-                self._join(int(node), at)
+        if not at or not weather.changes(at):
+            return
+        self.mixer.leave(weather.members(at - 1) & ~weather.members(at))
+        for node in np.flatnonzero(weather.joins == at):
+            self._join(int(node), at)
 
     def _join(self, node: int, at: int) -> None:
         """A newcomer begins at the coordinate-wise median of three members' models, F = 0."""

@@ -6,6 +6,7 @@ no other. Not here: faults of a network in time (the event simulator has those).
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
@@ -13,12 +14,15 @@ import numpy as np
 
 from gossipfl.errors import Misuse
 from gossipfl.learning.blocks import Vector
-from gossipfl.simulator.vectorized.draws import Integers, bits, stream, uniform
+from gossipfl.simulator.vectorized.draws import Integers, ahead, bits, chance, stream, uniform
 from gossipfl.simulator.vectorized.meetings import Mask, Meetings
 from gossipfl.simulator.vectorized.outages import Outages
 
 COUNTS: Final = ("up_rounds", "down_rounds", "slow_sites", "slow_times", "delay_rounds", "noise_scale")
 """Faults that are no share of anything."""
+
+AHEAD: Final = 2**14
+"""So many numbers are drawn at once, for several rounds: a thousand cost less than the calls that draw them."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,12 @@ class Weather:
         if outages is not None:
             self.joins = np.maximum(self.joins, outages.joins)
             self.leaves = np.minimum(self.leaves, outages.leaves)
-        self.some_join = bool(self.joins.any())
         self.some_leave = bool(np.isfinite(self.leaves).any())
+        moves = np.concatenate([self.joins, np.ceil(self.leaves[np.isfinite(self.leaves)])])
+        self.moves: list[int] = np.unique(moves).astype(np.int64).tolist()
+        """rounds before which somebody joins or leaves"""
+        self._members: tuple[int, Mask] = (-1, self.up)
+        self._ahead: dict[str, tuple[range, tuple[Mask, ...]]] = {}
         self.slow_turns = self._slow_turns() if faults.slow_sites else None
         """when slow sites exchange, and when they train"""
         self.is_slow: Mask = self._drawn("straggler") < faults.stragglers
@@ -115,9 +123,27 @@ class Weather:
     def _drawn(self, purpose: str, round: int = 0) -> np.ndarray:
         return uniform(stream(self.seed, purpose, round), self.nodes)
 
+    def _chances(self, purpose: str, round: int, *shares: float) -> tuple[Mask, ...]:
+        """(N,) whose number of this round lies below each share; drawn for some rounds at once."""
+        rounds, drawn = self._ahead.get(purpose, (range(0), ()))
+        if round not in rounds:
+            span = max(1, AHEAD // len(self.nodes))
+            rounds = range(round - round % span, round - round % span + span)
+            numbers = ahead(self.seed, purpose, rounds, self.nodes)
+            drawn = tuple(chance(numbers, share) for share in shares)
+            self._ahead[purpose] = rounds, drawn
+        return tuple(mask[round - rounds.start] for mask in drawn)
+
     def members(self, round: int) -> Mask:
-        """(N,) who has joined and not left."""
-        return (self.joins <= round) & (round < self.leaves)
+        """(N,) who has joined and not left: the same array until that changes."""
+        era = bisect_right(self.moves, round)
+        if era != self._members[0]:
+            self._members = era, (self.joins <= round) & (round < self.leaves)
+        return self._members[1]
+
+    def changes(self, round: int) -> bool:
+        """Does anybody join or leave before this round."""
+        return bisect_left(self.moves, round) < bisect_right(self.moves, round)
 
     def present(self, round: int) -> Mask:
         """(N,) who takes part in this round. Sessions go on by one round with each call."""
@@ -127,10 +153,10 @@ class Weather:
         if self.outages is not None:
             here = here & self.outages.here(round)
         if faults.up_rounds:
-            flips = self._drawn("session", round) < np.where(self.up, 1 / faults.up_rounds, 1 / faults.down_rounds)
-            self.up = self.up ^ flips
+            ends, begins = self._chances("session", round, 1 / faults.up_rounds, 1 / faults.down_rounds)
+            self.up = self.up ^ np.where(self.up, ends, begins)
             here = here & self.up
-        return here & (self._drawn("dropout", round) >= faults.dropout) if faults.dropout else here
+        return here & ~self._chances("dropout", round, faults.dropout)[0] if faults.dropout else here
 
     def _slow_turns(self) -> tuple[Mask, Mask]:
         """(T, exchanges, N) which turns of a round have which slow site, (T, N) in which rounds it trains: before the first of
@@ -175,16 +201,14 @@ class Weather:
             met = self.outages.reach(met, round)
         if not (faults.lost or faults.half or faults.delayed):
             return met
-        draws = bits(stream(self.seed, "exchange", round, batch), met.lo * len(self.nodes) + met.hi, 4)
-        lost, half, side, late = ((draws[:, at] >> np.uint64(11)).astype(np.float64) * 2.0**-53 for at in range(4))
-        is_half = half < faults.half
-        struck = replace(
-            met,
-            at_lo=_and(met.at_lo, ~(is_half & (side < 0.5))) if faults.half else met.at_lo,
-            at_hi=_and(met.at_hi, ~(is_half & (side >= 0.5))) if faults.half else met.at_hi,
-            late=late < faults.delayed if faults.delayed else None,
-        )
-        return struck.only(lost >= faults.lost) if faults.lost else struck
+        pairs = met.lo * len(self.nodes) + met.hi
+        lost, half, side, late = bits(stream(self.seed, "exchange", round, batch), pairs, 4).T
+        at_lo, at_hi = met.at_lo, met.at_hi
+        if faults.half:
+            is_half, is_low = chance(half, faults.half), chance(side, 0.5)
+            at_lo, at_hi = _and(at_lo, ~(is_half & is_low)), _and(at_hi, ~(is_half & ~is_low))
+        struck = replace(met, at_lo=at_lo, at_hi=at_hi, late=chance(late, faults.delayed) if faults.delayed else None)
+        return struck.only(np.flatnonzero(~chance(lost, faults.lost))) if faults.lost else struck
 
     def loses(self, nodes: Integers, round: int) -> Mask:
         """Whose message to a server is lost. **Shapes**: (n,)."""
@@ -199,18 +223,23 @@ class Weather:
         if not self.hostile.any():
             return None
 
-        where: dict[str, Integers] = {}
+        found: dict[str, Any] = {}
 
-        def sent(name: str, nodes: Integers, rows: Vector) -> None:
-            if where.get("nodes") is not nodes:  # once for all tensors of a model
-                where["nodes"] = nodes
-                where["flipped"], where["noisy"] = np.flatnonzero(self.flips[nodes]), np.flatnonzero(self.noisy[nodes])
-            rows[where["flipped"]] *= -1
-            noisy = where["noisy"]
+        def sent(name: str, nodes: Integers, rows: Vector) -> tuple[Integers, Vector]:
+            if found.get("nodes") is not nodes:  # once for all tensors of a model
+                places = np.flatnonzero(self.hostile[nodes])
+                noisy = np.flatnonzero(self.noisy[nodes[places]])
+                signs = np.where(self.flips[nodes[places]], -1, 1)[:, None]
+                found.update(nodes=nodes, places=places, noisy=noisy, signs=signs.astype(rows.dtype))
+            places, noisy = found["places"], found["noisy"]
+            own = rows[places]
+            told = own * found["signs"]
             if len(noisy):
-                drawn = bits(stream(self.seed, f"noise {name}", round), nodes[noisy], rows.shape[1])
+                drawn = bits(stream(self.seed, f"noise {name}", round), nodes[places[noisy]], rows.shape[1])
                 unit = ((drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 - 0.5) * 12**0.5
-                rows[noisy] += (unit * self.faults.noise_scale).astype(rows.dtype)
+                told[noisy] += (unit * self.faults.noise_scale).astype(rows.dtype)
+            rows[places] = told
+            return places, own
 
         return sent
 

@@ -26,8 +26,9 @@ from gossipfl.simulator.vectorized.state import Blocks, State
 CHUNK_BYTES: Final = 2 * 2**20
 """Of the models that a chunk of exchanges reads: with its temporaries it fits a second-level cache and part of the third."""
 
-Distort = Callable[[str, Integers, Vector], None]
-"""(tensor, nodes, what they would send) -> changed in place: what hostile nodes send instead"""
+Distort = Callable[[str, Integers, Vector], tuple[Integers, Vector]]
+"""(tensor, nodes, what they would send) -> changed in place: what hostile nodes send instead. Comes back: their places, and
+the rows that they hold themselves"""
 
 Mapper = Callable[[Callable[[Any], None], list[Any]], None]
 """runs a function on every item, perhaps in threads"""
@@ -57,19 +58,33 @@ class Late:
     due: int
     steps: list[tuple[str, str, Integers, Vector]]
     """(model or F, tensor, nodes, displacement)"""
+    is_once: bool = False
+    """does no node stand twice among those of a displacement"""
 
 
 @dataclass(frozen=True)
-class End:
-    """One end of some exchanges. **Shapes**: nodes (E,); now and later: places among them."""
+class Ends:
+    """Both ends of E exchanges. **Shapes**: nodes (2 E,), the lower ones first; skipped, later: places among them."""
 
     nodes: Integers
-    sign: int
-    """+ at the lower node, - at the higher"""
-    skipped: Integers | None
-    """which halves are not applied now; None: all are"""
-    later: Integers | None
+    skipped: Integers
+    """which halves are not applied now"""
+    later: Integers
     """which of these are after a delay"""
+
+    @classmethod
+    def of(cls, met: Meetings) -> Ends:
+        nodes, none = np.concatenate([met.lo, met.hi]), np.empty(0, dtype=np.int64)
+        away = None
+        if met.at_lo is not None or met.at_hi is not None:
+            applied = (np.ones(len(met), dtype=bool) if half is None else half for half in (met.at_lo, met.at_hi))
+            away = ~np.concatenate(list(applied))
+        if met.late is None:
+            return cls(nodes, none if away is None else np.flatnonzero(away), none)
+        late = np.concatenate([met.late, met.late])
+        if away is None:
+            away = np.zeros_like(late)
+        return cls(nodes, np.flatnonzero(late | away), np.flatnonzero(late & ~away))
 
 
 @dataclass
@@ -81,6 +96,8 @@ class Mixer:
     links: Links | None = None
     flows: dict[str, Vector] = field(default_factory=dict)
     """(E, size) of each parameter's tensor, + at the lower node; kept only where leak, cap or leaving needs it"""
+    ending: Mask | None = None
+    """(E,) the links whose flow will be asked for, where nothing leaks and nothing is capped; None: all"""
     pending: list[Late] = field(default_factory=list)
     replicas: Replicas | None = None
     """what links hold of their ends, where models travel compressed"""
@@ -94,10 +111,13 @@ class Mixer:
     def __post_init__(self) -> None:
         self.is_even = bool((self.masses == 1.0).all())
 
-    def keep_flows(self) -> None:
-        """One flow a link from now on. **Raises**: Misuse without a graph whose links could have one."""
+    def keep_flows(self, of: Mask | None = None) -> None:
+        """One flow a link from now on; with `of` (N,), where no terms need all, only of the links of these nodes.
+
+        **Raises**: Misuse without a graph whose links could have one."""
         if self.links is None:
             raise Misuse("leak and cap need one flow a link; give a static graph, or set leak = 0 and cap = 0")
+        self.ending = None if of is None else of[self.links.lo] | of[self.links.hi]
         for name in self.state.parameters:
             if name not in self.flows:
                 size = self.state.flat(self.state.shared, name).shape[1]
@@ -116,12 +136,11 @@ class Mixer:
         if terms.kappa:
             self.state.need_correction()
         targets = self.state.shared if meetings.is_disjoint else self._cleared()
-        late = Late(due, [])
+        late = Late(due, [], meetings.is_disjoint)
         size = max(1, CHUNK_BYTES // (2 * self.state.layout.size * np.dtype(self.state.layout.dtype).itemsize))
         for start in range(0, len(meetings), size):
-            self._chunk(
-                meetings.only(np.arange(start, min(start + size, len(meetings)))), terms, targets, distort, late
-            )
+            part = meetings if size >= len(meetings) else meetings.only(slice(start, start + size))
+            self._chunk(part, terms, targets, distort, late)
         if not meetings.is_disjoint:
             for name, block in self.state.shared.items():
                 block[self.own].add_(targets[name][self.own])
@@ -136,35 +155,29 @@ class Mixer:
         return self._spare
 
     def _chunk(self, met: Meetings, terms: Terms, targets: Blocks, distort: Distort | None, late: Late) -> None:
-        state = self.state
-        m_lo, m_hi = self._masses(met)
-        is_own = distort is None and self.replicas is None and met.is_disjoint
-        pairs, nodes = {}, np.concatenate([met.lo, met.hi])
+        state, masses, ends = self.state, self._masses(met), Ends.of(met)
+        rows, honest, pairs = {}, {}, {}
         for name in state.shared:
-            rows = self._taken(state.flat(state.shared, name), nodes, name, 0)
+            rows[name] = self._taken(state.flat(state.shared, name), ends.nodes, name, 0)
             if distort is not None:
-                distort(name, nodes, rows)
-            pairs[name] = rows[: len(met)], rows[len(met) :]
+                honest[name] = distort(name, ends.nodes, rows[name])
+            pairs[name] = rows[name][: len(met)], rows[name][len(met) :]
         counts = {}
         if self.replicas is not None:
             both = self.masses[met.lo], self.masses[met.hi]
             counts = self.replicas.pass_through(pairs, met, *both, books=terms.kappa > 0)
-        share = mixing.flow_share(met.gamma, m_lo, m_hi, self._clip(pairs, terms, met))
-        ends = self._ends(met)
-        flows: dict[str, tuple[Vector | None, Vector]] = {}
+        share = mixing.flow_share(met.gamma, *masses, self._clip(pairs, terms, met))
+        carried = {}
         for name, (y_lo, y_hi) in pairs.items():
             q = mixing.carry(y_lo, y_hi, share, out=self._room(y_lo, name, 2))
-            for end, held, mass in zip(ends, (y_lo, y_hi), (m_lo, m_hi), strict=True):
-                step = self._over(q, mass, self._room(q, name, 3))
-                self._add(targets[name], "shared", name, end, step, late, held if is_own else None, met.is_disjoint)
+            for places, own in (honest[name],) if name in honest else ():
+                rows[name][places] = own
+            held = None if self.replicas is not None else rows[name]
+            self._move(targets[name], ("shared", name), ends, q, masses, 1, late, held, met.is_disjoint)
             if terms.kappa and name in state.correction:
-                before = self.flows[name][met.edge] if self.flows and met.edge is not None else None
-                kept = 1.0 - terms.leak if before is not None else 1.0
-                if name in counts:
-                    np.divide(q, counts[name], out=q)
-                flows[name] = before, correction.book(before, q, terms.kappa, kept, 1.0, True, out=q)
-        if flows:
-            self._book(flows, terms, met, (m_lo, m_hi), ends, late)
+                carried[name] = np.divide(q, counts[name], out=q) if name in counts else q
+        if carried:
+            self._book(carried, terms, met, masses, ends, late)
 
     def _masses(self, met: Meetings) -> tuple[Any, Any]:
         """Of both ends; plain numbers where all are 1."""
@@ -190,20 +203,6 @@ class Mixer:
         """q / mass; dividing by 1 is left out."""
         return q if self.is_even else np.divide(q, _column(mass, q), out=out)
 
-    @staticmethod
-    def _ends(met: Meetings) -> tuple[End, End]:
-        """The lower nodes and the higher, with what of each is applied later or never."""
-        later = met.late if met.late is not None and met.late.any() else None
-        made = []
-        for nodes, sign, there in ((met.lo, 1, met.at_lo), (met.hi, -1, met.at_hi)):
-            skipped, waiting = None if there is None else ~there, later
-            if later is not None:
-                skipped = later if skipped is None else skipped | later
-                waiting = later if there is None else later & there
-            parts = (None if mask is None else np.flatnonzero(mask) for mask in (skipped, waiting))
-            made.append(End(nodes, sign, *parts))
-        return made[0], made[1]
-
     def _clip(self, pairs: dict[str, tuple[Vector, Vector]], terms: Terms, met: Meetings) -> Floats | float:
         if terms.tau is None:
             return 1.0
@@ -213,55 +212,81 @@ class Mixer:
         )
         return share
 
-    def _book(self, flows: dict[str, tuple[Vector | None, Vector]], terms: Terms, met: Meetings,
-              masses: tuple[Floats | float, Floats | float], ends: tuple[End, End], late: Late) -> None:  # fmt: skip
-        """Cap the new flow of each link, keep it, and move F at both ends."""
-        if terms.cap and self.flows and self.links is not None:
-            squares = sum(np.square(row_norms(after)) for _, after in flows.values())
-            length, gradient = np.sqrt(np.asarray(squares)), self.state.gradient
+    def _book(self, carried: dict[str, Vector], terms: Terms, met: Meetings, masses: tuple[Any, Any], ends: Ends,
+              late: Late) -> None:  # fmt: skip
+        """Add what flowed to each link's flow, and move F at both ends by what that gained."""
+        if self.flows and met.edge is not None:
+            if terms.needs_flows:
+                gained = self._leaked(carried, terms, met)
+            else:
+                asked: Any = slice(None) if self.ending is None else np.flatnonzero(self.ending[met.edge])
+                gained = _times_kappa(carried, terms)
+                for name, flow in gained.items():
+                    self.flows[name][met.edge[asked]] += flow[asked]
+        else:
+            gained = _times_kappa(carried, terms)
+        for name, step in gained.items():  # F' = F - gained / m at the lower node: see correction.advance
+            target = self.state.correction[name]
+            self._move(target, ("correction", name), ends, step, masses, -1, late, None, met.is_disjoint)
+
+    def _leaked(self, carried: dict[str, Vector], terms: Terms, met: Meetings) -> dict[str, Vector]:
+        """The new flow of each link, capped and kept; comes back: by how much it grew."""
+        assert met.edge is not None and self.links is not None
+        before = {name: self.flows[name][met.edge] for name in carried}
+        for name, q in carried.items():
+            correction.book(before[name], q, terms.kappa, 1.0 - terms.leak, 1.0, True, out=q)
+        if terms.cap:
+            length = np.sqrt(np.asarray(sum(np.square(row_norms(after)) for after in carried.values())))
             degree = np.maximum(self.links.degree[met.lo], self.links.degree[met.hi]).astype(np.float64)
-            m_lo, m_hi = self.masses[met.lo], self.masses[met.hi]
+            m_lo, m_hi, gradient = self.masses[met.lo], self.masses[met.hi], self.state.gradient
             most = correction.cap_norm(degree, m_lo, gradient[met.lo], m_hi, gradient[met.hi]) * (terms.cap / 2)
             share = correction.cap_factor(length, np.where(most > 0, most, np.inf))
-            for _, after in flows.values():
+            for after in carried.values():
                 np.multiply(after, _column(share, after), out=after)
-        for name, (before, after) in flows.items():
-            gained = after  # F' = F + (before - after) / m at the lower node: see correction.advance
-            if before is not None:
-                assert met.edge is not None
-                self.flows[name][met.edge] = after
-                gained = np.subtract(after, before, out=before)
-            for end, mass in zip(ends, masses, strict=True):
-                step = self._over(gained, mass, self._room(after, name, 3))
-                back = End(end.nodes, -end.sign, end.skipped, end.later)
-                self._add(self.state.correction[name], "correction", name, back, step, late, None, met.is_disjoint)
+        for name, after in carried.items():
+            self.flows[name][met.edge] = after
+            np.subtract(after, before[name], out=after)
+        return carried
 
-    def _add(self, target: torch.Tensor, group: str, name: str, end: End, step: Vector, late: Late, held: Vector | None,
-             is_once: bool) -> None:  # fmt: skip
-        """Move one end by `step` times its sign, but for halves that are lost or late.
-
-        `held`: the rows before, where they are at hand; `is_once`: no node twice among all."""
-        nodes = end.nodes
-        if end.later is not None and len(end.later):
-            waiting = step[end.later]
-            late.steps.append((group, name, nodes[end.later], waiting if end.sign > 0 else -waiting))
-        if end.skipped is not None and len(end.skipped):
-            kept, step = step, self._room(step, name, 5)
-            np.copyto(step, kept)
-            step[end.skipped] = 0
+    def _move(self, target: torch.Tensor, what: tuple[str, str], ends: Ends, q: Vector, masses: tuple[Any, Any], sign: int,
+              late: Late, held: Vector | None, is_once: bool) -> None:  # fmt: skip
+        """Move both ends by q / mass, the lower one along `sign` and the other against it, but for halves that are lost or
+        late. `held`: the rows before, where they are at hand; `is_once`: no node twice among all."""
+        _, name = what
+        if len(ends.later):
+            late.steps.append((*what, ends.nodes[ends.later], self._halves(q, masses, sign, ends.later)))
         if not is_once:
-            add_rows(target, nodes, step, end.sign)
+            step = self._halves(q, masses, sign, slice(None))
+            step[ends.skipped] = 0
+            add_rows(target, ends.nodes, step)
             return
         rows = target.view(len(target), -1).numpy()
-        if held is None:
-            held = self._taken(rows, nodes, name, 4)
-        rows[nodes] = (np.add if end.sign > 0 else np.subtract)(held, step, out=held)
+        spared = ends.nodes[ends.skipped]
+        before = rows[spared] if len(spared) else None
+        for at, mass in enumerate(masses):
+            half = slice(0, len(q)) if at == 0 else slice(len(q), None)
+            nodes = ends.nodes[half]
+            own = self._taken(rows, nodes, name, 4) if held is None else held[half]
+            move = np.add if (sign > 0) == (at == 0) else np.subtract
+            rows[nodes] = move(own, self._over(q, mass, self._room(q, name, 3)), out=own)
+        if before is not None:
+            rows[spared] = before
+
+    def _halves(self, q: Vector, masses: tuple[Any, Any], sign: int, places: Any) -> Vector:
+        """The displacements of these ends. **Shapes**: places among (2 E,) -> (n, size)."""
+        pair, signs = np.tile(np.arange(len(q)), 2)[places], np.repeat([sign, -sign], len(q))[places]
+        step: Vector = q[pair] * _column(signs, q)
+        return step if self.is_even else np.divide(step, _column(np.concatenate(masses)[places], step), out=step)
 
     def arrive(self, round: int) -> None:
         """Apply the halves that are due: displacements, so that being late is exact."""
         for late in [one for one in self.pending if one.due <= round]:
             for group, name, nodes, step in late.steps:
-                add_rows(getattr(self.state, group)[name], nodes, step)
+                target = getattr(self.state, group)[name]
+                if late.is_once:
+                    target.view(len(target), -1).numpy()[nodes] += step
+                else:
+                    add_rows(target, nodes, step)
         self.pending = [one for one in self.pending if one.due > round]
 
     # ---- whole rounds as products -----------------------------------------------------------------------------------
@@ -325,6 +350,11 @@ class Mixer:
                 add_rows(self.state.correction[name], ends, step, sign)
             held[ending] = 0
             self.state.flat(self.state.correction, name)[gone] = 0
+
+
+def _times_kappa(carried: dict[str, Vector], terms: Terms) -> dict[str, Vector]:
+    """What is booked of what flowed, in its place."""
+    return {name: correction.book(None, q, terms.kappa, 1.0, 1.0, True, out=q) for name, q in carried.items()}
 
 
 def _column(numbers: Floats | float, like: Vector) -> Vector:
