@@ -15,7 +15,7 @@ from gossipfl.errors import Misuse
 from gossipfl.learning import correction, mixing
 from gossipfl.learning.parameters import Layout, initial
 from gossipfl.learning.training import Plan
-from gossipfl.simulator.vectorized import meetings, ways
+from gossipfl.simulator.vectorized import dense, faults, meetings, ways
 from gossipfl.simulator.vectorized import simulate as door
 from gossipfl.simulator.vectorized.batched import Batched
 from gossipfl.simulator.vectorized.dense import Dense, layers_of
@@ -452,9 +452,58 @@ def test_half_applied_exchanges_move_the_weighted_mean_and_lost_ones_do_not():
 def test_nobody_who_is_hostile_moves_the_sum_of_models_but_all_who_meet_them_suffer():
     settings = {"nodes": 12, "rounds": 40, "seed": 0, "method": "gossip", "evaluate_every": 0, "bootstrap": 20}
     honest = simulate("breast-cancer", **settings).state.vectors()
-    for faults in ({"sign_flip": 0.2}, {"noise": 0.2, "noise_scale": 3.0}):
-        struck = simulate("breast-cancer", faults=faults, **settings).state.vectors()
+    for struck_by in ({"sign_flip": 0.2}, {"noise": 0.2, "noise_scale": 3.0}):
+        struck = simulate("breast-cancer", faults=struck_by, **settings).state.vectors()
         assert np.abs(struck - honest).max() > 0.1
+
+
+@pytest.mark.parametrize("ahead", [1, 100, 2**14])
+def test_a_liar_and_whom_it_meets_move_by_what_it_said_each_from_its_own_model(monkeypatch, ahead):
+    state, met = some_state("float64"), meetings.matching(LINKS, np.ones(6, dtype=bool), 0, 0)
+    start = state.vectors()
+    weather = Weather(Faults(sign_flip=0.4, noise=0.4, noise_scale=2.0), 6, 10, 1)
+    assert weather.flips.any() and weather.noisy.any() and not weather.hostile.all()
+    told = {name: state.flat(state.shared, name).copy() for name in state.shared}
+    for name, rows in told.items():
+        weather.distort(3)(name, np.arange(6), rows)
+    said = np.concatenate(list(told.values()), axis=1)
+    np.testing.assert_array_equal(said[weather.flips], -start[weather.flips])
+    np.testing.assert_array_equal(said[~weather.hostile], start[~weather.hostile])
+    monkeypatch.setattr(faults, "AHEAD", ahead)
+    Mixer(state, MASSES, LINKS).exchange(met, Terms(), distort=Weather(weather.faults, 6, 10, 1).distort(3))
+    for lo, hi in zip(met.lo, met.hi, strict=True):
+        q = mixing.flow_step(said[lo], said[hi], 1.0, MASSES[lo], MASSES[hi], 1.0)
+        start[lo], start[hi] = start[lo] + q / MASSES[lo], start[hi] - q / MASSES[hi]
+    np.testing.assert_allclose(state.vectors(), start, atol=1e-12)
+
+
+def test_who_is_there_does_not_depend_on_how_many_rounds_are_drawn_at_once(monkeypatch):
+    settings = Faults(dropout=0.3, up_rounds=4.0, down_rounds=2.0, leave=0.3, join=0.3), 20, 30, 5
+
+    def course():
+        weather = Weather(*settings)
+        return [weather.present(at).tolist() for at in range(30)]
+
+    found = course()
+    for ahead in (1, 70):
+        monkeypatch.setattr(faults, "AHEAD", ahead)
+        assert course() == found
+    assert 0.1 < np.mean(found) < 0.6
+
+
+def test_who_is_absent_stays_as_it_was_also_where_all_are_computed_and_the_absent_put_back(monkeypatch):
+    def run(share):
+        monkeypatch.setattr(dense, "GATHER_STEPS", share)
+        return simulate("breast-cancer", nodes=12, rounds=8, seed=2, bootstrap=16, plan=Plan(1, 0.1), dtype="float64",
+                        training="matmul", faults={"dropout": 0.2}, evaluate_every=0).state.vectors()  # fmt: skip
+
+    found, resting = [], dense.Dense._resting
+    monkeypatch.setattr(dense.Dense, "_resting", lambda *said: found.append(resting(*said)) or found[-1])
+    copied = run(0.0)
+    assert not any(map(len, found))
+    put_back = run(1.0)
+    assert any(map(len, found))
+    np.testing.assert_allclose(put_back, copied, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["gossip", "ledger", "d-psgd", "ledger-edges", "fedavg", "fedprox"])

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -40,8 +39,8 @@ def save(path: Path, engine: Engine, run: Run, identity: str) -> None:
     late: list[list[Any]] = []
     for one in engine.mixer.pending:
         for group, name, nodes, moved in one.steps:
-            tensors[f"late/{len(late)}/nodes"] = torch.from_numpy(np.ascontiguousarray(nodes))
-            tensors[f"late/{len(late)}/moved"] = torch.from_numpy(np.ascontiguousarray(moved))
+            tensors[f"late/{len(late)}/nodes"] = torch.from_numpy(nodes.copy())
+            tensors[f"late/{len(late)}/moved"] = torch.from_numpy(moved.copy())
             late.append([one.due, group, name])
     said: dict[str, Any] = {
         "identity": identity,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,9 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gossipfl.learning.training import Loss
+from gossipfl.simulator.vectorized.draws import Integers
 from gossipfl.simulator.vectorized.rows import Batch, Rows
 from gossipfl.simulator.vectorized.state import Blocks, State
 from gossipfl.simulator.vectorized.stepping import Chunk, Work
+
+GATHER_STEPS: Final = 0.6
+"""What copying the rows of a node costs, in steps over these rows."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,35 @@ class Dense:
         self.slope = slope_of(loss, rows, held.shape[1], held.dtype)
 
     def train(self, state: State, work: Work) -> None:
+        resting = self._resting(work)
+        if not len(resting):
+            self._train(state, work)
+            return
+        first, last = int(work.nodes[0]), int(work.nodes[-1]) + 1  # type: ignore[index]
+        held = [(state.shared if name in state.shared else state.personal)[name].numpy() for name in self.trained]
+        held += [state.gradient] * work.is_measured
+        before = [rows.take(resting, axis=0) for rows in held]
+        self._train(state, replace(work, nodes=slice(first, last), steps=np.full(last - first, work.steps[0])))
+        for rows, own in zip(held, before, strict=True):
+            rows[resting] = own
+
+    def _resting(self, work: Work) -> Integers:
+        """The few nodes between the others that do not train, where it costs less to train them too and to put them back
+        than to copy the rows of all others."""
+        nodes, plan = work.nodes, work.plan
+        nobody = np.empty(0, dtype=np.int64)
+        has_buffers = plan.momentum > 0 or plan.optimizer == "adam"
+        if isinstance(nodes, slice) or has_buffers or plan.batch_size is not None or not self.rows.is_laid_out:
+            return nobody
+        span = int(nodes[-1] - nodes[0]) + 1
+        is_dense = span <= (1 + GATHER_STEPS / int(work.steps[0])) * len(nodes)
+        if work.steps[0] != work.steps[-1] or not is_dense or (nodes[1:] <= nodes[:-1]).any():
+            return nobody
+        rests = np.ones(span, dtype=bool)
+        rests[nodes - nodes[0]] = False
+        return np.asarray(nodes[0] + np.flatnonzero(rests))
+
+    def _train(self, state: State, work: Work) -> None:
         batches = self.rows.batches(work.nodes, work.plan.batch_size, work.draws, work.round)
         chunk = Chunk(state, work, batches, self.trained, [])
         chunk.run(self._gradients)

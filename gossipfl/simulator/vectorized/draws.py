@@ -29,6 +29,9 @@ SECOND: Final = np.uint64(0x94D049BB133111EB)
 ROW_BITS: Final = 22
 """Rows of one site at most 2^22: the lower bits of a sorting key name the row, the upper 42 are drawn."""
 
+SHORT: Final = 8
+"""Fewer numbers a node than this are computed column by column: short rows make short loops."""
+
 
 def _mixed(bits: Bits) -> Bits:
     """The finaliser, in place."""
@@ -49,14 +52,16 @@ def bits(start: np.uint64, nodes: Integers, count: int) -> Bits:
     """`count` numbers of 64 bits for each node: row i depends on (start, nodes[i]) only. **Shapes**: (N,) -> (N, count)."""
     keys = _mixed((nodes.astype(np.uint64) + np.uint64(1)) * GOLDEN ^ start)
     steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
+    if count < SHORT:
+        return _mixed(keys + steps[:, None]).T
     return _mixed(keys[:, None] + steps)
 
 
-def ahead(seed: int, purpose: str, rounds: range, nodes: Integers) -> Bits:
-    """What `bits` gives for the streams (seed, purpose, round), one number a node. **Shapes**: -> (rounds, N)."""
+def ahead(seed: int, purpose: str, rounds: range, nodes: Integers, count: int = 1) -> Bits:
+    """What `bits` gives for the streams (seed, purpose, round). **Shapes**: -> (rounds, N, count)."""
     starts = np.array([stream(seed, purpose, round) for round in rounds], dtype=np.uint64)
     keys = _mixed((nodes.astype(np.uint64) + np.uint64(1)) * GOLDEN ^ starts[:, None])
-    return _mixed(np.add(keys, GOLDEN, out=keys))
+    return _mixed(keys[..., None] + np.arange(1, count + 1, dtype=np.uint64) * GOLDEN)
 
 
 def chance(drawn: Bits, share: float) -> NDArray[np.bool_]:

@@ -32,7 +32,7 @@ from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.simulator.vectorized.mixing import Mixer, Terms
 from gossipfl.simulator.vectorized.posts import Memory
 from gossipfl.simulator.vectorized.push import Push, edges_of
-from gossipfl.simulator.vectorized.rows import Rows
+from gossipfl.simulator.vectorized.rows import Nodes, Rows
 from gossipfl.simulator.vectorized.server import Server
 from gossipfl.simulator.vectorized.shards import Shard
 from gossipfl.simulator.vectorized.state import State
@@ -241,11 +241,12 @@ class Engine:
         draws, works = self._draws(tick), []
         for part in self._parts(nodes if is_even else nodes[np.argsort(sizes[nodes], kind="stable")], is_even):
             mine = steps[part]
-            if (mine == mine[0]).all() and len(part) == part[-1] - part[0] + 1 and (np.diff(part) == 1).all():
-                where: Any = slice(int(part[0]), int(part[-1]) + 1)
-            else:
+            where: Nodes = part
+            if (mine != mine[0]).any():
                 order = np.argsort(-mine, kind="stable")
                 where, mine = part[order], mine[order]
+            elif len(part) == part[-1] - part[0] + 1 and (np.diff(part) == 1).all():
+                where = slice(int(part[0]), int(part[-1]) + 1)
             works.append(Work(where, mine, plan, draws, self.done, self.settings.method.is_measured))
         way = self.choosing.way
         if not way.is_threaded:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gossipfl.errors import Misuse
 from gossipfl.learning.blocks import Vector
-from gossipfl.simulator.vectorized.draws import Integers, ahead, bits, chance, stream, uniform
+from gossipfl.simulator.vectorized.draws import Bits, Integers, ahead, bits, chance, stream, uniform
 from gossipfl.simulator.vectorized.meetings import Mask, Meetings
 from gossipfl.simulator.vectorized.outages import Outages
 
@@ -111,7 +111,8 @@ class Weather:
         self.moves: list[int] = np.unique(moves).astype(np.int64).tolist()
         """rounds before which somebody joins or leaves"""
         self._members: tuple[int, Mask] = (-1, self.up)
-        self._ahead: dict[str, tuple[range, tuple[Mask, ...]]] = {}
+        self._ahead: dict[str, tuple[range, Any]] = {}
+        """what was drawn for some rounds at once, by purpose"""
         self.slow_turns = self._slow_turns() if faults.slow_sites else None
         """when slow sites exchange, and when they train"""
         self.is_slow: Mask = self._drawn("straggler") < faults.stragglers
@@ -119,6 +120,9 @@ class Weather:
         self.flips: Mask = attack < faults.sign_flip
         self.noisy: Mask = attack >= 1 - faults.noise
         self.hostile: Mask = self.flips | self.noisy
+        self._liars = np.flatnonzero(self.noisy)
+        self._rank = np.cumsum(self.noisy) - 1
+        """(N,) the place of each noisy node among these"""
 
     def _drawn(self, purpose: str, round: int = 0) -> np.ndarray:
         return uniform(stream(self.seed, purpose, round), self.nodes)
@@ -129,7 +133,7 @@ class Weather:
         if round not in rounds:
             span = max(1, AHEAD // len(self.nodes))
             rounds = range(round - round % span, round - round % span + span)
-            numbers = ahead(self.seed, purpose, rounds, self.nodes)
+            numbers = ahead(self.seed, purpose, rounds, self.nodes)[..., 0]
             drawn = tuple(chance(numbers, share) for share in shares)
             self._ahead[purpose] = rounds, drawn
         return tuple(mask[round - rounds.start] for mask in drawn)
@@ -205,8 +209,8 @@ class Weather:
         lost, half, side, late = bits(stream(self.seed, "exchange", round, batch), pairs, 4).T
         at_lo, at_hi = met.at_lo, met.at_hi
         if faults.half:
-            is_half, is_low = chance(half, faults.half), chance(side, 0.5)
-            at_lo, at_hi = _and(at_lo, ~(is_half & is_low)), _and(at_hi, ~(is_half & ~is_low))
+            is_whole, is_low = ~chance(half, faults.half), chance(side, 0.5)
+            at_lo, at_hi = _and(at_lo, is_whole | ~is_low), _and(at_hi, is_whole | is_low)
         struck = replace(met, at_lo=at_lo, at_hi=at_hi, late=chance(late, faults.delayed) if faults.delayed else None)
         return struck.only(np.flatnonzero(~chance(lost, faults.lost))) if faults.lost else struck
 
@@ -227,21 +231,34 @@ class Weather:
 
         def sent(name: str, nodes: Integers, rows: Vector) -> tuple[Integers, Vector]:
             if found.get("nodes") is not nodes:  # once for all tensors of a model
-                places = np.flatnonzero(self.hostile[nodes])
-                noisy = np.flatnonzero(self.noisy[nodes[places]])
-                signs = np.where(self.flips[nodes[places]], -1, 1)[:, None]
-                found.update(nodes=nodes, places=places, noisy=noisy, signs=signs.astype(rows.dtype))
-            places, noisy = found["places"], found["noisy"]
-            own = rows[places]
-            told = own * found["signs"]
-            if len(noisy):
-                drawn = bits(stream(self.seed, f"noise {name}", round), nodes[places[noisy]], rows.shape[1])
-                unit = ((drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 - 0.5) * 12**0.5
-                told[noisy] += (unit * self.faults.noise_scale).astype(rows.dtype)
+                flipped, noisy = np.flatnonzero(self.flips[nodes]), np.flatnonzero(self.noisy[nodes])
+                found.update(nodes=nodes, places=np.concatenate([flipped, noisy]), flipped=len(flipped), noisy=nodes[noisy])
+            places, flipped = found["places"], found["flipped"]
+            own = rows.take(places, axis=0)
+            told = np.negative(own)
+            if flipped < len(places):
+                np.add(own[flipped:], self._noise(name, round, found["noisy"], rows), out=told[flipped:])
             rows[places] = told
             return places, own
 
         return sent
+
+    def _noise(self, name: str, round: int, nodes: Integers, like: Vector) -> Vector:
+        """Of these noisy nodes. **Shapes**: nodes (n,), like (.., size) -> (n, size)."""
+        size, purpose = like.shape[1], f"noise {name}"
+        span = AHEAD // (len(self._liars) * size)
+        if not span:
+            return self._scaled(bits(stream(self.seed, purpose, round), nodes, size), like)
+        rounds, held = self._ahead.get(purpose, (range(0), None))
+        if round not in rounds:
+            rounds = range(round - round % span, round - round % span + span)
+            held = self._scaled(ahead(self.seed, purpose, rounds, self._liars, size), like)
+            self._ahead[purpose] = rounds, held
+        return np.asarray(held[round - rounds.start, self._rank[nodes]])
+
+    def _scaled(self, drawn: Bits, like: Vector) -> Vector:
+        unit = ((drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 - 0.5) * 12**0.5
+        return np.asarray((unit * self.faults.noise_scale).astype(like.dtype))
 
 
 def _and(one: Mask | None, other: Mask) -> Mask:

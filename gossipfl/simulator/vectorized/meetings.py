@@ -111,9 +111,11 @@ def matching(links: Links, present: Mask, seed: int, round: int, turn: int = 0) 
     **Randomness**: one number an edge, of the stream (seed, matching, round), and (.., turn) for a second or later one.
     """
     keys = bits(stream(seed, "matching", round, *((turn,) if turn else ())), EDGES, len(links))[0]
-    order = np.argsort(keys)
-    if not present.all():
-        order = order[(present[links.lo] & present[links.hi])[order]]
+    if present.all():
+        order = np.argsort(keys)
+    else:
+        there = np.flatnonzero(present[links.lo] & present[links.hi])
+        order = there[np.argsort(keys[there])]
     edge = np.concatenate(list(firsts(links.lo[order], links.hi[order], links.nodes)) or [order])
     edge = order[edge]
     return Meetings(links.lo[edge], links.hi[edge], 1.0, edge)

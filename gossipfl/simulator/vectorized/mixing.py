@@ -26,6 +26,8 @@ from gossipfl.simulator.vectorized.state import Blocks, State
 CHUNK_BYTES: Final = 2 * 2**20
 """Of the models that a chunk of exchanges reads: with its temporaries it fits a second-level cache and part of the third."""
 
+NOBODY: Final = np.empty(0, dtype=np.int64)
+
 Distort = Callable[[str, Integers, Vector], tuple[Integers, Vector]]
 """(tensor, nodes, what they would send) -> changed in place: what hostile nodes send instead. Comes back: their places, and
 the rows that they hold themselves"""
@@ -64,27 +66,36 @@ class Late:
 
 @dataclass(frozen=True)
 class Ends:
-    """Both ends of E exchanges. **Shapes**: nodes (2 E,), the lower ones first; skipped, later: places among them."""
+    """Both ends of E exchanges: of the lower nodes first. **Shapes**: nodes (2 E,), skipped (s,), later (l,)."""
 
     nodes: Integers
     skipped: Integers
-    """which halves are not applied now"""
+    """nodes whose halves are not applied now"""
+    places: Integers
+    """of the skipped ones, among all"""
     later: Integers
-    """which of these are after a delay"""
+    """nodes whose halves are applied after a delay"""
+    pairs: Integers
+    """the exchange of each of these"""
+    lower: int
+    """how many of these are lower ends: they come first"""
 
     @classmethod
     def of(cls, met: Meetings) -> Ends:
-        nodes, none = np.concatenate([met.lo, met.hi]), np.empty(0, dtype=np.int64)
-        away = None
+        nodes, places, later = np.concatenate([met.lo, met.hi]), NOBODY, NOBODY
         if met.at_lo is not None or met.at_hi is not None:
             applied = (np.ones(len(met), dtype=bool) if half is None else half for half in (met.at_lo, met.at_hi))
-            away = ~np.concatenate(list(applied))
-        if met.late is None:
-            return cls(nodes, none if away is None else np.flatnonzero(away), none)
-        late = np.concatenate([met.late, met.late])
-        if away is None:
-            away = np.zeros_like(late)
-        return cls(nodes, np.flatnonzero(late | away), np.flatnonzero(late & ~away))
+            there = np.concatenate(list(applied))
+            if met.late is not None:
+                late = np.concatenate([met.late, met.late])
+                later = np.flatnonzero(late & there)
+                there = there > late
+            places = np.flatnonzero(~there)
+        elif met.late is not None:
+            late = np.flatnonzero(met.late)
+            places = later = np.concatenate([late, late + len(met)])
+        pairs = later - len(met) * (later >= len(met))
+        return cls(nodes, nodes[places], places, nodes[later], pairs, int(np.searchsorted(later, len(met))))
 
 
 @dataclass
@@ -220,9 +231,9 @@ class Mixer:
                 gained = self._leaked(carried, terms, met)
             else:
                 asked: Any = slice(None) if self.ending is None else np.flatnonzero(self.ending[met.edge])
-                gained = _times_kappa(carried, terms)
+                edges, gained = met.edge[asked], _times_kappa(carried, terms)
                 for name, flow in gained.items():
-                    self.flows[name][met.edge[asked]] += flow[asked]
+                    self.flows[name][edges] += flow[asked]
         else:
             gained = _times_kappa(carried, terms)
         for name, step in gained.items():  # F' = F - gained / m at the lower node: see correction.advance
@@ -252,31 +263,29 @@ class Mixer:
               late: Late, held: Vector | None, is_once: bool) -> None:  # fmt: skip
         """Move both ends by q / mass, the lower one along `sign` and the other against it, but for halves that are lost or
         late. `held`: the rows before, where they are at hand; `is_once`: no node twice among all."""
-        _, name = what
         if len(ends.later):
-            late.steps.append((*what, ends.nodes[ends.later], self._halves(q, masses, sign, ends.later)))
+            late.steps.append((*what, ends.later, self._halves(q[ends.pairs], ends.later, ends.lower, sign)))
         if not is_once:
-            step = self._halves(q, masses, sign, slice(None))
-            step[ends.skipped] = 0
+            step = self._halves(np.concatenate([q, q]), ends.nodes, len(q), sign)
+            step[ends.places] = 0
             add_rows(target, ends.nodes, step)
             return
         rows = target.view(len(target), -1).numpy()
-        spared = ends.nodes[ends.skipped]
-        before = rows[spared] if len(spared) else None
+        before = rows.take(ends.skipped, axis=0) if len(ends.skipped) else None
         for at, mass in enumerate(masses):
             half = slice(0, len(q)) if at == 0 else slice(len(q), None)
             nodes = ends.nodes[half]
-            own = self._taken(rows, nodes, name, 4) if held is None else held[half]
+            own = self._taken(rows, nodes, what[1], 4) if held is None else held[half]
             move = np.add if (sign > 0) == (at == 0) else np.subtract
-            rows[nodes] = move(own, self._over(q, mass, self._room(q, name, 3)), out=own)
+            rows[nodes] = move(own, self._over(q, mass, self._room(q, what[1], 3)), out=own)
         if before is not None:
-            rows[spared] = before
+            rows[ends.skipped] = before
 
-    def _halves(self, q: Vector, masses: tuple[Any, Any], sign: int, places: Any) -> Vector:
-        """The displacements of these ends. **Shapes**: places among (2 E,) -> (n, size)."""
-        pair, signs = np.tile(np.arange(len(q)), 2)[places], np.repeat([sign, -sign], len(q))[places]
-        step: Vector = q[pair] * _column(signs, q)
-        return step if self.is_even else np.divide(step, _column(np.concatenate(masses)[places], step), out=step)
+    def _halves(self, step: Vector, nodes: Integers, lower: int, sign: int) -> Vector:
+        """The displacements of these nodes, in place of what flowed over their links; the first of them are lower ends."""
+        against = step[lower:] if sign > 0 else step[:lower]
+        np.negative(against, out=against)
+        return step if self.is_even else np.divide(step, _column(self.masses[nodes], step), out=step)
 
     def arrive(self, round: int) -> None:
         """Apply the halves that are due: displacements, so that being late is exact."""

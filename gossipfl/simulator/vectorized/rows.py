@@ -100,6 +100,11 @@ class Rows:
             if self.is_turned and x.ndim == 3 and x.nbytes <= TURN_BYTES:
                 self._turned = x.transpose(1, 2).contiguous()
 
+    @property
+    def is_laid_out(self) -> bool:
+        """Are the rows of all nodes at hand, one node after the other."""
+        return self._unpacked is not None
+
     def taken(self, block: Tensor, nodes: Nodes) -> Tensor:
         """The part of some nodes: a view of a range, else in this thread's array: fresh ones of this size fault pages every
         time."""
