@@ -96,35 +96,37 @@ def result_name(made_by: str) -> bytes:
     return hashlib.sha256(b"\3" + made_by.encode()).digest()
 
 
-Memo = dict[int, tuple[bytes, bytes, bytes]]
-"""level -> (left, right, their node) of the last proof: neighbouring chunks share all but a few of theirs"""
+Memo = dict[int, tuple[int, bytes, bytes]]
+"""level -> (place, its node, the path from there on) of the last proof: neighbouring chunks share all but a few of theirs"""
 
 
-def proves(
-    root: bytes, count: int, index: int, leaf_hash: bytes, path: Sequence[bytes], memo: Memo | None = None
-) -> bool:
+def proves(root: bytes, count: int, index: int, leaf_hash: bytes, path: bytes, memo: Memo | None = None) -> bool:
     """Does `path` show that `leaf_hash` is leaf `index` of the tree of `count` leaves under `root`?
 
-    False for an index out of range, for names of another length than 32 bytes, and for a path that is too short or too
-    long: exactly one path is accepted. `memo`, one a payload, saves the hashing of pairs that the last proof hashed, too;
-    it changes no answer.
+    `path` is that of `Tree.path`, joined. False for an index out of range, for names of another length than 32 bytes, and for a
+    path that is too short or too long: exactly one path is accepted. `memo`, one a payload, saves the hashing of what the last
+    proof has shown, too; it changes no answer.
     """
     memo = {} if memo is None else memo
     if not 0 <= index < count or len(root) != 32 or len(leaf_hash) != 32:
         return False
-    siblings = iter(path)
     value, last, level = leaf_hash, count - 1, 0
+    climbed: Memo = {}
     while last:
         if index % 2 or index < last:
-            sibling = next(siblings, None)
-            if sibling is None:
+            step = index, value, path
+            if memo.get(level) == step:
+                break
+            climbed[level] = step
+            sibling, path = path[:32], path[32:]
+            if len(sibling) < 32:
                 return False
-            left, right = (sibling, value) if index % 2 else (value, sibling)
-            known = memo.get(level)
-            if known is None or known[0] != left or known[1] != right:
-                known = memo[level] = (left, right, node(left, right))
-            value = known[2]
+            value = node(sibling, value) if index % 2 else node(value, sibling)
         index //= 2
         last //= 2
         level += 1
-    return next(siblings, None) is None and value == root
+    else:
+        if path or value != root:
+            return False
+    memo.update(climbed)
+    return True

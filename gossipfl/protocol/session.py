@@ -268,8 +268,7 @@ class Session:
         start = _CHUNK_HEAD + 32 * hashes
         if hashes > PATH_MAX or len(plain) - start != incoming.length(index):
             raise Refused("size", f"chunk {index} has another length than its payload implies; the peer is faulty")
-        path = [plain[at : at + 32] for at in range(_CHUNK_HEAD, start, 32)]
-        data = memoryview(plain)[start:]
+        path, data = plain[_CHUNK_HEAD:start], memoryview(plain)[start:]
         if not digest.proves(root, incoming.count, index, digest.leaf(data), path, incoming.memo):
             raise Refused("malformed", f"chunk {index} is not of the payload that was announced; the peer is faulty")
         incoming.next += 1
