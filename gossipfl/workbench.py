@@ -446,7 +446,10 @@ class Workbench:
         held = Own(self.tensors)
         model = held.vector(job.model, self.dtype(job.space))
         p = self.split(job.space, model)
-        out, into = self.vector(job.reference_out, job.space), self.vector(job.reference_in, job.space)
+        # replicas of models are not summed again: q compares them with the peer's; those of statistics are, for what is given
+        # back is subtracted, and what stood under an absurd amount would have lost its digits (ADR 29)
+        read = self.tensors.array if job.space == "model" else held.vector
+        out, into = (read(name, model.dtype) for name in (job.reference_out, job.reference_in))
         sparse = compression.millionths(job.codec) > 0
         if sparse:
             out, into = (room.array for room in self.expected(job, out, into))

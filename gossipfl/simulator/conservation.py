@@ -199,13 +199,13 @@ class ExactlyOnce(Checker):
             if not life.is_readable(name):
                 continue
             found = np.frombuffer(life.read(name), self.truth.kind(space))
-            expected = account.stood[space] + account.moved[space] + account.mixed[space]
+            expected = self.stands(life.name, account, space)
             for key, half, moved in undoable:
                 if half.space == space and self.is_undone(key, moved, found, expected):
                     expected = expected - moved
                     self.take_back(life.name, key, moved, space)
             account.peak[space] = np.maximum(account.peak.get(space, 0.0), np.abs(found))
-            if not is_explained(account, space, found, expected):
+            if not self.is_explained(account, space, found, expected):
                 off = found - expected
                 if space == "model" and before_name in life.rotten and life.name in self.starting:
                     self.adrift(space, off * self.truth.mass(life.name, space))
@@ -217,6 +217,20 @@ class ExactlyOnce(Checker):
         self.count += 1
         if self.count % self.LOOK == 0:
             self.weigh()
+
+    def stands(self, name: str, account: Account, space: str) -> Vector:
+        """What its disk must hold now: what it held, moved by updates and exchanges; of statistics the own rows' and what links
+        have brought, whatever stood there before."""
+        if space == "model":
+            return account.stood[space] + account.moved[space] + account.mixed[space]
+        brought = [amount for at, amount in self.lent.items() if at[0] == name]
+        brought += [amount for at, amounts in self.owed.items() if at[0] == name for amount in amounts.values()]
+        return np.asarray(sum(brought, self.truth.fellows[name].statistics))
+
+    def is_explained(self, account: Account, space: str, found: Vector, expected: Vector) -> bool:
+        """But for rounding: of what is added now, and of the large amounts of a liar that were once there."""
+        size = length(expected) + length(account.stood[space])
+        return is_near(found, expected, size + (1e-6 * account.peak[space] if self.truth.caught else 0.0))
 
     def is_undone(self, key: Key, moved: Vector, found: Vector, expected: Vector) -> bool:
         """Has this node taken its half back? Where it had moved less than a model is judged by, what is nearer says it."""
@@ -384,12 +398,6 @@ class ExactlyOnce(Checker):
         size = size * 100 + 1e-4 * self.reach.get(space, 0.0) if kind.itemsize == 8 else size
         if not is_near(stood.astype(kind), due.astype(kind), size):
             self.broken("", f"the mass-weighted sum of {space} is {length(stood - due):.3g} off its updates")
-
-
-def is_explained(account: Account, space: str, found: Vector, expected: Vector) -> bool:
-    """But for rounding: of what is added now, and of the largest amounts that were once there and are taken out again."""
-    size = length(expected) + length(account.stood[space])
-    return is_near(found, expected, size + 1e-6 * account.peak[space])
 
 
 def zeros(like: dict[str, Vector]) -> dict[str, Vector]:
