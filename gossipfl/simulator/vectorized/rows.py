@@ -133,6 +133,7 @@ class Batches:
         self.per_pass = self.counts // self.sizes
         self.is_even = bool((self.sizes == self.sizes[0]).all())
         self.is_whole = bool((self.sizes == self.counts).all())
+        self.is_alike = self.is_even and bool((self.counts == self.counts[0]).all())
         self._whole: Batch | None = None
         self._order: Integers = np.empty((0, 0), dtype=np.int64)
 
@@ -157,6 +158,11 @@ class Batches:
 
     def _shuffled(self, h: int, n: int) -> Integers:
         """(n, B) places among the own rows; nodes with few rows take all of them, in order."""
+        if self.is_alike:
+            turn, at = divmod(h, int(self.per_pass[0]))
+            if not at:
+                self._order = self.draws.orders(self.round, turn, self.places[:n], self.counts[:n])
+            return self._order[:n, at * int(self.sizes[0]) : (at + 1) * int(self.sizes[0])]
         widest = int(self.sizes.max())
         if not self._order.size:
             self._order = np.zeros((len(self.places), int(self.counts.max())), dtype=np.int64)

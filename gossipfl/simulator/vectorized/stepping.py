@@ -84,7 +84,10 @@ class Chunk:
         if self.is_measured:
             self._measure(directions, n)
         for weight, direction, shift in zip(self.weights, directions, self.shifts, strict=True):
-            weight[:n].sub_(direction if shift is None else direction + shift[:n], alpha=plan.eta)
+            if shift is not None:
+                is_own = directions is gradients and weight.ndim > 2
+                direction = direction.add_(shift[:n]) if is_own else direction + shift[:n]
+            weight[:n].sub_(direction, alpha=plan.eta)
 
     def _measure(self, directions: list[Tensor], n: int) -> None:
         shared = [one.reshape(n, -1) for one, mine in zip(directions, self.is_shared, strict=True) if mine]
