@@ -99,6 +99,8 @@ def square_sum(piece: Vector) -> float:
     in the vector's own dtype, whose order of adding is that of its kernel for this CPU: relative errors stay below 1e-7. In
     rows, because OpenBLAS takes threads of its own for a dot product of more than 10,000, which wait by spinning: where several
     threads walk a vector that had doubled the CPU time of a whole exchange."""
+    if not piece.size:
+        return 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         whole = piece.size - piece.size % ROW if piece.size >= LONG else 0
         rest = piece[whole:].astype(np.float64)

@@ -279,8 +279,9 @@ class Codes:
             else:
                 delta = np.subtract(y[inner], ref[inner])
                 self.kind.pack(delta, self.codes[inner], self.scales[of])
-        self.moments[_shifted(outer, self.n_parameters)] = y[outer]
-        if not (np.isfinite(delta).all() and np.isfinite(y[outer]).all()):
+        if outer.start < outer.stop:
+            self.moments[_shifted(outer, self.n_parameters)] = y[outer]
+        if not (np.isfinite(delta).all() and (outer.start == outer.stop or np.isfinite(y[outer]).all())):
             raise Misuse(
                 "the vector or its distance to the reference is not finite; check a trained model before encoding"
             )
@@ -291,7 +292,8 @@ class Codes:
         with np.errstate(over="ignore", invalid="ignore"):
             delta = self.kind.unpack(self.codes[inner], self.scales[of])
             np.add(ref[inner], delta, out=out[inner], casting="same_kind")
-        out[outer] = self.moments[_shifted(outer, self.n_parameters)]
+        if outer.start < outer.stop:
+            out[outer] = self.moments[_shifted(outer, self.n_parameters)]
 
     def require_sound(self) -> None:
         """Raises: `Refused("nonfinite")`, `Refused("malformed")` for scales or codes that no encoder writes."""

@@ -228,8 +228,7 @@ class Core:
     def live(self) -> frozenset[bytes]:
         """Every name that anything here still needs."""
         names = self.state_names()
-        names.update(*self.needed.values(), self.mixing.values(), self.current.values())
-        names.update(*(used for _, used in self.hands.ends.values()))
+        names.update(*self.needed.values(), self.mixing.values(), *(used for _, used in self.hands.ends.values()))
         names.update(needs for _, _, needs in self.hands.queue)
         names.update(half[0].root for conn in self.conns.values() for half in (conn.inbound, conn.reply) if half)
         names.add(self.correction)

@@ -239,7 +239,8 @@ class Peer(InStep):
         return {self.current["model"], self.current["statistics"], *self.base.values()}
 
     def live(self) -> frozenset[bytes]:
-        return super().live().union(handed.displacement for handed in self.handed)
+        names = super().live()
+        return names.union(handed.displacement for handed in self.handed) if self.handed else names
 
     # ---- operator ------------------------------------------------------------------------------------------------
 
@@ -667,12 +668,15 @@ class Peer(InStep):
         if self.stopped or not self.running:
             return None
         mono = self.now.mono_ns
-        times = [conn.ping_ns for conn in self.conns.values()]
-        times += [conn.again_ns for conn in self.conns.values() if conn.again_ns is not None]
-        greeted = all(conn.greeted for conn in self.conns.values())
+        times, greeted = [], True
+        for conn in self.conns.values():
+            times.append(conn.ping_ns)
+            if conn.again_ns is not None:
+                times.append(conn.again_ns)
+            greeted = greeted and conn.greeted
         self.care_at = min(times, default=mono) if greeted else mono
-        if not self.stopping:
-            times += [self.neighbour(peer).retry_ns for peer in self.to_be_dialled()]
+        if not self.stopping and (away := self.to_be_dialled()):
+            times += [self.neighbour(peer).retry_ns for peer in away]
         if self.leave_by is not None and self.stage == "release":
             times.append(self.leave_by)
         if self.stop_by is not None:

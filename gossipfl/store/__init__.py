@@ -119,7 +119,7 @@ class Store:
             self.files.make_durable(keep)
             if rows or facts:
                 self.rows.apply(rows, facts, wall_ns)
-            self.files.remove_except(live | keep)
+            self.files.remove_except(live, keep)
 
     def crash(self, rng: random.Random, survival: float) -> Store:
         """What a modelled store is after a loss of power (see ModelledDisk.crash); this one is not to be used again."""

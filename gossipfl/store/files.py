@@ -319,7 +319,8 @@ class Files:
         Raises: Missing; Damaged; StateError (no space, for one): then none of them is lost, and none counts as durable.
         """
         with self._lock:
-            todo = {name: self._volatile(name) for name in sorted(set(names) - {b""}) if not self.is_durable(name)}
+            fresh = sorted(name for name in set(names) - {b""} if not self.is_durable(name))
+            todo = {name: self._volatile(name) for name in fresh}
         if not todo:
             return
         for blob in todo.values():
@@ -339,10 +340,10 @@ class Files:
                     # From here on it is mapped on demand: a mapping holds a file descriptor, of which there are few.
                     blob.buffer = None
 
-    def remove_except(self, live: AbstractSet[bytes]) -> None:
-        """Remove every blob, volatile or durable, that is neither in `live` nor pinned. Unfinished payloads stay."""
+    def remove_except(self, *live: AbstractSet[bytes]) -> None:
+        """Remove every blob, volatile or durable, that is in none of `live` and not pinned. Unfinished payloads stay."""
         with self._lock:
-            dead = sorted(name for name in self._blobs if name not in live and name not in self._pins)
+            dead = sorted(set(self._blobs).difference(*live, self._pins))
             paths = [self._blobs.pop(name).path for name in dead]
         self._sweep()
         for path in paths:

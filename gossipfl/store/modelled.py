@@ -100,7 +100,8 @@ class ModelledDisk:
 
     def fsync_dir(self) -> None:
         self.step()
-        self._safe = dict(self._now)
+        for change in self._pending:
+            _enact(self._safe, change)
         self._pending.clear()
 
     def unlink(self, name: str) -> None:

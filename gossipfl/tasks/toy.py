@@ -114,13 +114,15 @@ class ToyTrainer:
 
         if plan.optimizer != "sgd" or plan.momentum or plan.batch_size is not None:
             raise Misuse("toy takes plain sgd on all rows, without momentum")
-        y, norms, losses = np.array(vector, dtype=np.float64), 0.0, 0.0
-        for _ in range(plan.steps):
-            losses += float((self.a * y * y / 2 - self.ab * y).sum()) + self.constant
+        y = np.array(vector, dtype=np.float64)
+        passed, gradients = np.empty((2, plan.steps, y.size))  # (H, d) each
+        for step in range(plan.steps):
             gradient = self.a * y - self.ab + plan.l2 * y + plan.proximal * (y - vector)
-            norms += float(np.sqrt(np.square(gradient).sum()))
+            passed[step], gradients[step] = y, gradient
             y = y - plan.eta * (gradient if correction is None else gradient + correction)
-        return Outcome(y, plan.steps, norms / plan.steps, losses / plan.steps)
+        losses = (self.a * passed * passed / 2 - self.ab * passed).sum(axis=1) + self.constant
+        norms = np.sqrt(np.square(gradients).sum(axis=1))
+        return Outcome(y, plan.steps, sum(norms.tolist()) / plan.steps, sum(losses.tolist()) / plan.steps)
 
 
 def _sums(x: Floats) -> tuple[Floats, Floats]:
