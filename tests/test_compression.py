@@ -15,6 +15,7 @@ from gossipfl.learning.blocks import BLOCK
 from gossipfl.learning.compression import CODECS, ROW, decode, encode, payload_size
 
 SIZES = (0, 1, 2, ROW - 1, ROW, ROW + 1, 3 * ROW + 7, 40 * ROW + 1)
+SCALED = {"int8": 127, "int4": 7}
 RELATIVE = {"f64": 0.0, "f32": 2.0**-24, "bf16": 2.0**-8}
 
 every_codec = pytest.mark.parametrize("codec", CODECS)
@@ -32,10 +33,12 @@ def bound(codec: str, y: np.ndarray, ref: np.ndarray) -> np.ndarray:
     delta = np.abs(y.astype(np.float64) - ref)
     eps = np.finfo(y.dtype).eps
     rounding = eps * (np.abs(y) + np.abs(ref) + delta)
-    if codec != "int8":
+    if codec not in SCALED:
         return RELATIVE[codec] * delta * 1.01 + rounding + 2.0**-149 + (codec == "bf16") * 2.0**-133
     tops = np.concatenate([np.full(len(r), r.max()) for r in np.array_split(delta, range(ROW, delta.size, ROW))])
-    return tops / 254 * 1.001 + rounding + 2.0**-141  # where the scale is subnormal it is off by half a unit, 127 times
+    return (
+        tops / (2 * SCALED[codec]) * 1.001 + rounding + 2.0**-141
+    )  # where the scale is subnormal it is off by half a unit, 127 times
 
 
 @every_dtype
@@ -70,7 +73,7 @@ def test_equal_models_travel_as_no_change_at_all(codec, dtype):
 @every_codec
 def test_a_resting_model_is_reached_within_a_few_exchanges(codec, dtype):
     y, ref = pair(5 * ROW, dtype)
-    for _ in range(12):
+    for _ in range(24):
         ref = decode(codec, encode(codec, y, ref, n_parameters=y.size), ref, n_parameters=y.size)
     assert np.abs(ref - y).max() <= 2 * np.finfo(dtype).eps * np.abs(y).max()
 
@@ -117,7 +120,7 @@ def test_decode_is_total_on_bytes_of_the_right_length(codec, data):
     try:
         replica = decode(codec, payload, ref, n_parameters=38)
     except Refused as refusal:
-        assert codec == "int8" and refusal.reason in ("nonfinite", "malformed")
+        assert codec in SCALED and refusal.reason in ("nonfinite", "malformed")
     else:
         assert replica.shape == ref.shape and replica.dtype == ref.dtype
 
@@ -130,6 +133,23 @@ def test_int8_refuses_what_no_encoder_writes(scale, code, reason):
     payload = np.float32(scale).tobytes() + np.full(10, code, np.int8).tobytes()
     with pytest.raises(Refused) as refusal:
         decode("int8", payload, np.zeros(10, np.float32), n_parameters=10)
+    assert refusal.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("scale", "codes", "reason"),
+    [(np.nan, "1111", "nonfinite"), (-1.0, "1111", "malformed"), (1.0, "1811", "malformed"), (1.0, "8111", "malformed"),
+     (1.0, "1110", None), (1.0, "1111", "malformed")],
+)  # fmt: skip
+def test_int4_refuses_what_no_encoder_writes(scale, codes, reason):
+    """Three numbers, whose last byte has a half that belongs to none."""
+    halves = [int(code) for code in codes]
+    payload = np.float32(scale).tobytes() + bytes(low | high << 4 for low, high in (halves[:2], halves[2:]))
+    if reason is None:
+        assert decode("int4", payload, np.zeros(3, np.float32), n_parameters=3).tolist() == [1.0, 1.0, 1.0]
+        return
+    with pytest.raises(Refused) as refusal:
+        decode("int4", payload, np.zeros(3, np.float32), n_parameters=3)
     assert refusal.value.reason == reason
 
 

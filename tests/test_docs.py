@@ -112,6 +112,8 @@ def example() -> dict[str, str]:
         "root_bert": name_of(payloads["bert"]),
         "payload_bf16": compression.encode("bf16", vectors["anna"], base, n_parameters=PARAMETERS).tobytes(),
         "payload_int8": compression.encode("int8", rows, np.zeros_like(rows), n_parameters=8).tobytes(),
+        "payload_int4": compression.encode("int4", rows, np.zeros_like(rows), n_parameters=8).tobytes(),
+        "payload_sign": compression.encode("sign:0.25", rows, np.zeros_like(rows), n_parameters=8).tobytes(),
         "payload_topk": compression.encode("topk:0.25", rows, np.zeros_like(rows), n_parameters=8).tobytes(),
         "expected_name": expected_name(name_of(payloads["anna"]), name_of(payloads["bert"]), 0.5, 1.5, 0.5),
         "q": q.tobytes(),

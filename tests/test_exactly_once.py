@@ -96,7 +96,7 @@ def test_plain_gossip_misses_the_optimum_that_the_ledger_reaches() -> None:
     assert furthest(world, optimum) > 1e-2
 
 
-@pytest.mark.parametrize("codec", ["f64", "topk:0.25"])
+@pytest.mark.parametrize("codec", ["f64", "int4", "topk:0.25", "sign:0.25"])
 def test_flows_are_opposite_bit_for_bit_once_links_are_quiet(codec: str) -> None:
     faults = Faults(cut_per_hour=600, refused_dials=0.2, crash_per_hour=60, down_s=5, until_hours=40 / 3600)
     world, _, _ = training_world(2, faults, codec=codec, eta=0.05, leak=0.02, cap=2.0, clip=2.0)

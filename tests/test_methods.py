@@ -307,7 +307,7 @@ def test_ad_psgd_wakes_one_node_after_the_other():
 # ---- compressed -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("codec", ["bf16", "int8", "topk:0.25"])
+@pytest.mark.parametrize("codec", ["bf16", "int8", "int4", "topk:0.25", "sign:0.25"])
 @pytest.mark.parametrize("method", ["ledger", "ledger-edges"])
 def test_compressed_exchanges_keep_the_sum_and_bring_models_together(codec, method):
     """Nobody trains: from different models to their weighted mean, though an eighth of the coordinates is sent at a time."""
@@ -337,12 +337,35 @@ def engine_meetings(mixer: Mixer, combine: str, at: int) -> Meetings:
     return matching(mixer.links, everybody, SEED, at)
 
 
-@pytest.mark.parametrize("codec", ["int8", "topk:0.25"])
+@pytest.mark.parametrize("codec", ["int8", "int4", "topk:0.25", "sign:0.25"])
 def test_the_ledger_reaches_the_optimum_through_a_codec_and_counts_its_bytes(codec):
     masses, a = np.arange(1.0, 9.0), quadratics()[0]
     run = ran("ledger", 900, topology=SPREAD, faults={"dropout": 0.3, "lost": 0.1}, masses=list(masses), compression=codec)
     assert apart(run, weighted(masses[:, None] * a)) < 1e-4  # with topk:0.25 after 3,000 rounds 2e-15
     assert run.bytes == 2 * run.exchanges * payload_size(codec, 8, 0, 8)
+
+
+def test_models_that_only_mix_may_be_written_in_more_bits_and_come_nearer_for_it():
+    settings = {"topology": SPREAD, "faults": {"dropout": 0.3}, "masses": list(np.arange(1.0, 9.0)), "release": 40}
+    alike, finer = (
+        ran("ledger", 100, compression="sign:0.25", release_compression=codec, **settings) for codec in ("", "int8")
+    )
+    before, after = (sum(record.exchanges for record in finer.records[part]) for part in (slice(60), slice(60, None)))
+    assert finer.bytes == 2 * (before * payload_size("sign:0.25", 8, 0, 8) + after * payload_size("int8", 8, 0, 8))
+    spread = [np.ptp(run.state.vectors(), axis=0).max() for run in (alike, finer)]
+    assert spread[1] < spread[0] / 10
+    sums = [np.arange(1.0, 9.0) @ run.state.vectors() for run in (alike, finer)]
+    np.testing.assert_allclose(*sums, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [("ledger", {"release_compression": "int8"}, "give `compression`"), ("fedavg", {"compression": "int8", "release_compression":
+      "int4"}, "without a server"), ("ledger", {"compression": "int8", "release_compression": "none"}, "use a codec")],
+)  # fmt: skip
+def test_a_codec_of_the_release_is_refused_where_no_link_remembers_what_came_before(method, settings, says):
+    with pytest.raises(Misuse, match=says):
+        ran(method, 3, release=1, **settings)
 
 
 def test_uploads_to_a_server_may_be_compressed_and_nothing_is_forgotten():
@@ -377,8 +400,9 @@ def test_a_compressed_run_goes_on_from_its_checkpoint(tmp_path):
         if record.round == 4:
             raise KeyboardInterrupt
 
-    settings = {"topology": SPREAD, "compression": "topk:0.25"}
     for method in ("ledger", "fedavg"):
+        finer = {"release": 2, "release_compression": "int4"} if method == "ledger" else {}
+        settings = {"topology": SPREAD, "compression": "topk:0.25", **finer}
         whole, file = ran(method, 9, **settings), tmp_path / f"{method}.safetensors"
         ran(method, 9, checkpoint=file, progress=stop, **settings)
         assert ran(method, 9, checkpoint=file, **settings).state.vectors().tobytes() == whole.state.vectors().tobytes()

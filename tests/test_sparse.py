@@ -108,6 +108,47 @@ def test_a_replica_has_the_largest_deltas_of_each_span_and_the_reference_elsewhe
         assert np.abs(delta[rest]).max(initial=0) <= np.abs(delta[sent]).min()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1, 31, sparse.SPAN, sparse.SPAN + 777])
+def test_signs_move_the_largest_by_their_mean_and_leave_the_least_that_one_magnitude_can(dtype, size):
+    rng = np.random.default_rng(size)
+    ref = np.zeros(size, dtype)
+    y = (rng.standard_normal(size) ** 3).astype(dtype)
+    replica = changed("sign:0.025", y, ref)
+    for start in range(0, size, sparse.SPAN):
+        part = slice(start, min(start + sparse.SPAN, size))
+        delta, moved = y[part].astype(np.float64), replica[part].astype(np.float64)
+        sent = sparse.largest(delta.astype(np.float32), sparse.kept(delta.size, 25_000))
+        mean = np.abs(delta[sent]).mean()
+        np.testing.assert_allclose(moved[sent], np.copysign(mean, delta[sent]), rtol=1e-6)
+        assert np.count_nonzero(moved) == sent.size
+        left = np.square(delta - moved).sum()
+        np.testing.assert_allclose(left, np.square(delta).sum() - sent.size * mean**2, rtol=1e-5, atol=1e-9)
+
+
+def test_a_resting_model_is_reached_by_signs_alone():
+    rng = np.random.default_rng(1)
+    y, ref = rng.standard_normal(1000).astype(np.float32), np.zeros(1000, np.float32)
+    for _ in range(300):
+        ref = changed("sign:0.1", y, ref)
+    assert np.abs(ref - y).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "reason"), [(3, 0x80, "malformed"), (3, 0x7F, "nonfinite"), (4, 0x80, "malformed"), (4, 0x03, None)]
+)
+def test_a_magnitude_below_zero_or_infinite_and_a_sign_of_nothing_are_refused(at, value, reason):
+    payload = bytearray(encode("sign:0.1", np.ones(50), np.zeros(50), n_parameters=50).tobytes())
+    payload[:4] = np.float32(1 if at > 3 else np.inf).tobytes()
+    payload[at] = value  # of the magnitude, or of the five signs
+    if reason is None:
+        assert sorted(decode("sign:0.1", payload, np.zeros(50), n_parameters=50)[:5]) == [-1, -1, 1, 1, 1]
+        return
+    with pytest.raises(Refused) as refusal:
+        decode("sign:0.1", payload, np.zeros(50), n_parameters=50)
+    assert refusal.value.reason == reason
+
+
 def test_a_resting_model_is_reached_once_every_delta_had_its_turn():
     rng = np.random.default_rng(1)
     y, ref = rng.standard_normal(1000).astype(np.float32), np.zeros(1000, np.float32)
@@ -125,21 +166,22 @@ def test_equal_models_travel_as_no_change_and_moments_as_they_are():
     assert encode("topk:0.1", y, ref, n_parameters=890).tobytes() == payload.tobytes()
 
 
+@pytest.mark.parametrize("codec", ["topk:0.2", "sign:0.2"])
 @settings(max_examples=200, deadline=None)
-@given(st.data())
-def test_T13_any_sparse_payload_of_the_right_length_is_decoded_or_refused(data):
+@given(data=st.data())
+def test_T13_any_sparse_payload_of_the_right_length_is_decoded_or_refused(codec, data):
     ref = np.linspace(-1, 1, 41, dtype=np.float32)
-    size = payload_size("topk:0.2", 38, 3, 4)
-    payload = bytearray(encode("topk:0.2", ref[::-1].copy(), ref, n_parameters=38).tobytes())
+    size = payload_size(codec, 38, 3, 4)
+    payload = bytearray(encode(codec, ref[::-1].copy(), ref, n_parameters=38).tobytes())
     for at, value in data.draw(st.lists(st.tuples(st.integers(0, size - 1), st.integers(0, 255)), max_size=4)):
         payload[at] = value
     try:
-        assert decode("topk:0.2", payload, ref, n_parameters=38).shape == ref.shape
+        assert decode(codec, payload, ref, n_parameters=38).shape == ref.shape
     except Refused as refusal:
         assert refusal.reason in ("nonfinite", "malformed")
     for wrong in (bytes(payload[:-1]), bytes(payload) + b"\0"):
         with pytest.raises(Refused, match="layouts differ"):
-            decode("topk:0.2", wrong, ref, n_parameters=38)
+            decode(codec, wrong, ref, n_parameters=38)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
@@ -158,6 +200,7 @@ def test_sizes_reach_what_was_promised_and_nothing_of_a_models_size_is_made():
     full = 4 * 25_000_000
     assert payload_size("topk:0.1", 25_000_000, 0, 4) < 0.07 * full
     assert payload_size("topk:0.01", 25_000_000, 0, 4) < 0.01 * full
+    assert payload_size("sign:0.1", 25_000_000, 0, 4) < 0.02 * full
     y, ref = np.ones(12 * sparse.SPAN, np.float32), np.zeros(12 * sparse.SPAN, np.float32)
     out, payload = np.empty_like(y), np.empty(payload_size("topk:0.1", y.size, 0, 4), np.uint8)
     tracemalloc.start()
@@ -175,7 +218,7 @@ def test_a_share_has_one_spelling(name):
         payload_size(name, 10, 0, 4)
 
 
-@pytest.mark.parametrize("codec", ["f32", "f64", "bf16", "int8", "topk:0.1", "topk:0.013"])
+@pytest.mark.parametrize("codec", ["f32", "f64", "bf16", "int8", "int4", "topk:0.1", "topk:0.013", "sign:0.1"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", [5, 1024, 2500])
 def test_many_rows_at_once_are_the_same_bits_as_one_payload_each(codec, dtype, size):

@@ -58,13 +58,17 @@ def test_a_name_says_also_what_the_reference_was_made_of() -> None:
     assert replica_name(one, root, "model", CODEC) != replica_name(own, root, "model", CODEC)
 
 
-@pytest.mark.parametrize(("codec", "says"), [("topk:0.10", "no 0 at its end"), ("topk:2", "use f64"), ("f23", "mean 'f32'")])
+@pytest.mark.parametrize(
+    ("codec", "says"),
+    [("topk:0.10", "no 0 at its end"), ("topk:2", "use f64"), ("sign:.1", "sign:0.1"), ("f23", "mean 'f32'")],
+)
 def test_a_study_takes_one_spelling_of_a_codec(codec: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         found("toy", 3, 0, study={"codec": codec})
 
 
-def test_both_ends_of_a_large_exchange_in_pieces_agree_with_the_plain_functions() -> None:
+@pytest.mark.parametrize("codec", [CODEC, "sign:0.25"])
+def test_both_ends_of_a_large_exchange_in_pieces_agree_with_the_plain_functions(codec: str) -> None:
     """Encode, answer, mix, twice: vectors of several spans, with moments, by hands that know each other's payloads only."""
     p, moments, gamma, masses = 5 * SPAN + 77, 9, 0.5, {"a": 1.0, "b": 3.0}
     rng = np.random.default_rng(0)
@@ -75,7 +79,7 @@ def test_both_ends_of_a_large_exchange_in_pieces_agree_with_the_plain_functions(
     names = {name: {"own": hands[name].tensors.put(zero), "theirs": hands[name].tensors.put(zero)} for name in "ab"}
     flows, drifts, replicas = dict.fromkeys("ab", b""), dict.fromkeys("ab", b""), [zero, zero]
     idle, phi = np.zeros(p, np.float32), np.zeros(p, np.float32)
-    common = {"codec": CODEC, "seed": b"", "gamma": gamma, "kappa": 0.5, "tau": math.inf, "leak": 0.9, "cap_norm": math.inf}
+    common = {"codec": codec, "seed": b"", "gamma": gamma, "kappa": 0.5, "tau": math.inf, "leak": 0.9, "cap_norm": math.inf}
 
     def mix(name: str, other: str, model: bytes, incoming: bytes, **known: Any) -> ev.Mixed:
         agreed = names[name]
@@ -91,9 +95,9 @@ def test_both_ends_of_a_large_exchange_in_pieces_agree_with_the_plain_functions(
     for turn in range(2):
         before = {name: model.copy() for name, model in models.items()}
         held = {name: hands[name].tensors.put(models[name]) for name in "ab"}
-        sent = hands["a"].carry_out(ev.Encode(1, "model", held["a"], names["a"]["own"], CODEC, b"", names["a"]["theirs"], True,
+        sent = hands["a"].carry_out(ev.Encode(1, "model", held["a"], names["a"]["own"], codec, b"", names["a"]["theirs"], True,
                                               masses["a"], masses["b"], gamma))  # fmt: skip
-        assert isinstance(sent, ev.Encoded) and sent.size == compression.payload_size(CODEC, p, moments, 4)
+        assert isinstance(sent, ev.Encoded) and sent.size == compression.payload_size(codec, p, moments, 4)
         payload = hands["a"].tensors.read(sent.root)
         answer = mix("b", "a", held["b"], hands["b"].tensors.put(payload))
         back = hands["a"].tensors.put(hands["b"].tensors.read(answer.payload))
@@ -102,7 +106,7 @@ def test_both_ends_of_a_large_exchange_in_pieces_agree_with_the_plain_functions(
 
         expected = mixing.predict(replicas[0], replicas[1], gamma, 1.0, 3.0)
         raw = payload, hands["b"].tensors.read(answer.payload)
-        replicas = [compression.decode(CODEC, one, ref, n_parameters=p) for one, ref in zip(raw, expected, strict=True)]
+        replicas = [compression.decode(codec, one, ref, n_parameters=p) for one, ref in zip(raw, expected, strict=True)]
         q = mixing.flow_step(replicas[0], replicas[1], gamma, 1.0, 3.0, 1.0)
         for name, lower in (("a", True), ("b", False)):
             assert (models[name] == mixing.apply(before[name], q, masses[name], lower)).all()

@@ -317,8 +317,10 @@ def _disk(patient: Patient) -> Iterator[Finding]:
     patient.running = _holder(state)
     if patient.running:
         yield Finding("state", "info", f"in use by process {patient.running}: this node runs already")
+    from gossipfl.learning import compression
+
     membership, work = patient.has("membership"), patient.has("work")
-    each = 4 if membership.study.codec.startswith("topk:") else 3  # two replicas and a flow, with counts if sparse
+    each = 4 if compression.millionths(membership.study.codec) else 3  # two replicas and a flow, with counts if sparse
     need = len(membership.neighbours(config.node.id)) * each * work.start.nbytes
     free = shutil.disk_usage(there).free
     replicas, room = size(need), size(free)

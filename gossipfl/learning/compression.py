@@ -3,19 +3,24 @@
 Payload (all little endian), its length fixed by codec, P, M and the vector's itemsize:
 
     moments   M x itemsize   the values themselves, plain
-    scales    int8 only: ceil(P / 1024) x float32, one per 1024 parameters
-    codes     P x 8 (f64), 4 (f32), 2 (bf16) or 1 (int8): the deltas y - reference
+    scales    int8 and int4 only: ceil(P / 1024) x float32, one per 1024 parameters
+    codes     P x 8 (f64), 4 (f32), 2 (bf16), 1 (int8) or 1/2 (int4) bytes: the deltas y - reference
 
-or, for `topk:D`, D a share such as 0.1: of every span of 122,880 parameters (the last shorter) the ceil(n D) largest deltas:
+or, for `topk:D` and `sign:D`, D a share such as 0.1: of every span of 122,880 parameters (the last shorter) the ceil(n D)
+largest deltas:
 
     moments   M x itemsize
-    values    2 bytes each, as bf16, span after span
+    values    span after span; topk: 2 bytes each, as bf16; sign: their mean magnitude as float32, then a bit each
     places    of each span: learning.sparse
 
 Both sides hold replica = reference + decoded as the next reference, so what a codec loses stays in the next difference
 and is sent then: there is no second error-feedback buffer, and no codec needs to be unbiased. That is why all round
 to the nearest: half the worst error of stochastic rounding, nothing to seed, and a retry encodes the same bytes. In a
-row of int8 no error exceeds 1/254 of the largest delta, so the residual of a resting model shrinks 254-fold a time.
+row of int8 no error exceeds 1/254 of the largest delta, so the residual of a resting model shrinks 254-fold a time; of int4
+14-fold. Of a resting model `sign` leaves |d|^2 - k (mean |d_sent|)^2: the mean is the magnitude that leaves least.
+
+**Source**: of `sign`: Sattler, Wiedemann, Mueller, Samek, "Robust and communication-efficient federated learning from non-i.i.d.
+data", 2019 (sparse ternary compression). Differs: against the link's reference, and no coder of gaps.
 """
 
 from __future__ import annotations
@@ -41,7 +46,8 @@ ROW: Final = 1024
 WALK: Final = 2 * sparse.SPAN
 """Elements of a vector that `encode` and `decode` take at a time."""
 
-TOP: Final = np.float32(127)
+TOP: Final = {"int8": np.float32(127), "int4": np.float32(7)}
+"""The largest code."""
 
 
 # ---- codecs: a block of deltas <-> codes ---------------------------------------------------------------------------
@@ -80,21 +86,32 @@ def _rows(codes: NDArray[Any]) -> list[tuple[slice, slice]]:
 
 def _to_int8(delta: Vector, codes: NDArray[Any], scales: NDArray[Any]) -> None:
     """scale = max |delta| / 127, code = round(delta / scale); a row of zeros has scale 0."""
+    _quantised(delta, TOP["int8"], codes, scales)
+
+
+def _to_int4(delta: Vector, codes: NDArray[Any], scales: NDArray[Any]) -> None:
+    """As int8 with 7 in the place of 127; two codes a byte, the first in the lower half."""
+    whole = np.zeros(2 * codes.size, np.int8)
+    _quantised(delta, TOP["int4"], whole[: delta.size], scales)
+    codes[...] = np.bitwise_or(np.bitwise_and(whole[::2], 15), np.left_shift(whole[1::2], 4)).view(np.uint8)
+
+
+def _quantised(delta: Vector, most: np.float32, codes: NDArray[Any], scales: NDArray[Any]) -> None:
     for elements, of in _rows(codes):
         rows = delta[elements].astype(np.float32).reshape(of.stop - of.start, -1)
-        scales[of] = _quantise(rows)
+        scales[of] = _quantise(rows, most)
         codes[elements] = rows.reshape(-1)
 
 
-def _quantise(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def _quantise(rows: NDArray[np.float32], most: np.float32) -> NDArray[np.float32]:
     """Codes in the place of rows; their scales. **Shapes**: (R, n) -> (R,)."""
     top = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-    np.divide(np.abs(top, out=top), TOP, out=top)  # abs: -0.0 is no scale
+    np.divide(np.abs(top, out=top), most, out=top)  # abs: -0.0 is no scale
     scales: NDArray[np.float32] = top.copy()
     top[top == 0] = 1  # zeros, and deltas so small that their scale underflows: within half the smallest float
     np.divide(rows, top[:, None], out=rows)
     np.rint(rows, out=rows)
-    np.clip(rows, -TOP, TOP, out=rows)  # a subnormal scale may be rounded down by a third
+    np.clip(rows, -most, most, out=rows)  # a subnormal scale may be rounded down by a third
     return scales
 
 
@@ -106,6 +123,19 @@ def _from_int8(codes: NDArray[Any], scales: NDArray[Any]) -> Vector:
     return delta
 
 
+def _from_int4(codes: NDArray[Any], scales: NDArray[Any]) -> Vector:
+    return _from_int8(_halves(codes), scales)
+
+
+def _halves(codes: NDArray[Any]) -> NDArray[np.int8]:
+    """The two codes of each byte, -8 to 7."""
+    both = np.empty(2 * codes.size, np.int8)
+    signed = codes.view(np.int8)
+    both[::2] = np.right_shift(np.left_shift(signed, 4), 4)
+    both[1::2] = np.right_shift(signed, 4)
+    return both
+
+
 @dataclass(frozen=True, slots=True)
 class Codec:
     """One way to write deltas: width of a code, whether rows have scales, and the two directions on one block."""
@@ -114,6 +144,12 @@ class Codec:
     scaled: bool
     pack: Callable[[Vector, NDArray[Any], NDArray[Any]], None]
     unpack: Callable[[NDArray[Any], NDArray[Any]], Vector]
+    in_a_byte: int = 1
+    """codes"""
+
+    def span(self, elements: slice) -> slice:
+        """Where the codes of these elements stand; a piece begins at an even one."""
+        return slice(elements.start // self.in_a_byte, -(-elements.stop // self.in_a_byte))
 
 
 CODECS: Final = {
@@ -121,16 +157,19 @@ CODECS: Final = {
     "f32": Codec("<f4", False, _plain, _from_plain),
     "bf16": Codec("<u2", False, _to_bf16, _from_bf16),
     "int8": Codec("i1", True, _to_int8, _from_int8),
+    "int4": Codec("u1", True, _to_int4, _from_int4, in_a_byte=2),
 }
 
 
 def _codec(name: str) -> Codec:
     if name not in CODECS:
-        raise Refused("codec", f"unknown codec {name!r}; both sides need one of {', '.join(CODECS)}, or topk:0.1")
+        raise Refused(
+            "codec", f"unknown codec {name!r}; both sides need one of {', '.join(CODECS)}, topk:0.1 or sign:0.1"
+        )
     return CODECS[name]
 
 
-SPARSE: Final = re.compile(r"topk:0\.(\d{0,5}[1-9])", re.ASCII)
+SPARSE: Final = re.compile(r"(?:topk|sign):0\.(\d{0,5}[1-9])", re.ASCII)
 """One spelling for each share: no zero at the end, six decimals at most."""
 
 
@@ -138,7 +177,7 @@ SPARSE: Final = re.compile(r"topk:0\.(\d{0,5}[1-9])", re.ASCII)
 def millionths(codec: str) -> int:
     """The share of the deltas that a sparse codec sends, in millionths; 0 for one that sends all.
 
-    >>> [millionths(codec) for codec in ("topk:0.1", "topk:0.025", "f32", "topk:0.10")]
+    >>> [millionths(codec) for codec in ("topk:0.1", "sign:0.025", "f32", "topk:0.10")]
     [100000, 25000, 0, 0]
     """
     found = SPARSE.fullmatch(codec)
@@ -159,17 +198,24 @@ def payload_size(codec: str, n_parameters: int, n_moments: int, itemsize: int) -
 
     Raises: `Refused("codec")` on an unknown codec.
 
-    >>> [payload_size(codec, 2000, 3, 4) for codec in ("f64", "f32", "bf16", "int8")]
-    [16012, 8012, 4012, 2020]
-    >>> [round(1 - payload_size(f"topk:{share}", 25_000_000, 0, 4) / 1e8, 4) for share in ("0.1", "0.01")]
-    [0.9336, 0.9923]
+    >>> [payload_size(codec, 2000, 3, 4) for codec in ("f64", "f32", "bf16", "int8", "int4")]
+    [16012, 8012, 4012, 2020, 1020]
+    >>> codecs = ("topk:0.1", "topk:0.01", "sign:0.1", "sign:0.01")
+    >>> [round(1 - payload_size(codec, 25_000_000, 0, 4) / 1e8, 4) for codec in codecs]
+    [0.9336, 0.9923, 0.9805, 0.997]
     """
     if share := millionths(codec):
         spans = ((n, sparse.kept(n, share)) for n in _spans(n_parameters))
-        return n_moments * itemsize + sum(2 * k + sparse.places_size(n, k) for n, k in spans)
+        return n_moments * itemsize + sum(_values_size(codec, k) + sparse.places_size(n, k) for n, k in spans)
     kind = _codec(codec)
     scales = 4 * -(-n_parameters // ROW) if kind.scaled else 0
-    return n_moments * itemsize + scales + n_parameters * np.dtype(kind.dtype).itemsize
+    codes: int = kind.span(slice(0, n_parameters)).stop
+    return n_moments * itemsize + scales + codes * np.dtype(kind.dtype).itemsize
+
+
+def _values_size(codec: str, count: int) -> int:
+    """Bytes of a span's values in a sparse payload."""
+    return 4 + (count + 7) // 8 if codec.startswith("sign:") else 2 * count
 
 
 def _spans(n_parameters: int) -> Iterator[int]:
@@ -198,21 +244,23 @@ class SparseCodes:
         spans = list(_spans(n_parameters))
         counts = [sparse.kept(n, share) for n in spans]
         first = n_moments * moments.itemsize
-        second = first + 2 * sum(counts)
-        self.n_parameters, self.share = n_parameters, share
+        lengths = [_values_size(codec, k) for k in counts]
+        second = first + sum(lengths)
+        self.codec, self.n_parameters, self.counts = codec, n_parameters, counts
         self.moments: NDArray[Any] = _seen(payload, moments, n_moments, 0)
-        self.values: NDArray[Any] = _seen(payload, "<u2", sum(counts), first)
+        self.values: NDArray[Any] = _seen(payload, np.uint8, sum(lengths), first)
         self.places: NDArray[Any] = _seen(payload, np.uint8, self.size - second, second)
         sizes = [sparse.places_size(n, k) for n, k in zip(spans, counts, strict=True)]
-        self.value_at, self.place_at = ([0, *np.cumsum(one).tolist()] for one in (counts, sizes))
+        self.value_at, self.place_at = ([0, *np.cumsum(one).tolist()] for one in (lengths, sizes))
 
     def encode(self, y: Vector, ref: Vector, piece: slice) -> None:
         """Write the largest deltas of y - ref, and the moments of y. Raises: `Misuse` when they are not finite."""
-        for span, n, values, places in self._spans(piece):
+        write = _write_signs if self.codec.startswith("sign:") else _write_bf16
+        for span, n, count, values, places in self._spans(piece):
             with np.errstate(over="ignore", invalid="ignore"):
                 delta = np.subtract(y[span], ref[span]).astype(np.float32, copy=False)
-            chosen = sparse.largest(delta, values.size)
-            _to_bf16(delta[chosen], values, values)
+            chosen = sparse.largest(delta, count)
+            write(delta[chosen], values)
             sparse.write_places(chosen, n, places)
         outer = _outer(piece, self.n_parameters)
         self.moments[_shifted(outer, self.n_parameters)] = y[outer]
@@ -222,11 +270,12 @@ class SparseCodes:
     def decode(self, ref: Vector, piece: slice, out: Vector) -> None:
         """Write ref + decoded, and the moments as sent, into this piece of `out`. Raises: `Refused("malformed")`,
         `Refused("nonfinite")`."""
-        for span, n, values, places in self._spans(piece):
-            sent = _from_bf16(values, values)
+        read = _read_signs if self.codec.startswith("sign:") else _read_bf16
+        for span, n, count, values, places in self._spans(piece):
+            sent = read(values, count)
             if not np.isfinite(sent).all():
                 raise Refused("nonfinite", "a value in the payload is NaN or infinite; the peer's training diverged")
-            chosen = sparse.read_places(places, n, values.size)
+            chosen = sparse.read_places(places, n, count)
             part = out[span]
             if out is not ref:
                 part[...] = ref[span]
@@ -238,13 +287,49 @@ class SparseCodes:
     def require_sound(self) -> None:
         """Nothing: `decode` refuses what no encoder writes, span by span."""
 
-    def _spans(self, piece: slice) -> Iterator[tuple[slice, int, NDArray[Any], NDArray[Any]]]:
-        """(where, how many, values, coded places) of each span of a piece."""
+    def _spans(self, piece: slice) -> Iterator[tuple[slice, int, int, NDArray[Any], NDArray[Any]]]:
+        """(where, of how many, how many are sent, their values, coded places) of each span of a piece."""
         stop = min(piece.stop, self.n_parameters)
         for start in range(piece.start, stop, sparse.SPAN):
             at, n = start // sparse.SPAN, min(sparse.SPAN, stop - start)
             values = self.values[self.value_at[at] : self.value_at[at + 1]]
-            yield slice(start, start + n), n, values, self.places[self.place_at[at] : self.place_at[at + 1]]
+            yield (
+                slice(start, start + n),
+                n,
+                self.counts[at],
+                values,
+                self.places[self.place_at[at] : self.place_at[at + 1]],
+            )
+
+
+def _write_bf16(sent: NDArray[np.float32], values: NDArray[np.uint8]) -> None:
+    _to_bf16(sent, values.view("<u2"), values)
+
+
+def _read_bf16(values: NDArray[np.uint8], count: int) -> Vector:
+    return _from_bf16(values.view("<u2"), values)
+
+
+def _write_signs(sent: NDArray[np.float32], values: NDArray[np.uint8]) -> None:
+    """The mean magnitude, then a bit each: 1 is below 0."""
+    values[:4] = _magnitudes(sent[None]).astype("<f4").view(np.uint8)
+    values[4:] = np.packbits(np.signbit(sent), bitorder="little")
+
+
+def _read_signs(values: NDArray[np.uint8], count: int) -> Vector:
+    """**Raises**: Refused("malformed") for a magnitude below 0, and bits behind the last."""
+    magnitude = values[:4].view("<f4")[0]
+    bits = np.unpackbits(values[4:], bitorder="little")
+    if np.signbit(magnitude) or bits[count:].any():
+        raise Refused(
+            "malformed", "a magnitude below 0, or a sign of nothing, which no encoder writes; the peer is faulty"
+        )
+    return np.asarray(np.where(bits[:count], -magnitude, magnitude))
+
+
+def _magnitudes(sent: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean magnitude of each row, summed in float64. **Shapes**: (E, k) -> (E,)."""
+    return np.asarray(np.abs(sent).astype(np.float64).mean(axis=1).astype(np.float32))
 
 
 class Codes:
@@ -267,7 +352,7 @@ class Codes:
         self.n_parameters, self.size = n_parameters, size
         self.moments: NDArray[Any] = _seen(payload, moments, n_moments, 0)
         self.scales: NDArray[Any] = _seen(payload, "<f4", n_scales, first)
-        self.codes: NDArray[Any] = _seen(payload, self.kind.dtype, n_parameters, second)
+        self.codes: NDArray[Any] = _seen(payload, self.kind.dtype, self.kind.span(slice(0, n_parameters)).stop, second)
         self.plain = not self.kind.scaled and self.codes.dtype == like.dtype
 
     def encode(self, y: Vector, ref: Vector, piece: slice) -> None:
@@ -278,7 +363,7 @@ class Codes:
                 delta = np.subtract(y[inner], ref[inner], out=self.codes[inner])
             else:
                 delta = np.subtract(y[inner], ref[inner])
-                self.kind.pack(delta, self.codes[inner], self.scales[of])
+                self.kind.pack(delta, self.codes[self.kind.span(inner)], self.scales[of])
         if outer.start < outer.stop:
             self.moments[_shifted(outer, self.n_parameters)] = y[outer]
         if not (np.isfinite(delta).all() and (outer.start == outer.stop or np.isfinite(y[outer]).all())):
@@ -290,7 +375,7 @@ class Codes:
         """Write ref + decoded, and the moments as sent, into this piece of `out`, a vector of the layout."""
         inner, of, outer = self._split(piece)
         with np.errstate(over="ignore", invalid="ignore"):
-            delta = self.kind.unpack(self.codes[inner], self.scales[of])
+            delta = self.kind.unpack(self.codes[self.kind.span(inner)], self.scales[of])[: inner.stop - inner.start]
             np.add(ref[inner], delta, out=out[inner], casting="same_kind")
         if outer.start < outer.stop:
             out[outer] = self.moments[_shifted(outer, self.n_parameters)]
@@ -301,8 +386,17 @@ class Codes:
             return
         if not np.isfinite(self.scales).all():
             raise Refused("nonfinite", "a scale in the payload is NaN or infinite; the peer's training diverged")
-        if np.signbit(self.scales).any() or (self.codes.size and self.codes.min() == -128):
-            raise Refused("malformed", "a scale below 0 or a code of -128, which no encoder writes; the peer is faulty")
+        if np.signbit(self.scales).any() or any(self._is_wild(piece) for piece in slices(self.codes.size)):
+            raise Refused(
+                "malformed", "a scale below 0, or a code that no encoder writes (-128, of int4 -8); the peer is faulty"
+            )
+        if self.kind.in_a_byte == 2 and self.n_parameters % 2 and self.codes[-1] >> 4:
+            raise Refused("malformed", "half a byte behind the last code is not 0; the peer is faulty")
+
+    def _is_wild(self, piece: slice) -> bool:
+        """Is a code of these bytes below what an encoder writes."""
+        codes, one = self.codes[piece], self.kind.in_a_byte == 1
+        return bool(codes.min() == -128 if one else ((codes & 0x0F == 0x08) | (codes & 0xF0 == 0x80)).any())
 
     def _split(self, piece: slice) -> tuple[slice, slice, slice]:
         """(parameters, their scales, moments) of a piece of the vector."""
@@ -362,8 +456,9 @@ def encode(
 
     Shapes: y, ref: (P + M,), P = n_parameters; result: (payload_size,) of uint8. Temporaries: a few blocks.
     Laws: the same inputs give the same bytes. |replica - y| is at most, beside the rounding of ref + delta: 0 (f64),
-    2^-24 |delta| (f32, of float64 vectors), 2^-8 |delta| (bf16), max |delta in the row| / 254 (int8). Of a sparse codec, 2^-8
-    |delta| where it is among the largest, else |delta|, which no larger one of its span is left out for.
+    2^-24 |delta| (f32, of float64 vectors), 2^-8 |delta| (bf16), max |delta in the row| / 254 (int8), / 14 (int4). Of topk, 2^-8
+    |delta| where it is among the largest, else |delta|, which no larger one of its span is left out for; of sign, in a span the
+    square sum of what is left is that of the deltas less k times the square of the mean magnitude sent.
     Raises: `Misuse` when y - ref is not finite (check the own model first), vectors are not alike, or `out` has the
     wrong length; `Refused("codec")` on an unknown codec.
     Randomness: none. `seed` names the exchange for codecs that draw; none of these does.
@@ -385,8 +480,8 @@ def decode(codec: str, payload: Payload, ref: Vector, *, n_parameters: int, out:
     the codec can say so (f64, f32, bf16): checks.check is the next door.
     Raises: `Refused("codec")`; `Refused("size")` unless the length is exactly payload_size, before anything is
     allocated; `Refused("malformed")` for places that do not rise within their span, or bits where none belong (sparse);
-    `Refused("nonfinite")` for a sparse value or an int8 scale that is not finite, `Refused("malformed")` for a negative one or
-    code -128, which no encoder writes: all a peer's fault.
+    `Refused("nonfinite")` for a sparse value or a scale that is not finite, `Refused("malformed")` for a negative scale or
+    code -128 (int4: -8), which no encoder writes: all a peer's fault.
     """
     codes = codes_of(codec, payload, like=ref, n_parameters=n_parameters)
     codes.require_sound()
@@ -407,13 +502,17 @@ def decoded_rows(codec: str, deltas: Vector) -> Vector:
     with np.errstate(over="ignore", invalid="ignore"):
         for piece in slices(deltas.shape[1], sparse.SPAN if share else ROW):
             part = deltas[:, piece].astype(np.float32)
-            if codec == "int8":
-                scales = _quantise(part)
+            if codec in TOP:
+                scales = _quantise(part, TOP[codec])
                 decoded[:, piece] = np.multiply(part, scales[:, None])
                 continue
-            codes = np.empty(part.size, np.uint16)
-            _to_bf16(part.reshape(-1), codes, codes)
-            found = _from_bf16(codes, codes).reshape(part.shape)
-            mask = sparse.largest_rows(part, sparse.kept(part.shape[1], share)) if share else True
+            mask: Any = sparse.largest_rows(part, sparse.kept(part.shape[1], share)) if share else True
+            if codec.startswith("sign:"):
+                magnitudes = _magnitudes(part[mask].reshape(len(part), -1))[:, None]
+                found = np.where(np.signbit(part), -magnitudes, magnitudes)
+            else:
+                codes = np.empty(part.size, np.uint16)
+                _to_bf16(part.reshape(-1), codes, codes)
+                found = _from_bf16(codes, codes).reshape(part.shape)
             decoded[:, piece] = np.where(mask, found, np.float32(0))
     return decoded

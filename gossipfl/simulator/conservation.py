@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gossipfl.learning import compression
 from gossipfl.simulator.invariants import Checker
 from gossipfl.simulator.recovery import is_barred
 from gossipfl.simulator.witness import (
@@ -274,7 +275,7 @@ class ExactlyOnce(Checker):
         else:
             assert old.pending is not None
             mine, theirs = old.pending.root, reply.root
-        if codec.startswith("topk:"):
+        if compression.millionths(codec):
             gamma, m_me, m_peer = self.truth.rate(space), self.truth.mass(me, space), self.truth.mass(peer, space)
             own, other = before
             before = [expected(own, other, gamma, m_me, m_peer), expected(other, own, gamma, m_peer, m_me)]

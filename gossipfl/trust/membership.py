@@ -55,15 +55,18 @@ def _hex32(text: str) -> str:
 
 
 def _codec(text: str) -> str:
-    if text in CODECS or re.fullmatch(r"topk:0\.\d{0,5}[1-9]", text, re.ASCII):
+    if text in CODECS or SPARSE.fullmatch(text):
         return text
     near = difflib.get_close_matches(text, CODECS, 1)
-    known = f"use {', '.join(CODECS)}, or a share such as topk:0.1, no 0 at its end"
+    known = f"use {', '.join(CODECS)}, or a share such as topk:0.1 or sign:0.1, no 0 at its end"
     raise ValueError(f"no codec -- did you mean {near[0]!r}?" if near else f"no codec -- {known}")
 
 
-CODECS: Final = ("f64", "f32", "bf16", "int8")
+CODECS: Final = ("f64", "f32", "bf16", "int8", "int4")
 """Those that send every number; learning.compression has them all, which this room does not import."""
+
+SPARSE: Final = re.compile(r"(?:topk|sign):(0\.\d{0,5}[1-9])", re.ASCII)
+"""Those that send a share of the numbers."""
 
 CodecName = Annotated[str, AfterValidator(_codec)]
 MemberId = Annotated[str, AfterValidator(valid_member_id)]
@@ -360,8 +363,8 @@ class Membership(Strict):
         if self.study.release_exchanges is not None:
             return self.study.release_exchanges
         needed = topology.release_exchanges(self.graph, self.study.gamma)
-        if self.study.codec.startswith("topk:"):
-            needed = math.ceil(needed * (1 + TURN / float(self.study.codec[5:])))
+        if sparse := SPARSE.fullmatch(self.study.codec):
+            needed = math.ceil(needed * (1 + TURN / float(sparse[1])))
         return min(needed, math.ceil(self.study.local_rounds * self.study.exchanges / 2))
 
     # ---- names

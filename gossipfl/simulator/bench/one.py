@@ -22,7 +22,7 @@ from gossipfl.learning.evaluation import Floats
 from gossipfl.simulator import baselines
 from gossipfl.simulator.baselines import Fitted
 from gossipfl.simulator.bench.network import NETWORKS, Batch, Work, passed
-from gossipfl.simulator.bench.question import VERSION, Ask, Dealt, Question, compression
+from gossipfl.simulator.bench.question import VERSION, Ask, Dealt, Question, compression, release_compression
 from gossipfl.simulator.bench.recipe import Recipe
 from gossipfl.simulator.results import LOWER_IS_BETTER, finite
 from gossipfl.simulator.vectorized.faults import Faults, Weather
@@ -190,6 +190,7 @@ def simulated(
             evaluate_every=max(1, question.rounds // POINTS) if is_watched else question.rounds,
             evaluate_nodes=ALL,
             compression=compression(ask.method),
+            release_compression=release_compression(ask.method),
             listener=heard,
             **recipe.keywords(),
         )

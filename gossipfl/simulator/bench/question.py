@@ -134,9 +134,13 @@ class Question:
             raise ConfigError(Fault("methods", None, "none is named", "name one or more, such as ledger,fedavg,centralized"))
         for method in methods:
             known("method", base(method), {*METHODS, *REFERENCES})
-            if not is_compression(compression(method)):
-                what = f"{method}: unknown compression {compression(method)!r}"
-                raise ConfigError(Fault("method", None, what, f"use {COMPRESSIONS}"))
+            for codec in method.split("+")[1:]:
+                if not is_compression(codec):
+                    what = f"{method}: unknown compression {codec!r}"
+                    raise ConfigError(Fault("method", None, what, f"use {COMPRESSIONS}"))
+            if method.count("+") > 2:
+                remedy = "name one of the training and one of the release, such as ledger+sign:0.1+int4"
+                raise ConfigError(Fault("method", None, f"{method} says three codecs", remedy))
         usual = SETTINGS.get(task, OTHER)
         graph = topology or usual.topology
         if graph != "auto" and not Path(graph).exists():
@@ -229,7 +233,16 @@ def compression(method: str) -> str:
     >>> base("ledger+topk:0.1"), compression("ledger+topk:0.1"), compression("fedavg")
     ('ledger', 'topk:0.1', 'none')
     """
-    return method.partition("+")[2] or "none"
+    return (*method.split("+"), "none")[1]
+
+
+def release_compression(method: str) -> str:
+    """The codec of the release, which such a name may say behind the other; empty where it says none.
+
+    >>> compression("ledger+sign:0.1+int4"), release_compression("ledger+sign:0.1+int4"), release_compression("ledger+int8")
+    ('sign:0.1', 'int4', '')
+    """
+    return (*method.split("+"), "", "")[2]
 
 
 def known(what: str, name: str, names: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,6 @@ class Course:
     progress: Progress | None = None
     _wall: float = 0.0
     _cpu: float = 0.0
-    _message: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._message = message_bytes(self.engine)
-
     def go(self) -> None:
         """The rounds that are left. Ctrl-C ends them after the round that is going on; pressed again, at once."""
         engine, run = self.engine, self.run
@@ -93,13 +88,13 @@ class Course:
         found = self._judged(at, ALL if is_last else run.evaluated) if is_judged else {}
         plan, train = engine.settings.plan, max(1, run.rounds - engine.settings.release)
         eta = schedule(engine.settings.decay, plan.eta, at, train) if at < train else 0.0
-        sent, steps = self._message * int(engine.sent.sum()), int(engine.stepped.sum())
-        layout = engine.state.layout
+        layout, message = engine.state.layout, message_bytes(engine, at)
+        sent, steps = message * int(engine.sent.sum()), int(engine.stepped.sum())
         down = layout.size * np.dtype(layout.dtype).itemsize * int(engine.sent.sum())  # the model comes as it is
         served = sent + down if engine.server is not None else 0
         run.records.append(Record(at, eta, present, engine.exchanges - exchanges, sent, served, steps, **found))
         if run.sent is not None and run.stepped is not None:
-            run.sent[at], run.stepped[at] = self._message * engine.sent, engine.stepped
+            run.sent[at], run.stepped[at] = message * engine.sent, engine.stepped
 
     def _gone_on(self, at: int) -> int:
         """One round more. **Raises**: Misuse for models that have diverged, where the method cannot mix such."""
@@ -154,9 +149,9 @@ class Course:
         self.run.seconds, self.run.cpu_seconds = time.monotonic() - self._wall, time.process_time() - self._cpu
 
 
-def message_bytes(engine: Engine) -> int:
-    """Bytes of one model on its way."""
-    layout, codec = engine.state.layout, engine.settings.codec
+def message_bytes(engine: Engine, round: int) -> int:
+    """Bytes of one model on its way in this round."""
+    layout, codec = engine.state.layout, engine.settings.codec_at(round)
     itemsize = np.dtype(layout.dtype).itemsize
     if codec == "none":
         return layout.size * itemsize

@@ -71,7 +71,12 @@ class Settings:
     exchanges: int = 1
     """with others after the local steps of a round, one after the other; kappa is that of one: their sum is what moved"""
     codec: str = "none"
-    """of what goes up to a server; over links it is the mixer's business"""
+    """of what goes over links, or up to a server"""
+    release_codec: str = ""
+    """of the release; empty: the same"""
+
+    def codec_at(self, round: int) -> str:
+        return self.codec if round < self.rounds - self.release else self.release_codec or self.codec
 
 
 Conduct = Callable[[int, Floats], Terms]
@@ -159,6 +164,8 @@ class Engine:
         present = self._asked(weather.present(at), at)
         trains = at < settings.rounds - settings.release
         plan = self._plan(at)
+        if settings.release_codec and self.mixer.replicas is not None:
+            self.mixer.replicas.codec = settings.codec_at(at)
         self.mixer.arrive(at)
         if settings.mode == "ticks":
             assert self.mixer.links is not None

@@ -26,6 +26,7 @@ class Replicas:
     """**Shapes**: lower, higher (E, P): what is agreed of the end with the lower number, and of the other."""
 
     codec: str
+    """of the exchanges that are made now; the release may have another"""
     state: State
     links: Links
     shard: Shard | None = None
@@ -33,7 +34,7 @@ class Replicas:
     lower: Vector = field(init=False)
     higher: Vector = field(init=False)
     idle: Vector = field(init=False)
-    """(E, P) exchanges that booked a flow since each coordinate last came; of a sparse codec only, else (E, 0)"""
+    """(E, P) exchanges that booked a flow since each coordinate last came; where the first codec is sparse, else (E, 0)"""
     _here: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,8 +56,8 @@ class Replicas:
             raise Misuse("compression is against what a link remembers, and this exchange has no link")
         names = self.state.parameters
         ends = [np.concatenate([pairs[name][end] for name in names], axis=1) for end in (0, 1)]
-        references = self.lower[met.edge], self.higher[met.edge]
-        if self.idle.size:
+        references, is_sparse = (self.lower[met.edge], self.higher[met.edge]), compression.millionths(self.codec) > 0
+        if is_sparse:
             references = mixing.predict(references[0], references[1], met.gamma, m_lo, m_hi)
         came = np.zeros(ends[0].shape, dtype=bool)
         for end, (models, reference, held) in enumerate(zip(ends, references, (self.lower, self.higher), strict=True)):
@@ -65,7 +66,7 @@ class Replicas:
             held[met.edge] = replica
             for name, part in self._parts(replica):
                 pairs[name][end][...] = part
-        if not (self.idle.size and books):
+        if not (is_sparse and books):
             return {}
         n, self.idle[met.edge] = correction.since_last(self.idle[met.edge], came)
         return dict(self._parts(n))

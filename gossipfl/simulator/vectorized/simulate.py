@@ -49,7 +49,7 @@ from gossipfl.tasks.task import Data, pooled
 from gossipfl.topology import schedules, spectrum
 from gossipfl.topology.graphs import Graph
 
-COMPRESSIONS: Final = f"none, {', '.join(codecs.CODECS)}, or a share of the largest such as topk:0.1"
+COMPRESSIONS: Final = f"none, {', '.join(codecs.CODECS)}, or a share of the largest such as topk:0.1 or sign:0.1"
 """what `compression` may be, in words"""
 
 HEAVIEST: Final = defaults.HEAVIEST
@@ -75,6 +75,7 @@ def simulate(
     release: int = 0,
     exchanges: int = 1,
     compression: str = "none",
+    release_compression: str = "",
     mode: Literal["rounds", "ticks"] = "rounds",
     sites: Sequence[Site] | None = None,
     test: Data | None = None,
@@ -104,7 +105,8 @@ def simulate(
     task's own parting among `nodes`, or, with `bootstrap`, that many rows for each node drawn with replacement from all
     training rows. Normalisation is that of the pooled training rows, which a federation's statistics stage reaches to six
     digits. `plan` None: ten steps over all rows (at most 32 a step), eta .1, the task's optimiser and l2. `release`: last rounds
-    in which nobody trains. `exchanges`: so many a round, one after the other. `masses` "rows": min(rows, `heaviest` times the
+    in which nobody trains. `release_compression`: of these rounds, where the models that only mix may be written in more bits;
+    empty: as `compression`. `exchanges`: so many a round, one after the other. `masses` "rows": min(rows, `heaviest` times the
     median), mean 1. `threads` None: every core. `evaluate_every` None: ten
     times and at the end; 0: never. `checkpoint`: a file that is written every so many rounds, and gone on from if it is there.
     `outages`: what goes wrong at known rounds, beside the chances of `faults`. `watch`: look in every evaluated round whether
@@ -139,6 +141,7 @@ def simulate(
     mode = "ticks" if chosen.is_asynchronous else mode
     _require_sound(chosen, struck, meet)
     _require_codec(compression, chosen, links)
+    _require_release_codec(release_compression, compression, chosen)
     _require_turns(chosen, exchanges, mode)
     _require_spectrum(chosen, links, 0.5 if chosen.is_lazy else 1.0, weights)
     if mode == "ticks" and (links is None or chosen.combine != "pairs" or chosen.post != "plain"):
@@ -160,7 +163,8 @@ def simulate(
     own = None if shard is None else shard.own
     state = model.state(nodes, own)
     threads = threads or max(1, cores() // (1 if group is None else group.here))
-    settings = Settings(plan, chosen, rounds, release, eta_schedule, mode, seed, threads, h_ref, exchanges, codec=compression)
+    settings = Settings(plan, chosen, rounds, release, eta_schedule, mode, seed, threads, h_ref, exchanges, codec=compression,
+                        release_codec=release_compression)  # fmt: skip
     engine = Engine(
         model,
         rows,
@@ -326,6 +330,19 @@ def _require_codec(name: str, method: Method, links: Links | None) -> None:
         )
 
 
+def _require_release_codec(name: str, before: str, method: Method) -> None:
+    """**Raises**: Misuse for a codec of the release where there is none, or nothing that the links remember."""
+    if not name:
+        return
+    if not codecs.is_codec(name):
+        raise Misuse(f"release_compression = {name!r}; use a codec: {COMPRESSIONS.removeprefix('none, ')}")
+    if before == "none" or method.has_server:
+        raise Misuse(
+            f"release_compression = {name!r} is against what links remember of compressed models; give `compression`, and a "
+            "method without a server, or leave it out"
+        )
+
+
 def _replicas(codec: str, state: State, links: Links | None, shard: Shard | None) -> Replicas | None:
     return None if codec == "none" or links is None else Replicas(codec, state, links, shard)
 
@@ -433,7 +450,7 @@ def _identity(
 ) -> str:  # fmt: skip
     """The settings that decide the result, as one line: threads, blocks and evaluation do not."""
     names = ("nodes", "rounds", "seed", "eta_schedule", "release", "exchanges", "heaviest", "mode", "bootstrap", "h_ref",
-             "training", "compression")  # fmt: skip
+             "training", "compression", "release_compression")  # fmt: skip
     parts = {name: given[name] for name in names}
     parts |= {
         "topology": given["topology"] if isinstance(given["topology"], str) else "",
