@@ -160,7 +160,7 @@ MUTANTS: Final = (
     Mutant("waits-not-doubled", "dials", "protocol/neighbours.py",
            "min(BACKOFF_MAX_NS, max(BACKOFF_FIRST_NS, 2 * self.backoff_ns))", "BACKOFF_FIRST_NS"),
     Mutant("nothing-removed", "bounds", "store/files.py",
-           "            dead = sorted(name for name in self._blobs if name not in live and name not in self._pins)",
+           "            dead = sorted(set(self._blobs).difference(*live, self._pins))",
            "            dead: list[bytes] = []"),
     Mutant("size-not-checked", "bounds", TERMS,
            "        if manifest.size != size or not manifest.size:", "        if not manifest.size:"),
