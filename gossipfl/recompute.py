@@ -6,7 +6,7 @@ which needs the site's rows, and what a recording is (gossipfl.recording, gossip
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Never
 
 from gossipfl.errors import Misuse
@@ -56,6 +56,12 @@ class Beside:
 
     def scratch(self, size: int) -> memoryview:
         return self.made.scratch(size)
+
+    def writer(self, scratch: memoryview) -> Callable[[int, Any], None] | None:
+        return self.made.writer(scratch)
+
+    def settle(self, scratch: memoryview) -> None:
+        """Nothing: a replay makes nothing durable."""
 
     def adopt(self, scratch: memoryview, *, pinned: bool = False, leaves: Sequence[bytes] | None = None) -> bytes:
         return self.made.adopt(scratch, pinned=pinned, leaves=leaves)

@@ -56,6 +56,8 @@ class Tensors(Protocol):
     def put(self, blob: Any, *, pinned: bool = False) -> bytes: ...
     def unpin(self, names: Iterable[bytes]) -> None: ...
     def scratch(self, size: int) -> memoryview: ...
+    def writer(self, scratch: memoryview) -> Callable[[int, Any], None] | None: ...
+    def settle(self, scratch: memoryview) -> None: ...
     def adopt(self, scratch: memoryview, *, pinned: bool = False, leaves: Sequence[bytes] | None = None) -> bytes: ...
     def adopt_as(self, name: bytes, scratch: memoryview, summed: bytes, *, pinned: bool = False) -> None: ...
 
@@ -64,14 +66,20 @@ class Room:
     """Space of the store's to compute into: in RAM when small, else a mapped file, so that O(P) work needs no O(P) memory.
 
     Kept under a name by `Workbench.keep`; dropped, it is gone. What it will be named by, or checked by, is taken piece by
-    piece while each is in cache: `written` says that one is done."""
+    piece while each is in cache: `written` says that one is done. Where writing costs less than computing in the file's pages, a
+    `part` is computed beside it."""
 
-    __slots__ = ("array", "leaves", "sums", "view")
+    __slots__ = ("_beside", "_free", "_write", "array", "leaves", "sums", "view")
 
     def __init__(self, tensors: Tensors, size: int, dtype: Any) -> None:
         dtype = np.dtype(dtype)
         self.view = tensors.scratch(size * dtype.itemsize)
         self.array: Vector = np.frombuffer(self.view, dtype)
+        self._write = tensors.writer(self.view)
+        self._beside: dict[int, Vector] = {}
+        """parts that are being computed, by where they begin"""
+        self._free: list[Vector] = []
+        """used again: new ones would fault on every page, too"""
         self.leaves: list[bytes] | None = None
         """the hashes of its chunks, where its name is that of its content"""
         self.sums: sums.Sums | None = None
@@ -87,22 +95,46 @@ class Room:
         self.sums = sums.Sums(len(self.view))
         return self
 
+    def part(self, piece: slice) -> Vector:
+        """Where these elements are to be computed, and may be read until they are `written`."""
+        place = self.array[piece]
+        if self._write is None:
+            return place
+        beside = self._free.pop() if self._free else np.empty(PIECE // place.itemsize, place.dtype)
+        self._beside[piece.start] = beside
+        return beside[: place.size]
+
     def written(self, piece: slice) -> None:
         """These elements, from where a chunk begins, will not change any more."""
         values = self.array[piece]
         at = piece.start * values.itemsize
+        beside = self._beside.pop(piece.start, None)
+        if beside is not None and self._write is not None:
+            values = beside[: values.size]
+            self._write(at, values.data.cast("B"))
         if self.sums is not None:
             self.sums.take(at, values)
         if self.leaves is not None and values.size:
             raw = values.data.cast("B")
             for index, start in enumerate(range(0, len(raw), digest.CHUNK), at // digest.CHUNK):
                 self.leaves[index] = digest.leaf(raw[start : start + digest.CHUNK])
+        if beside is not None:
+            self._free.append(beside)
 
     @property
     def sum(self) -> bytes:
         if self.sums is None:
             raise Misuse("a room is summed from its first piece on, or not at all")
         return self.sums.digest
+
+
+def write_codes(room: Room, codes: Codes, model: Vector, reference: Vector, piece: slice) -> None:
+    """A piece of the payload in this room."""
+    if isinstance(codes, compression.Codes) and room.leaves is not None:
+        codes.encode(model, reference, piece, room.part(piece))
+    else:
+        codes.encode(model, reference, piece)
+    room.written(piece)
 
 
 class Own:
@@ -172,7 +204,7 @@ class Ledger:
         if cap != 1:
             np.multiply(after, after.dtype.type(cap), out=after)
         ran, before = (None if one is None else one[piece] for one in (self.ran, self.before))
-        correction.advance(ran, before, after, self.job.mass, out=self.drift.array[piece])
+        correction.advance(ran, before, after, self.job.mass, out=self.drift.part(piece))
         if self.after.array.size == self.drift.array.size:
             self.after.written(piece)
         self.drift.written(piece)
@@ -383,10 +415,11 @@ class Workbench:
         moved = self.room(model).summed()
 
         def add(piece: slice) -> tuple[float, ...]:
-            np.add(model[piece], displacement[piece], out=moved.array[piece])
+            after = np.add(model[piece], displacement[piece], out=moved.part(piece))
+            fault = 0.0 if np.isfinite(after).all() else math.inf
             moved.written(piece)
             own.used(piece)
-            return (0.0 if np.isfinite(moved.array[piece]).all() else math.inf,)
+            return (fault,)
 
         faults = any(self.over(model, add))
         own.require_sound()
@@ -402,8 +435,7 @@ class Workbench:
         payload, codes = self.payload(job, model)
 
         def write(piece: slice) -> tuple[float, ...]:
-            codes.encode(model, reference, piece)
-            payload.written(piece)
+            write_codes(payload, codes, model, reference, piece)
             held.used(piece)
             return ()
 
@@ -464,18 +496,20 @@ class Workbench:
 
         def meet(piece: slice) -> tuple[float, ...]:
             if answer is not None:
-                sent.encode(model, out, piece)
-                answer.written(piece)
-            sent.decode(out, piece, own.array)
-            own.written(piece)
-            came.decode(into, piece, theirs.array)
-            theirs.written(piece)
+                write_codes(answer, sent, model, out, piece)
+            mine, peers = own.part(piece), theirs.part(piece)
+            sent.decode(out, piece, mine)
+            came.decode(into, piece, peers)
             with np.errstate(over="ignore", invalid="ignore"):
-                apart = np.subtract(theirs.array[piece], own.array[piece])
+                apart = np.subtract(peers, mine)
+            own.written(piece)
+            theirs.written(piece)
             inner = max(0, min(piece.stop, p) - piece.start)
             return square_sum(apart[:inner]), square_sum(apart[inner:])
 
         squares = self.over(model, meet)
+        for room in (own, theirs) if answer is None else (answer, own, theirs):
+            self.tensors.settle(room.view)
         limit = checks.LIMIT if job.space == "model" else math.inf
         checks.check(theirs.array, own.array, limit=limit, distance=math.sqrt(sum(squares)))
         if job.space == "statistics" and (absurd := self.bench.absurdity(theirs.array)):
@@ -491,14 +525,15 @@ class Workbench:
         def move(piece: slice) -> tuple[float, ...]:
             q = mixing.carry(lo.array[piece], hi.array[piece], share)
             flow_sums.take(piece.start * q.itemsize, q)
-            mixing.apply(model[piece], q, job.mass, job.lower, out=moved.array[piece])
+            after = mixing.apply(model[piece], q, job.mass, job.lower, out=moved.part(piece))
+            fault = 0.0 if np.isfinite(after).all() else math.inf
             moved.written(piece)
             if ledger is not None and sparse:
                 fresh = np.not_equal(own.array[piece], out[piece]) | np.not_equal(theirs.array[piece], into[piece])
                 q = ledger.gathered(piece, q, fresh)
             square = 0.0 if ledger is None else ledger.book(piece, q)
             held.used(piece)
-            return square, 0.0 if np.isfinite(moved.array[piece]).all() else math.inf
+            return square, fault
 
         booked, faults = self.over(model, move)
         held.require_sound()
@@ -599,7 +634,7 @@ class Workbench:
 
         def take_back(piece: slice) -> tuple[float, ...]:
             q = mixing.flow_step(y_lo[piece], y_hi[piece], job.gamma, m_lo, m_hi, job.clip)
-            mixing.apply(model[piece], q, job.mass, not job.lower, out=moved.array[piece])
+            mixing.apply(model[piece], q, job.mass, not job.lower, out=moved.part(piece))
             moved.written(piece)
             return ()
 

@@ -24,7 +24,7 @@ import pytest
 
 from gossipfl import digest
 from gossipfl.errors import ConfigError, Exit, Misuse
-from gossipfl.store import Crash, Damaged, Missing, ModelledDisk, ModelledRows, SqliteRows, StateError, Store
+from gossipfl.store import Crash, Damaged, Missing, ModelledDisk, ModelledRows, SqliteRows, StateError, Store, disk
 from gossipfl.store.disk import RealDisk
 from gossipfl.store.files import PARTIALS, RAM_BYTES, SUM, Files
 from gossipfl.sums import sum_of
@@ -195,6 +195,54 @@ def test_space_is_used_again_when_nobody_sees_it_and_given_back_at_the_end(tmp_p
     files.remove_except({again})
     files.close()
     assert sorted(each.name for each in tmp_path.iterdir()) == [again.hex()]
+
+
+def test_what_was_synced_is_written_and_what_nobody_will_sync_is_made_of_what_nobody_has_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "SYNCED_S", -1.0)  # on any file system
+    files, size, inodes = Files(RealDisk(tmp_path)), 2 * RAM_BYTES, set()
+    for passing in (True, False, True):
+        scratch = files.scratch(size, passing=passing)
+        assert files.writer(scratch) is None, "no page of a new file is protected"
+        scratch[:] = content(len(inodes), size)
+        name = files.adopt(scratch)
+        if not passing:
+            files.make_durable([name])
+        inodes |= {each.stat().st_ino for each in tmp_path.iterdir()}
+        del scratch
+    files.remove_except(frozenset())
+    first, second, lasting = files.scratch(size, passing=True), files.scratch(size, passing=True), files.scratch(size)
+    assert {each.stat().st_ino for each in tmp_path.iterdir()} == inodes
+    assert files.writer(first) is files.writer(second) is None
+    write = files.writer(lasting)
+    assert write is not None
+    expected = content(9, size)
+    for at in (RAM_BYTES, 0):
+        write(at, expected[at : at + RAM_BYTES])
+    assert lasting == expected, "what is written is seen at once"
+    name = files.adopt(lasting)
+    files.make_durable([name])
+    assert Files(RealDisk(tmp_path)).read(name) == expected
+
+
+def test_what_goes_wrong_in_a_sync_that_was_begun_early_is_heard_by_who_relies_on_it(tmp_path: Path) -> None:
+    files = Files(RealDisk(tmp_path))
+    sound, gone = files.scratch(LARGE), files.scratch(LARGE)
+    sound[:], gone[:] = content(1, LARGE), content(2, LARGE)
+    files.settle(sound)
+    next(tmp_path.glob("*1.tmp")).unlink()
+    files.settle(gone)
+    kept, lost = files.adopt(sound), files.adopt(gone)
+    with pytest.raises(StateError, match="make a blob durable"):
+        files.make_durable([lost])
+    assert not files.is_durable(lost)
+    files.make_durable([kept])
+    assert Files(RealDisk(tmp_path)).read(kept) == content(1, LARGE)
+    files.settle(files.scratch(LARGE))  # dropped while its sync is under way
+    files.remove_except({kept})
+    files.close()
+    assert [each.name for each in tmp_path.iterdir()] == [kept.hex()]
 
 
 def test_the_same_content_is_kept_once(files: Files) -> None:

@@ -13,6 +13,7 @@ import pytest
 from gossipfl import digest, workbench
 from gossipfl.digest import chunk_count
 from gossipfl.protocol import events as ev
+from gossipfl.store import disk
 from gossipfl.store.disk import RealDisk
 from gossipfl.store.files import Files
 from gossipfl.workbench import Bench, Workbench
@@ -28,6 +29,7 @@ class Site:
     """The hands of one node, and its vectors."""
 
     def __init__(self, folder: Path, model: np.ndarray, reference: np.ndarray) -> None:
+        self.folder, self.model_array = folder, model
         self.files = Files(RealDisk(folder))
         self.hands = Workbench(Bench(P, 0, "float32", lambda _: pytest.fail("no training"), lambda *_: None, (1,)), self.files)
         self.model, self.reference = (self.files.put(vector, pinned=True) for vector in (model, reference))
@@ -98,6 +100,26 @@ def test_an_exchange_needs_no_memory_of_the_size_of_a_model(pair: tuple[Site, Si
         assert tracemalloc.get_traced_memory()[1] < 4 * P
     finally:
         tracemalloc.stop()
+
+
+def test_an_exchange_in_files_that_were_synced_leaves_the_same_on_disk(
+    pair: tuple[Site, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = exchange(*pair)
+    monkeypatch.setattr(disk, "SYNCED_S", -1.0)  # on any file system
+    again = tuple(Site(tmp_path / f"{name} again", pair[at].model_array, np.zeros(P, np.float32)) for at, name in enumerate("ab"))
+    for site in again:
+        made = [site.files.adopt(site.files.scratch(4 * P), leaves=[bytes([n]) * 32]) for n in range(6)]
+        site.files.make_durable(made)
+        site.files.remove_except(frozenset())
+        scratch = site.files.scratch(4 * P)
+        assert site.files.writer(scratch) is not None
+        site.files.discard(scratch)
+    for site, found, once in zip(again, exchange(*again)[::-1], fresh[::-1], strict=True):
+        assert found == once
+        site.files.make_durable([found.model, found.own, found.theirs])
+        on_disk = Files(RealDisk(site.folder))
+        assert not on_disk.missing([found.model, found.own, found.theirs]), "each is checked against its sum"
 
 
 def test_both_ends_of_a_large_exchange_compute_the_same_and_meet(pair: tuple[Site, Site]) -> None:

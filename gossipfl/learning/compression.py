@@ -268,21 +268,20 @@ class SparseCodes:
             raise Misuse("a moment is not finite; check a trained model before encoding")
 
     def decode(self, ref: Vector, piece: slice, out: Vector) -> None:
-        """Write ref + decoded, and the moments as sent, into this piece of `out`. Raises: `Refused("malformed")`,
-        `Refused("nonfinite")`."""
+        """Write ref + decoded, and the moments as sent, into `out`, which is this piece of the result. Raises:
+        `Refused("malformed")`, `Refused("nonfinite")`."""
         read = _read_signs if self.codec.startswith("sign:") else _read_bf16
         for span, n, count, values, places in self._spans(piece):
             sent = read(values, count)
             if not np.isfinite(sent).all():
                 raise Refused("nonfinite", "a value in the payload is NaN or infinite; the peer's training diverged")
             chosen = sparse.read_places(places, n, count)
-            part = out[span]
-            if out is not ref:
-                part[...] = ref[span]
+            part = out[_shifted(span, piece.start)]
+            part[...] = ref[span]
             with np.errstate(over="ignore", invalid="ignore"):
                 part[chosen] = np.add(part[chosen], sent, dtype=out.dtype)
         outer = _outer(piece, self.n_parameters)
-        out[outer] = self.moments[_shifted(outer, self.n_parameters)]
+        out[_shifted(outer, piece.start)] = self.moments[_shifted(outer, self.n_parameters)]
 
     def require_sound(self) -> None:
         """Nothing: `decode` refuses what no encoder writes, span by span."""
@@ -355,12 +354,14 @@ class Codes:
         self.codes: NDArray[Any] = _seen(payload, self.kind.dtype, self.kind.span(slice(0, n_parameters)).stop, second)
         self.plain = not self.kind.scaled and self.codes.dtype == like.dtype
 
-    def encode(self, y: Vector, ref: Vector, piece: slice) -> None:
-        """Write the codes of y - ref, and the moments of y. Raises: `Misuse` when they are not finite."""
+    def encode(self, y: Vector, ref: Vector, piece: slice, out: NDArray[Any] | None = None) -> None:
+        """Write the codes of y - ref, and the moments of y. Raises: `Misuse` when they are not finite.
+
+        `out`: where to write plain codes, if not in their place in the payload."""
         inner, of, outer = self._split(piece)
         with np.errstate(over="ignore", invalid="ignore"):
             if self.plain:
-                delta = np.subtract(y[inner], ref[inner], out=self.codes[inner])
+                delta = np.subtract(y[inner], ref[inner], out=self.codes[inner] if out is None else out)
             else:
                 delta = np.subtract(y[inner], ref[inner])
                 self.kind.pack(delta, self.codes[self.kind.span(inner)], self.scales[of])
@@ -372,13 +373,13 @@ class Codes:
             )
 
     def decode(self, ref: Vector, piece: slice, out: Vector) -> None:
-        """Write ref + decoded, and the moments as sent, into this piece of `out`, a vector of the layout."""
+        """Write ref + decoded, and the moments as sent, into `out`, which is this piece of the result."""
         inner, of, outer = self._split(piece)
         with np.errstate(over="ignore", invalid="ignore"):
             delta = self.kind.unpack(self.codes[self.kind.span(inner)], self.scales[of])[: inner.stop - inner.start]
-            np.add(ref[inner], delta, out=out[inner], casting="same_kind")
+            np.add(ref[inner], delta, out=out[_shifted(inner, piece.start)], casting="same_kind")
         if outer.start < outer.stop:
-            out[outer] = self.moments[_shifted(outer, self.n_parameters)]
+            out[_shifted(outer, piece.start)] = self.moments[_shifted(outer, self.n_parameters)]
 
     def require_sound(self) -> None:
         """Raises: `Refused("nonfinite")`, `Refused("malformed")` for scales or codes that no encoder writes."""
@@ -410,8 +411,9 @@ def _outer(piece: slice, n_parameters: int) -> slice:
     return slice(max(piece.start, n_parameters), max(piece.stop, n_parameters))
 
 
-def _shifted(outer: slice, n_parameters: int) -> slice:
-    return slice(outer.start - n_parameters, outer.stop - n_parameters)
+def _shifted(part: slice, start: int) -> slice:
+    """The same elements, counted from `start`."""
+    return slice(part.start - start, part.stop - start)
 
 
 def _require_size(codec: str, payload: Payload, n_parameters: int, n_moments: int, itemsize: int) -> int:
@@ -487,7 +489,7 @@ def decode(codec: str, payload: Payload, ref: Vector, *, n_parameters: int, out:
     codes.require_sound()
     replica = room_for(ref, out)
     for piece in slices(ref.size, WALK):
-        codes.decode(ref, piece, replica)
+        codes.decode(ref, piece, replica[piece])
     return replica
 
 

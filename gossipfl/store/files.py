@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from gossipfl.digest import CHUNK, Buffer, Tree, chunk_count, leaf
 from gossipfl.errors import Misuse
-from gossipfl.store.disk import Disk
+from gossipfl.store.disk import Disk, Write
 from gossipfl.store.errors import Damaged, Missing, StateError, border, explain
 from gossipfl.store.incoming import Incoming
 from gossipfl.sums import sum_of
@@ -116,19 +116,39 @@ class Files:
             fresh = _Blob(len(view), path=self._write_temporary(view), tree=tree)
         return self._admit(tree.root, fresh, pinned)
 
-    def scratch(self, size: int) -> memoryview:
-        """`size` writable bytes of any content to compute into; for `adopt`. If the view is dropped instead, so is its file."""
+    def scratch(self, size: int, *, passing: bool = False) -> memoryview:
+        """`size` writable bytes of any content to compute into; for `adopt`. If the view is dropped instead, so is its file.
+        `passing`: it will hardly be made durable."""
         if size < self._ram_bytes:
             return memoryview(bytearray(size))
         path = self._temporary()
         try:
             with border("reserve space for a blob"):
-                view = self.disk.create(path, size)
+                view = self.disk.create(path, size, passing=passing)
         except StateError:
             self._unlink(path)
             raise
         self._scratch[id(view)] = (path, weakref.finalize(view, self._drop, id(view), path))
         return view
+
+    def writer(self, scratch: memoryview) -> Write | None:
+        """What writes into this scratch, from any thread, where that costs less than computing in it; None where it does not."""
+        path, _ = self._scratch.get(id(scratch), (None, None))
+        write = None if path is None else self.disk.writer(path)
+        if write is None:
+            return None
+
+        def write_bordered(at: int, content: Buffer) -> None:
+            with border("write a blob"):
+                write(at, content)
+
+        return write_bordered
+
+    def settle(self, scratch: memoryview) -> None:
+        """Nobody writes into it any more: the disk may begin with what makes it durable."""
+        path, _ = self._scratch.get(id(scratch), (None, None))
+        if path is not None:
+            self.disk.begin_fsync(path)
 
     def adopt(self, scratch: memoryview, *, pinned: bool = False, leaves: Sequence[bytes] | None = None) -> bytes:
         """The name of what was written into this scratch, without a copy. Nobody may write into it afterwards.
@@ -167,7 +187,7 @@ class Files:
             if partial is None:
                 here = self._blobs.get(root)
                 known = here is not None and here.size == size and here.sound is True and not here.summed
-                partial = Incoming(self, root, size, None if known else self.scratch(size))
+                partial = Incoming(self, root, size, None if known else self.scratch(size, passing=True))
             if not partial.done:
                 while len(self._partials) >= PARTIALS:
                     self._partials.pop(next(iter(self._partials))).drop()

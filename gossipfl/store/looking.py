@@ -32,7 +32,7 @@ class ReadDisk(RealDisk):
     def write(self, name: str, content: Buffer) -> None:
         self._refuse()
 
-    def create(self, name: str, size: int) -> memoryview:
+    def create(self, name: str, size: int, *, passing: bool = False) -> memoryview:
         self._refuse()
 
     def rename(self, old: str, new: str) -> None:

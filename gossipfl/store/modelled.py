@@ -79,15 +79,21 @@ class ModelledDisk:
         self.reserve(name, len(content))
         self._change(None, name, _Content(bytes(content)))
 
-    def create(self, name: str, size: int) -> memoryview:
+    def create(self, name: str, size: int, *, passing: bool = False) -> memoryview:
         self.step()
         self.reserve(name, size)
         content = bytearray(size)
         self._change(None, name, _Content(content))
         return memoryview(content)
 
+    def writer(self, name: str) -> None:
+        return None
+
     def read(self, name: str) -> memoryview:
         return memoryview(self._find(name).now).toreadonly()
+
+    def begin_fsync(self, name: str) -> None:
+        """Nothing yet: what a crash may forget does not depend on when the disk began."""
 
     def fsync(self, name: str) -> None:
         self.step()
