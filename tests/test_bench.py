@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,12 @@ from gossipfl.simulator.bench import one, tune
 from gossipfl.simulator.bench.compare import compare
 from gossipfl.simulator.bench.document import between, document, inserted, keep
 from gossipfl.simulator.bench.network import NETWORKS, Batch, Network, Work, passed
+from gossipfl.simulator.bench.page import _decades
 from gossipfl.simulator.bench.question import Ask, Question
 from gossipfl.simulator.bench.recipe import changed, recipe
 from gossipfl.simulator.bench.summary import summarise
 from gossipfl.simulator.bench.verdict import sentences, verdict
+from gossipfl.simulator.pictures import Axes
 from gossipfl.simulator.vectorized.faults import Faults, Weather
 from gossipfl.simulator.vectorized.methods import Method
 from gossipfl.tasks import load
@@ -505,6 +509,15 @@ def test_a_method_that_diverged_has_its_row_in_the_document(tmp_path: Path) -> N
     folders.write(tmp_path / "x", asked("gossip"), found, lines, results.manifest(0, ["t"], 0.0) | {"commit": None})
     text = document(tmp_path)
     assert "| gossip | DIVERGED in 2 of 2 splits |" in text and "| gossip | 0 of 2 splits come there | - |" in text
+
+
+@pytest.mark.parametrize("span", [(4.4, 7.1), (5.0, 7.0), (0.3, 2.2), (2.0, 9.0), (-2.0, 0.4), (6.1, 6.4)])
+def test_numbers_below_a_logarithmic_axis_never_run_into_one_another(span: tuple[float, float]) -> None:
+    found = re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)">([^<]+)<', "".join(_decades(Axes(span, (0.9, 1.0), 250))))
+    assert found
+    ends = sorted((float(x) - 6.8 * len(text) / (1 if anchor == "end" else 2), len(text)) for x, anchor, text in found)
+    for (left, count), (right, _) in pairwise(ends):
+        assert left + 6.8 * count < right
 
 
 def test_the_page_of_benchmarks_says_what_the_committed_results_say() -> None:

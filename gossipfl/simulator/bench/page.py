@@ -33,6 +33,9 @@ SHOWN: Final = 1500
 LOW: Final = 0.9
 """Curves are drawn from this share of centralized on: what is below has learned nothing that a hospital wants."""
 
+DIGIT: Final = 6.8
+"""Width of a digit of an axis, in 12 px."""
+
 DASHES: Final = ("", "7 3", "2 3")
 """Methods of a second and third handful of colours."""
 
@@ -147,18 +150,24 @@ def _curve(lines: Sequence[Line], across: Point, node: str) -> list[tuple[float,
 
 
 def _decades(axes: Axes) -> list[str]:
-    """Numbers below a logarithmic axis: the powers of ten, and 2 and 5 times them where there are few."""
+    """Numbers below a logarithmic axis: the powers of ten, and 2 and 5 times them where there is room."""
     low, high = axes.x
-    factors = (1, 2, 5) if high - low < 2.5 else (1,)
-    parts = []
-    for power in range(math.floor(low), math.ceil(high) + 1):
-        for factor in factors:
+    parts: list[str] = []
+    taken: list[tuple[float, float]] = []
+    for factor in (1, 2, 5) if high - low < 2.5 else (1,):
+        for power in range(math.floor(low), math.ceil(high) + 1):
             value = factor * 10.0**power
-            if low - 1e-9 <= math.log10(value) <= high + 1e-9:
-                x, floor = axes.at(math.log10(value), axes.y[0])
-                text = f"{value:,.0f}" if value >= 1 else f"{value:g}"
-                anchor = "end" if high - math.log10(value) < 0.02 * (high - low) else "middle"  # or the picture's edge cuts it
-                parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 17:.1f}" text-anchor="{anchor}">{text}</text>')
+            if not low - 1e-9 <= math.log10(value) <= high + 1e-9:
+                continue
+            x, floor = axes.at(math.log10(value), axes.y[0])
+            text = f"{value:,.0f}" if value >= 1 else f"{value:g}"
+            width, is_last = DIGIT * len(text), high - math.log10(value) < 0.02 * (high - low)
+            left = x - width if is_last else x - width / 2  # or the picture's edge cuts it
+            if any(left < right + DIGIT and start < left + width + DIGIT for start, right in taken):
+                continue
+            taken.append((left, left + width))
+            anchor = "end" if is_last else "middle"
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 17:.1f}" text-anchor="{anchor}">{text}</text>')
     return parts
 
 
