@@ -103,6 +103,8 @@ def test_a_sweep_that_is_stopped_before_its_first_run_shows_no_table(tmp_path: P
     monkeypatch.setattr(pool, "run", stopped)
     done = CliRunner().invoke(application(), ["simulate", str(write(tmp_path)), "--out", str(tmp_path / "out")])
     assert done.exit_code == 130 and "0 of 12 runs are there" in done.stderr and "means over" not in done.stdout
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "No run had ended" in page and "Every setting" not in page and "12 runs are missing" in page
 
 
 def test_one_seed_is_one_line_in_whichever_process(tmp_path: Path) -> None:

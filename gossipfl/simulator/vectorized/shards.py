@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gossipfl.errors import Misuse
 from gossipfl.learning.blocks import Vector
@@ -28,6 +29,9 @@ Held = tuple[str, Vector, Any]
 
 PATIENCE_S: Final = 1800
 """Seconds that a process waits for the others before it gives up."""
+
+ALIGNED: Final = 8
+"""Bytes: what a number of any kind may begin at."""
 
 
 class Together:
@@ -99,6 +103,7 @@ class Shard:
         self.own = slice(int(self.bounds[group.rank]), int(self.bounds[group.rank + 1]))
         self.moved = 0
         """bytes that were sent to other processes so far"""
+        self._rooms: dict[tuple[str, int], Tensor] = {}
 
     def holds(self, nodes: Integers) -> Mask:
         """Which of these are here."""
@@ -138,27 +143,38 @@ class Shard:
         """Send rows of these vectors to other processes, and put those that come from them in their places.
 
         `given`, `asked`: process -> which rows go there, come from there; both sides name the same rows."""
-        dist, waits, arrivals, parcels = self.group.dist, [], [], []
-        width = sum(rows.shape[1] * rows.itemsize for rows in vectors)
-        for other, places in given.items():
-            if len(places):
-                parts = [np.ascontiguousarray(rows[places]).view(np.uint8) for rows in vectors]
-                parcels.append(torch.from_numpy(np.concatenate(parts, axis=1)))  # kept until it has gone
-                waits.append(dist.isend(parcels[-1], other))
-                self.moved += parcels[-1].numel()
+        dist, waits, arrivals = self.group.dist, [], []
         for other, places in asked.items():
             if len(places):
-                room = torch.empty((len(places), width), dtype=torch.uint8)
+                room, parts = self._parcel("from", other, vectors, len(places))
                 waits.append(dist.irecv(room, other))
-                arrivals.append((places, room.numpy()))
+                arrivals.append((places, parts))
+        for other, places in given.items():
+            if len(places):
+                room, parts = self._parcel("to", other, vectors, len(places))
+                for rows, part in zip(vectors, parts, strict=True):
+                    rows.take(places, axis=0, out=part, mode="clip")
+                waits.append(dist.isend(room, other))
+                self.moved += room.numel()
         for one in waits:
             one.wait()
-        for places, parcel in arrivals:
-            at = 0
-            for rows in vectors:
-                wide = rows.shape[1] * rows.itemsize
-                rows[places] = np.ascontiguousarray(parcel[:, at : at + wide]).view(rows.dtype)
-                at += wide
+        for places, parts in arrivals:
+            for rows, part in zip(vectors, parts, strict=True):
+                rows[places] = part
+
+    def _parcel(self, way: str, other: int, vectors: Sequence[Vector], count: int) -> tuple[Tensor, list[Vector]]:
+        """Room for so many rows of these vectors, one vector after the other, and its parts; used again each time, for fresh
+        memory of this size costs page faults."""
+        sizes = [-(-count * rows.shape[1] * rows.itemsize // ALIGNED) * ALIGNED for rows in vectors]
+        room = self._rooms.get((way, other))
+        if room is None or room.numel() < sum(sizes):
+            room = self._rooms[way, other] = torch.empty(sum(sizes), dtype=torch.uint8)
+        ends = np.cumsum(sizes).tolist()
+        parts = [
+            room[end - size : end - size + count * rows.shape[1] * rows.itemsize].numpy().view(rows.dtype).reshape(count, -1)
+            for rows, size, end in zip(vectors, sizes, ends, strict=True)
+        ]
+        return room[: sum(sizes)], parts
 
     def total(self, numbers: Floats) -> Floats:
         """The sum over all processes, as part of a round: what it sends is counted."""
