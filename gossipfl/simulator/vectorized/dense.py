@@ -221,11 +221,14 @@ class Dense:
         return outputs
 
     def top(self, weights: Blocks, turned: Tensor) -> Tensor:
-        """Outputs of the last layer with the rows last, (n, C, B), of what is below it, (n, d, B). In memory C comes first."""
+        """Outputs of the last layer with the rows last, (n, C, B), of what is below it, (n, d, B). In memory C comes first, but
+        for a linear model whose rows are not laid out last: that product would take half as long again."""
         layer = self.layers[-1]
         weight = weights[layer.weight]
         n, classes = weight.shape[:2]
-        out = self._room(f"forward {layer.weight}", weight, (classes, n, turned.shape[2])).transpose(0, 1)
+        is_first = len(self.layers) > 1 or turned.is_contiguous()
+        room = self._room(f"forward {layer.weight}", weight, ((classes, n) if is_first else (n, classes)) + turned.shape[2:])
+        out = room.transpose(0, 1) if is_first else room
         np.matmul(weight.numpy(), turned.numpy(), out=out.numpy())
         if layer.bias:
             out.add_(weights[layer.bias].unsqueeze(2))
