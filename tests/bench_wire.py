@@ -133,19 +133,17 @@ def large(parameters: int, runs: int, disk: Path, mode: str) -> None:
         figures: dict[str, list[dict[str, float]]] = {name: [] for name in (*plain, *pairs)}
         nodes = {one.child.pid: one for pair in pairs.values() for one in (pair.a, pair.b)}
         idle = {pid: one.anonymous_kib for pid, one in nodes.items()}
-        for run in range(-1, runs):  # the first is a warm-up
-            for name, exchange in plain.items():
-                if exchange is not None:
-                    seconds = exchange()
-                    figures[name] += [{"seconds": seconds}] if run >= 0 else []
-            for name, pair in pairs.items():
-                if run < 0:
-                    pair.meet()
-                seen = pair.exchange()
-                figures[name] += [seen] if run >= 0 else []
-        with Peak(list(nodes)) as peak:  # apart, because looking takes a tenth of a CPU
-            for pair in pairs.values():
-                pair.exchange(2)
+        with Peak(list(nodes)) as peak:
+            for run in range(-1, runs):  # the first is a warm-up
+                for name, exchange in plain.items():
+                    if exchange is not None:
+                        seconds = exchange()
+                        figures[name] += [{"seconds": seconds}] if run >= 0 else []
+                for name, pair in pairs.items():
+                    if run < 0:
+                        pair.meet()
+                    seen = pair.exchange()
+                    figures[name] += [seen] if run >= 0 else []
     tcp_s = median(figures["raw TCP"])["seconds"]
     print(f"{'':24}{'exchange ms':>12}{'per way ms':>12}{'range ms':>16}{'of raw TCP':>12}{'CPU ms both':>13}")
     for name, rows in figures.items():
