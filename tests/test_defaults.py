@@ -106,6 +106,19 @@ def played(exchanges: int, release_exchanges: int = 60) -> tuple[Turns, dict[str
     return watch, {name: world.model(name) for name in world.nodes}
 
 
+class OwnNet:
+    """A net that no table of names has."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(load("digits"), name)
+
+
+@pytest.mark.parametrize("task", [load("breast-cancer"), load("digits"), OwnNet()])
+def test_a_simulated_study_has_the_rounds_of_a_deployed_one_by_its_model_not_its_name(task: Any) -> None:
+    simulated = study_of("own:task", task, 0)
+    assert simulated.local_rounds == study_defaults(task, {}, 5)["local_rounds"] == (100 if task.name == "breast-cancer" else 300)
+
+
 @pytest.mark.parametrize("exchanges", [1, 3])
 def test_a_node_begins_as_many_exchanges_a_round_as_the_study_says_each_with_another_neighbour(exchanges: int) -> None:
     watch, _ = played(exchanges)

@@ -368,6 +368,13 @@ def test_a_codec_of_the_release_is_refused_where_no_link_remembers_what_came_bef
         ran(method, 3, release=1, **settings)
 
 
+@pytest.mark.parametrize(("exchanges", "momentum", "is_told"), [(1, 0.95, True), (6, 0.95, False), (1, 0.9, False)])
+def test_it_is_told_where_a_long_momentum_may_run_away_for_little_is_sent(exchanges, momentum, is_told):
+    run = simulate("breast-cancer", nodes=NODES, topology=SPREAD, rounds=1, compression="topk:0.05", exchanges=exchanges,
+                   plan=Plan(2, 0.01, momentum=momentum), evaluate_every=0)  # fmt: skip
+    assert any("may run away" in note for note in run.notes) == is_told
+
+
 def test_uploads_to_a_server_may_be_compressed_and_nothing_is_forgotten():
     a, size = quadratics()[0], payload_size("topk:0.25", 8, 0, 8)
     run = ran("fedavg", 600, steps=1, faults={"dropout": 0.2}, compression="topk:0.25", eta_schedule="cosine")

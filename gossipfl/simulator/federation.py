@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from gossipfl.tasks import Data, Site, Task
     from gossipfl.topology import Graph
 
-ROUNDS: Final = {"digits": defaults.ROUNDS_OF_A_NET, "toy": 60}
-"""Local rounds, by the task's name; `defaults.ROUNDS` of another. The toy has settled by then."""
+ROUNDS_OF_THE_TOY: Final = 60
+"""It has settled by then."""
 
 TEST_SHARE: Final = 0.3
 """Of rows that come without test rows of their own."""
@@ -119,9 +119,9 @@ def _named(sites: Sequence[Site]) -> list[Site]:
     return [replace(site, name=f"hospital-{at:0{wide}}") for at, site in enumerate(sites, 1)]
 
 
-def rounds_of(spec: str) -> int:
-    """Local rounds of a simulated study of this task."""
-    return ROUNDS.get(spec, defaults.ROUNDS)
+def rounds_of(spec: str, task: Task) -> int:
+    """Local rounds of a simulated study of this task: those of a deployed one, by its model; the toy has fewer."""
+    return ROUNDS_OF_THE_TOY if spec == "toy" else defaults.rounds(fitting.is_net(task))
 
 
 def study_of(
@@ -135,7 +135,7 @@ def study_of(
         "task_options": dict(options or {}),
         "seed": seed,
         "holdout_key": hashlib.sha256(f"gossipfl demo {seed}".encode()).hexdigest(),
-        "local_rounds": rounds_of(spec),
+        "local_rounds": rounds_of(spec, task),
         "codec": "f64" if fitting.layout_of(task).dtype == "float64" else "f32",
     }
     given = fields | changed

@@ -85,13 +85,14 @@ class Crowd:
 def crowd(read: Read, data_dir: Path | None = None) -> Crowd:
     """The nodes of a scenario. **Raises**: ConfigError with file and line."""
     scenario = read.scenario
-    nodes, given = scenario.nodes, scenario.changes_of_study()
-    options = given.pop("task_options", {})
-    if scenario.rounds.count is not None:  # what follows from the number of rounds follows from those that are played
-        given.setdefault("local_rounds", scenario.rounds.count)
+    nodes = scenario.nodes
     if nodes.observers:
         raise ConfigError(read.fault(("nodes", "observers"), "rounds have trainers only", "leave observers out"))
     try:
+        given = scenario.changes_of_study()
+        options = given.pop("task_options", {})
+        if scenario.rounds.count is not None:  # what follows from the number of rounds follows from those that are played
+            given.setdefault("local_rounds", scenario.rounds.count)
         task = tasks.load(scenario.task, options)
         layout = fitting.layout_of(task)
         each = layout.size * np.dtype(layout.dtype).itemsize + 8 * (scenario.rounds.bootstrap or 0) + NAMED_BYTES

@@ -356,11 +356,15 @@ class Scenario(Strict):
             until = max([QUIET * self.hours, *(one.hour + one.seconds / 3600 for one in self.at)])
         return dataclasses.replace(changed, until_hours=until)
 
+    def rounds_of_task(self) -> int:
+        """Local rounds where the file says none. **Raises**: ConfigError for a task that cannot be loaded."""
+        return fed.rounds_of(self.task, tasks.load(self.task, self.study.model_dump().get("task_options") or {}))
+
     def changes_of_study(self) -> dict[str, Any]:
         """What the study has otherwise than the recipe: what the file gives, and rounds spread over the time."""
         given = self.study.model_dump(exclude_unset=True)
         if "local_round_s" not in given:
-            rounds = given.get("local_rounds", fed.rounds_of(self.task))
+            rounds = given.get("local_rounds") or self.rounds_of_task()
             given["local_round_s"] = LEARNING * self.hours * 3600 / rounds
         return given
 
@@ -385,7 +389,7 @@ class Read:
 def round_seconds(scenario: Scenario) -> float:
     """Virtual seconds from one round to the next: the study's, else the rounds spread over the time."""
     study = scenario.study.model_dump(exclude_unset=True)
-    rounds = scenario.rounds.count or study.get("local_rounds", fed.rounds_of(scenario.task))
+    rounds = scenario.rounds.count or study.get("local_rounds") or scenario.rounds_of_task()
     return float(study.get("local_round_s", 0)) or LEARNING * scenario.hours * 3600 / rounds
 
 
@@ -445,9 +449,10 @@ def _put(tree: Any, keys: tuple[str, ...], value: Any) -> None:
 def federation(read: Read, data_dir: Path | None = None) -> Federation:
     """The members, rows and keys of the scenario. **Raises**: ConfigError with file and line."""
     scenario = read.scenario
-    nodes, study = scenario.nodes, scenario.changes_of_study()
-    options = study.pop("task_options", {})
+    nodes = scenario.nodes
     try:
+        study = scenario.changes_of_study()
+        options = study.pop("task_options", {})
         task = tasks.load(scenario.task, options)
         dealt = fed.sites_of(
             task, nodes.count, scenario.seed, how=nodes.partition, alpha=nodes.alpha, ratio=nodes.ratio,

@@ -60,6 +60,13 @@ SHARE: Final = 0.9
 
 EVALUATIONS: Final = 10
 
+LONG: Final = 0.95
+"""Momentum from which on the ledger has run away where little is sent; with .9 it has not."""
+
+STALE: Final = 4.5
+"""theta over the share of the numbers that a round's exchanges send, above which it has: with a twentieth, one exchange and theta
+1/4 (5), with .07, three and 1 (4.8); not with .07, four and 1 (3.6), a twentieth, six and 1 (3.3), a tenth and one (2.5)."""
+
 
 def simulate(
     task: Task | str = "breast-cancer",
@@ -179,9 +186,10 @@ def simulate(
         shard=shard,
     )
     judge = Judge(torch_task, normaliser, judge_data, weights)
+    told = [*_unheard(chosen, struck), *_stale(chosen, plan, exchanges, compression)]
     run = Run(
         torch_task.name, chosen.name, nodes, rounds, seed, torch_task.metric, judge.is_lower_better, choosing.way.name,
-        [*choosing.lines, *_unheard(chosen, struck)], block, threads, state, min(nodes, evaluate_nodes),
+        [*choosing.lines, *told], block, threads, state, min(nodes, evaluate_nodes),
     )  # fmt: skip
     run.keep_counts()
     identity = _identity(given, plan, chosen, struck, layout, outages, links)
@@ -377,6 +385,16 @@ def _unheard(method: Method, faults: Faults) -> Iterator[str]:
         for name in names:
             if getattr(faults, name):
                 yield f"{name} = {getattr(faults, name)} has no effect with {method.name}: {without}"
+
+
+def _stale(method: Method, plan: Plan, exchanges: int, codec: str) -> Iterator[str]:
+    """What is known to run away, though not by a formula that could refuse it."""
+    sent = exchanges * codecs.millionths(codec) / 1e6
+    if sent and method.theta and plan.momentum >= LONG and method.theta / sent > STALE:
+        yield (
+            f"{codec} and {exchanges} exchanges a round are little for theta {method.theta:g} with momentum {plan.momentum:g}: "
+            "what is booked has gathered for many rounds, and may run away; take more exchanges, a larger share, or momentum .9"
+        )
 
 
 def _require_turns(method: Method, exchanges: int, mode: str) -> None:
