@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import resource
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +122,20 @@ def test_an_exchange_in_files_that_were_synced_leaves_the_same_on_disk(
         site.files.make_durable([found.model, found.own, found.theirs])
         on_disk = Files(RealDisk(site.folder))
         assert not on_disk.missing([found.model, found.own, found.theirs]), "each is checked against its sum"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives the temporaries back before it was told")
+def test_temporaries_that_come_again_fault_on_no_page_again() -> None:
+    workbench.keep_what_is_freed()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        pieces = [np.ones(workbench.PIECE, np.uint8) for _ in range(8)]
+        del pieces
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    assert sum(faults() for _ in range(10)) < workbench.PIECE // resource.getpagesize()
 
 
 def test_both_ends_of_a_large_exchange_compute_the_same_and_meet(pair: tuple[Site, Site]) -> None:
