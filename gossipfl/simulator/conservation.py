@@ -63,6 +63,8 @@ class Account:
     """local updates that are on disk, since the beginning"""
     peak: dict[str, Vector] = field(default_factory=dict)
     """the largest that each coordinate ever was: what it has rounded is there until statistics are made again"""
+    stirred: set[str] = field(default_factory=lambda: {"model", "statistics"})
+    """spaces of which something was added since the disk was looked at"""
     trained: Counter[bytes] = field(default_factory=Counter)
     """updates that the hands made and the core has not yet taken"""
     absorbing: dict[int, tuple[bytes, Vector]] = field(default_factory=dict)
@@ -117,6 +119,7 @@ class ExactlyOnce(Checker):
         self.starting.add(life.name)
         account = self.account(life)
         account.moved = zeros(account.stood)
+        account.stirred.update(account.stood)
         account.trained.clear()
         account.absorbing.clear()
         account.arriving.clear()
@@ -161,6 +164,7 @@ class ExactlyOnce(Checker):
                 self.broken(life.name, "an update is absorbed that was not trained, or a second time")
             account.trained[name] -= 1
             account.moved["model"] = account.moved["model"] + update
+            account.stirred.add("model")
 
     def committed(self, life: Life, before: dict[str, LinkRow], command: Any) -> None:
         if life.course is None or self.lies(life.name):
@@ -181,6 +185,7 @@ class ExactlyOnce(Checker):
                 if life.is_readable(*new.replicas(space)):
                     key, half, moved = self.half(life, peer, old, new)
                     account.mixed[half.space] = account.mixed[half.space] + moved
+                    account.stirred.add(half.space)
                     if half.space == "statistics":
                         self.lent[life.name, peer] = self.lent.get((life.name, peer), 0.0) + moved
                     self.enter(life.name, peer, key, half, moved)
@@ -188,6 +193,7 @@ class ExactlyOnce(Checker):
                 said = old.answered
                 if said is not None and said.open and said.space == "model" and (life.name, peer) in self.replicas:
                     undoable.append(self.again(life, peer, old))
+                    account.stirred.add("model")
                 for key in [key for key, half in self.halves.items() if half.space == "statistics" and half.side == life.name]:
                     if peer in key[:2] and key[2] == old.epoch:  # given back, with all that the link has brought
                         self.orphans[key] = self.halves.pop(key)
@@ -197,7 +203,9 @@ class ExactlyOnce(Checker):
                         self.forgotten.add(digest(old.pending.manifest))
         for space, name in (("model", life.course.model), ("statistics", life.course.statistics)):
             before_name, account.names[space] = account.names[space], name
-            if not life.is_readable(name):
+            if name != before_name:
+                account.stirred.add(space)
+            if space not in account.stirred or not life.is_readable(name):
                 continue
             found = np.frombuffer(life.read(name), self.truth.kind(space))
             expected = self.stands(life.name, account, space)
@@ -214,6 +222,7 @@ class ExactlyOnce(Checker):
                     self.broken(life.name, f"the {space} on disk is {length(off):.3g} off what updates and exchanges explain")
             account.learned[space] = account.learned[space] + account.moved[space]
             account.stood[space], account.moved[space], account.mixed[space] = found, np.zeros_like(found), np.zeros_like(found)
+            account.stirred.discard(space)
         self.starting.discard(life.name)
         self.count += 1
         if self.count % self.LOOK == 0:
@@ -243,6 +252,8 @@ class ExactlyOnce(Checker):
         what is no longer owed was given back."""
         at, kept = (life.name, peer), new.owed if new is not None else ()
         owed = self.owed.setdefault(at, {})
+        if owed or at in self.lent:
+            account.stirred.add("statistics")
         if new is not None and new.epoch > old.epoch and at in self.lent:
             owed[old.given] = self.lent.pop(at)
             if old.given not in kept and old.given not in life.rotten:

@@ -407,8 +407,9 @@ class Life:
 def is_near(a: Vector, b: Vector, scale: float | Vector) -> bool:
     """But for the rounding of a few operations at this scale, that of all coordinates or of each."""
     slack = (1e-9 if a.dtype.itemsize == 8 else 1e-4) * (1 + scale)
-    return bool(np.all(np.abs(a - b) <= slack))
+    return bool((np.abs(a - b) <= slack).all())
 
 
 def length(vector: Vector) -> float:
-    return math.sqrt(float(np.square(vector.astype("float64")).sum()))
+    wide = vector.astype("float64", copy=False)
+    return math.sqrt(float(np.dot(wide, wide)))

@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Iterable, Iterator
 from itertools import product
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from gossipfl.digest import Buffer
 from gossipfl.store.errors import AFRESH, Damaged, StateError, explain
@@ -189,6 +189,19 @@ def _changed(content: _Content) -> bool:
     return content.synced != content.now
 
 
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+"""JSON says these, and gives them back."""
+
+
+def _sayable(fact: Fact) -> dict[str, Any]:
+    """The fields as they come back from JSON. Raises: Misuse if JSON cannot say them."""
+    fields = dict(fact.fields)
+    if _PLAIN.issuperset(map(type, fields.values())):
+        return fields
+    said: dict[str, Any] = json.loads(encode_fields(fact))
+    return said
+
+
 class ModelledRows:
     """Rows and facts in memory. `disk`, if given, counts each commit as one of its steps."""
 
@@ -197,11 +210,11 @@ class ModelledRows:
         self.damaged = False
         """has a bit flipped in them, at rest? Found when they are next read"""
         self._rows: dict[Key, bytes] = {}
-        self._facts: list[tuple[int, int, str, str]] = []
+        self._facts: list[tuple[int, int, str, dict[str, Any]]] = []
 
     def apply(self, rows: Iterable[Change], facts: Iterable[Fact], wall_ns: int) -> None:
         changes = checked(rows)
-        said = [(fact.kind, encode_fields(fact)) for fact in facts]
+        said = [(fact.kind, _sayable(fact)) for fact in facts]
         if self.disk is not None:
             try:
                 self.disk.step()
@@ -223,7 +236,7 @@ class ModelledRows:
 
     def facts(self, after: int = 0, limit: int | None = None) -> list[Record]:
         found = self._facts[max(0, after) :][:limit]
-        return [Record(seq, wall_ns, kind, json.loads(fields)) for seq, wall_ns, kind, fields in found]
+        return [Record(seq, wall_ns, kind, dict(fields)) for seq, wall_ns, kind, fields in found]
 
     def crash(self, disk: ModelledDisk | None = None) -> ModelledRows:
         """What is found after a crash: every commit that was done."""
