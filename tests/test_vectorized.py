@@ -547,9 +547,10 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_as_if_nothing_had_happen
         simulate("breast-cancer", checkpoint=file, masses="equal", **settings)
 
 
-def test_a_size_that_no_memory_holds_is_refused_with_the_estimate():
+@pytest.mark.parametrize("bootstrap", [None, 16])
+def test_a_size_that_no_memory_holds_is_refused_with_the_estimate(bootstrap):
     with pytest.raises(Misuse, match=r"10,000,000,000 nodes need about [\d,.]+ GiB"):
-        simulate("breast-cancer", nodes=10**10, bootstrap=16)
+        simulate("breast-cancer", nodes=10**10, bootstrap=bootstrap)
 
 
 def test_the_estimate_knows_the_flows_of_leavers_and_the_second_layout_of_a_linear_models_rows():

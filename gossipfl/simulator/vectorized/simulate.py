@@ -137,8 +137,8 @@ def simulate(
     if dtype and dtype != layout.dtype:
         layout = Layout.of(torch_task.model().to(getattr(torch, dtype)), getattr(torch_task, "shared", None), dtype)
     x0 = start(torch_task, layout, seed).astype(layout.dtype)
-    if bootstrap is not None:
-        require_memory(nodes, nodes * (8 * bootstrap + layout.size * np.dtype(layout.dtype).itemsize))
+    if sites is None:  # before rows are parted and a graph is drawn, which take memory of their own
+        require_memory(nodes, nodes * (8 * (bootstrap or 1) + layout.size * np.dtype(layout.dtype).itemsize))
     rows, judge_data, normaliser = _rows(torch_task, nodes, seed, sites, test, bootstrap, dtype)
     nodes = rows.nodes
     plan = plan or _plan(torch_task, rows)
