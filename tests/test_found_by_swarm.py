@@ -39,6 +39,22 @@ def test_a_node_of_which_no_copy_of_its_model_is_left_is_begun_afresh_and_exchan
     assert node.peer.status()["exchanges"] > before
 
 
+def test_where_a_model_is_found_rotten_after_all_has_healed_an_operator_is_there() -> None:
+    """gossipfl swarm --first-seed 1541 --seeds 1 --hours 24 --nodes 16: a bit that had flipped before was found at the first use
+    after it, no other copy was left, and the operator who then moves the folder away came an hour later, the law being over."""
+    world, _ = small_world(local_rounds=100_000)
+    world.run(15)
+    world.heal()
+    node = world.nodes["b"]
+    node.crash()
+    for file in node.store.files.disk.list():
+        node.store.files.disk.flip(file, 7)  # type: ignore[attr-defined]
+    node.boot()
+    assert not node.alive
+    world.run(30)
+    assert node.alive and world.counts["state-lost"] == 1
+
+
 def reading_world(**study: Any) -> World:
     """Three nodes that keep no file in memory: each use reads the disk, as it does those of a large model."""
     world, _ = small_world(local_rounds=100_000, **study)

@@ -244,11 +244,12 @@ class Node:
     def give_up(self, error: StateError) -> None:
         """Exit 73, as the deployed driver: connections closed, nothing lost that was written; started again after a while.
 
-        Damaged rows are refused at every start until the operator has moved the folder away."""
+        Damaged rows are refused at every start until the operator has moved the folder away; once all has healed one is there."""
         self.world.counts["exit-73"] += 1
         self.exit(str(error))
         if isinstance(error, Damaged) and self.store.rows.damaged:  # type: ignore[attr-defined]
-            self.world.at(self.world.mono + OPERATOR_S * SECOND, self.begin_afresh)
+            wait = RESTART_S if self.world.trouble.healed else OPERATOR_S
+            self.world.at(self.world.mono + wait * SECOND, self.begin_afresh)
         else:
             self.world.at(self.world.mono + RESTART_S * SECOND, self.boot)
 
