@@ -30,7 +30,7 @@ from gossipfl.node import Node
 from gossipfl.node.build import build
 from gossipfl.node.client import CERTIFICATE_PATH, WEBSOCKET_PATH
 from gossipfl.node.connection import Pace
-from gossipfl.node.driver import Driver
+from gossipfl.node.driver import Alarm, Driver
 from gossipfl.node.gate import Caps, Gate
 from gossipfl.node.logs import Log
 from gossipfl.node.server import port_taken
@@ -126,6 +126,25 @@ async def test_a_node_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> N
             assert again.peer.link("b").epoch == 0 and again.peer.link("b").exchanges >= first.peer.link("b").exchanges
             held = again.peer.link("b").exchanges
             await until(lambda: again.peer.link("b").exchanges > held)
+
+
+async def test_an_alarm_rings_once_when_it_is_due_however_it_was_put_off_or_brought_forward() -> None:
+    rung: asyncio.Queue[int] = asyncio.Queue()
+    alarm, now = Alarm(lambda: rung.put_nowait(time.monotonic_ns())), time.monotonic_ns()
+    alarm.set(now + 2_000_000)
+    timer = alarm.timer
+    alarm.set(now + 4_000_000)
+    assert alarm.timer is timer
+    assert await rung.get() >= now + 4_000_000
+    alarm.set(now + 10**15)
+    alarm.set(now)
+    await rung.get()
+    assert rung.empty() and alarm.timer is None
+    alarm.set(now)
+    alarm.set(None)
+    later = Alarm(lambda: rung.put_nowait(0))
+    later.set(time.monotonic_ns() + 1_000_000)
+    assert await rung.get() == 0 and rung.empty() and alarm.timer is None
 
 
 async def test_pause_holds_training_and_exchanges_and_resume_lets_go(tmp_path: Path) -> None:

@@ -84,6 +84,36 @@ class Parts:
     recorder: Recorder | None = None
 
 
+class Alarm:
+    """Calls `ring` once it is time, and never early. An alarm is put off at nearly every event: then the timer stays, and is set
+    anew when it goes off."""
+
+    def __init__(self, ring: Callable[[], object]) -> None:
+        self.ring = ring
+        self.due_ns: int | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.timer_ns = 0
+        """when the timer goes off"""
+
+    def set(self, at_ns: int | None) -> None:
+        """At this instant of the monotonic clock, and no longer when it was to ring before; None: not at all."""
+        self.due_ns = at_ns
+        if at_ns is None or (self.timer is not None and self.timer_ns <= at_ns):
+            return
+        if self.timer is not None:
+            self.timer.cancel()
+        delay = max(0.0, (at_ns - time.monotonic_ns()) / 1e9)
+        self.timer, self.timer_ns = asyncio.get_running_loop().call_later(delay, self._look), at_ns
+
+    def _look(self) -> None:
+        self.timer = None
+        if self.due_ns is None or time.monotonic_ns() < self.due_ns:
+            self.set(self.due_ns)
+        else:
+            self.due_ns = None
+            self.ring()
+
+
 class Driver:
     """One running node. `run` returns when the node has stopped, and raises GossipError where it had to."""
 
@@ -118,7 +148,7 @@ class Driver:
         self._events: asyncio.Queue[tuple[ev.Event, asyncio.Future[None], bytes]] = asyncio.Queue()
         self._notes: list[ev.Note] = []
         self._numbers = 0
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(lambda: self.post(ev.Alarm()))
         self._learn, self._hands, self._disk = (
             ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("learn", "hands", "disk")
         )
@@ -170,8 +200,7 @@ class Driver:
             _, handled, _ = self._events.get_nowait()
             if not handled.done():
                 handled.set_result(None)
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._alarm.set(None)
         for connection in self.connections.values():
             connection.close("this node stops")
         with suppress(TimeoutError):
@@ -244,7 +273,7 @@ class Driver:
         elif isinstance(command, ev.Note):
             self._note(command)
         elif isinstance(command, ev.Wake):
-            self._wake(command.at_ns)
+            self._alarm.set(command.at_ns)
         elif isinstance(command, ev.Dial):
             self.group.create_task(self.client.dial(command.peer))
         elif isinstance(command, ev.Stopped):
@@ -317,22 +346,6 @@ class Driver:
     async def writing(self, do: Callable[..., Any], *arguments: Any) -> Any:
         """`do` in the disk's thread."""
         return await self._in(self._disk, do, *arguments)
-
-    def _wake(self, at_ns: int | None) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        if at_ns is not None:
-            delay = max(0.0, (at_ns - time.monotonic_ns()) / 1e9)
-            self._alarm = asyncio.get_running_loop().call_later(delay, self._ring, at_ns)
-
-    def _ring(self, at_ns: int) -> None:
-        """Never early: the core asks for an instant once."""
-        if time.monotonic_ns() < at_ns:
-            self._wake(at_ns)
-        else:
-            self._alarm = None
-            self.post(ev.Alarm())
 
     # ---- connections -----------------------------------------------------------------------------------------------
 

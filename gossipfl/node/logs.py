@@ -32,6 +32,8 @@ CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), " ")
 
 ERASE: Final = "\r\x1b[2K"
 
+_json: Final = json.JSONEncoder(default=str, ensure_ascii=False)
+
 
 class Log:
     """Writes to one stream, line by line."""
@@ -63,7 +65,7 @@ class Log:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(wall)) + f".{int(wall * 1000) % 1000:03d}Z"
         if self.json:
             head = {"time": stamp, "level": "debug" if kind in DEBUG else "info", "node": self.node, "kind": kind}
-            line = json.dumps({**head, **fields}, default=str, ensure_ascii=False)
+            line = _json.encode({**head, **fields})
         else:
             said = "  ".join(f"{name}: {value}" for name, value in fields.items() if value != "")
             line = f"{time.strftime('%H:%M:%S', time.localtime(wall))} {self.node} {kind}  {said}".rstrip()
