@@ -13,6 +13,7 @@ from test_peer import frozen, small_world, statistics_world
 
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
+from gossipfl.protocol.peer import alike
 from gossipfl.simulator.faults import Strike
 from gossipfl.simulator.network import Node, World
 from gossipfl.store import StateError, Store
@@ -227,6 +228,69 @@ def test_one_of_two_neighbours_cannot_say_what_the_statistics_are() -> None:
     assert lost.peer.neighbour("site-3").statistics == liar.normalisation
     assert lost.peer.neighbour("site-1").statistics == hashlib.sha256(before).digest()
     assert lost.peer.still > 6 and not lost.peer.frozen
+
+
+class Asking:
+    """A node that has lost its folder, whose readings stand still at .9, and what its neighbours say that they use."""
+
+    def __init__(self) -> None:
+        world, _ = statistics_world(6)
+        world.run(1)
+        world.run(60, until=lambda: all(frozen(world)))
+        self.peer = world.nodes["site-2"].peer
+        self.peer.out = []
+        self.neighbours = self.peer.settings.members.neighbours("site-2")
+        self.honest = ms.decode_normalisation(frozen(world)[0])
+
+    def candidate(self, **changes: Any) -> bytes:
+        """The encoded candidate, which the node has heard of."""
+        raw = ms.encode(msgspec.structs.replace(self.honest, **changes))
+        self.peer.candidates[hashlib.sha256(raw).digest()] = ms.Candidate(raw, b"", b"")
+        return raw
+
+    def off(self, share: float, below: bytes = b"") -> bytes:
+        """A candidate so far from the honest one; of a smaller digest than that one."""
+        for trial in range(10_000):
+            changed = msgspec.structs.replace(self.honest, mean=tuple(m * (1 + share - 1e-10 * trial) for m in self.honest.mean))
+            if not below or hashlib.sha256(ms.encode(changed)).digest() < hashlib.sha256(below).digest():
+                return self.candidate(mean=changed.mean)
+        raise AssertionError("no such candidate")
+
+    def takes(self, *said: bytes) -> bytes:
+        """What it uses when its neighbours use these."""
+        peer = self.peer
+        for name, raw in zip(self.neighbours, said, strict=True):
+            peer.neighbour(name).statistics = hashlib.sha256(raw).digest()
+        peer.frozen, peer.normalisation, peer.stage = b"", b"", "statistics"
+        peer.presence, peer.calm, peer.still = (0.9,) * 5, 0, 9
+        own = msgspec.structs.replace(self.honest, mean=tuple(2 * m for m in self.honest.mean))
+        peer.estimated(ev.Estimated(0, peer.presence, own))
+        return peer.frozen
+
+
+def test_one_liar_beside_a_majority_cannot_lead_to_statistics_that_all_others_refuse() -> None:
+    asking = Asking()
+    asking.peer.candidates.clear()
+    honest = asking.candidate()
+    liars = asking.off(1.9e-5)
+    asking.off(3.8e-5, below=min(honest, liars, key=lambda raw: hashlib.sha256(raw).digest()))
+    taken = ms.decode_normalisation(asking.takes(liars, *[honest] * (len(asking.neighbours) - 1)))
+    assert alike(taken, asking.honest)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": (1.0, 2.0), "spread": (1.0, 1.0), "count": (9.0, 9.0)},
+        {"spread": (1.0, 0.0, 1.0)},
+        {"members": ("site-0", "site-1", "site-3", "site-4")},
+    ],
+)
+def test_what_is_not_of_this_study_is_not_taken_whoever_uses_it(changes: dict[str, Any]) -> None:
+    """The hands would end on it, at every start."""
+    asking = Asking()
+    assert asking.takes(*[asking.candidate()] * len(asking.neighbours))
+    assert not asking.takes(*[asking.candidate(**changes)] * len(asking.neighbours))
 
 
 COUNT = 5

@@ -326,8 +326,17 @@ class Peer(InStep):
         with nobody else any more, may never see everybody. One among many cannot say what the statistics are (ADR 34)."""
         neighbours = self.settings.members.neighbours(self.me)
         names = [name for peer in neighbours if (name := self.neighbour(peer).statistics) in self.candidates]
+        names = sorted(names, key=names.count, reverse=True)  # who lies is one of the fewer, a hair's breadth beside the others
         used = [ms.decode_normalisation(self.candidates[name].normalisation) for name in names]
-        return next((one for one in used if 2 * sum(alike(one, other) for other in used) > len(neighbours)), None)
+        majority = (one for one in used if 2 * sum(alike(one, other) for other in used) > len(neighbours))
+        return next((one for one in majority if self.is_of_this_study(one)), None)
+
+    def is_of_this_study(self, said: ms.Normalisation) -> bool:
+        """Has it the features of this site's rows, spreads to divide by, and the rows of everybody heard of, this site's too?"""
+        mine = self.estimate
+        if mine is None or len(said.mean) != len(mine.mean) or not all(spread > 0 for spread in said.spread):
+            return False
+        return set(mine.members).issubset(said.members)
 
     def prepare(self) -> None:
         self.prepared = False
