@@ -1,9 +1,12 @@
-"""Runs in processes: every item once, lines kept over a stop, a process that dies is said, Ctrl-C waits for nobody."""
+"""Runs in processes: every item once, lines kept over a stop, a process that dies is said, Ctrl-C waits for nobody, and
+nobody outlives whom it works for."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -73,3 +76,13 @@ def test_who_stops_reading_does_not_wait_for_runs_under_way() -> None:
     lines = pool.run(stand_still, [0, 1, 2], 2)
     assert next(lines)["item"] == 0
     lines.close()
+
+
+def test_workers_end_with_a_parent_that_was_killed() -> None:
+    read = "lines = pool.run(test_pool.stand_still, [0, 1, 2], 2); print(next(lines)['item'], flush=True); next(lines)"
+    command = [sys.executable, "-c", f"import test_pool; from gossipfl.simulator import pool; {read}"]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"0\n"
+        parent.kill()
+        assert parent.communicate(timeout=60) == (b"", None)  # its end comes when the last process that holds it is gone

@@ -10,10 +10,12 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -75,7 +77,7 @@ def run(do: Callable[[Item], Line], items: Sequence[Item], processes: int) -> It
     waiting = iter(items)
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
-    with _single_threaded(), ProcessPoolExecutor(processes, context, _deaf, max_tasks_per_child=PER_PROCESS) as pool:
+    with _single_threaded(), ProcessPoolExecutor(processes, context, _serve, max_tasks_per_child=PER_PROCESS) as pool:
         flying: set[Future[Line]] = set()
         try:
             while True:
@@ -106,9 +108,18 @@ def _one(do: Callable[[Item], Line], item: Item) -> Line:
     return line
 
 
-def _deaf() -> None:
-    """In a worker: a terminal sends Ctrl-C to all processes, and the parent decides what comes of it."""
+def _serve() -> None:
+    """In a worker: a terminal sends Ctrl-C to all processes, and the parent decides what comes of it. A parent that was killed
+    decides nothing any more: nobody would read the lines, and a worker that waits for the next item would wait for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(Exit.FAILED)
 
 
 @contextmanager
