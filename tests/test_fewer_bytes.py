@@ -1,7 +1,8 @@
-"""Bytes to 99 %: from when on a course is at its goal."""
+"""The figures of bytes to 99 % are those of the results file; from when on a course is at its goal."""
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -25,6 +26,13 @@ def test_bytes_are_counted_until_the_mean_over_splits_is_there_and_until_each_sp
     courses = [script["Course"]([5, 10, 15], shares, [10.0, 20.0, 30.0], 6.0) for shares in ([0.9, 0.98, 1.0], [0.9, 1.0, 0.985])]
     found = script["Found"](script["CHOSEN"][0], courses)
     assert found.mean() == 20.0 and found.each() == [30.0, None]
+
+
+def test_the_document_says_what_the_results_say() -> None:
+    found = json.loads((ROOT / "simulations/results/fewer-bytes.json").read_text("utf-8"))["found"]
+    page = (ROOT / "docs/benchmarks.md").read_text("utf-8")
+    for one in found:
+        assert one["text"] in " ".join(page.split())
 
 
 def test_as_many_settings_of_each_method_were_tried() -> None:
