@@ -229,6 +229,15 @@ def test_many_rows_at_once_are_the_same_bits_as_one_payload_each(codec, dtype, s
     assert (np.stack(each) + 0.0).tobytes() == (decoded_rows(codec, rows) + 0.0).tobytes()
 
 
+@pytest.mark.parametrize("codec", ["topk:0.5", "sign:0.5"])
+def test_a_row_that_has_diverged_leaves_the_others_as_they_are(codec):
+    rows = np.array([[1, 2, 3, 4, 5, 6], [np.nan, 1, np.inf, 1, 1, 1], [7, 8, 9, 10, 11, 12]], np.float32)
+    with np.errstate(invalid="ignore"):
+        together = decoded_rows(codec, rows)
+    assert (together[[0, 2]] == decoded_rows(codec, rows[[0, 2]])).all()
+    assert not np.isfinite(together[1]).all()
+
+
 def test_an_exchange_moves_what_was_not_sent_once_in_all_and_never_beyond():
     """Two stale replicas, nothing sent any more: the models move together by what one full exchange would have moved."""
     lo, hi, moved = np.zeros(3), np.array([4.0, -8.0, 0.0]), np.zeros(3)

@@ -156,6 +156,24 @@ def test_batch_norm_and_personal_parameters_through_vmap_are_those_of_the_loop()
     assert (loop.personal["norm.num_batches_tracked"] > 0).all()
 
 
+class Sum(nn.Module):
+    """One layer's weight in two parts, whose gradients are one and the same, and one that only its sum is asked of."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.other, self.apart = (nn.Parameter(torch.ones(3, 4) * size) for size in (0.1, -0.2, 0.3))
+
+    def forward(self, x):
+        return x @ (self.plain + self.other).T, self.apart.sum()
+
+
+def test_gradients_that_are_one_tensor_move_each_parameter_by_its_own_correction():
+    net = Net(Sum, lambda out, y: nn.functional.cross_entropy(out[0], y) + out[1])
+    model, rows = model_of(net), rows_of([6, 8, 6])
+    loop, vmap = (trained(kind, model, rows, Plan(3, 0.1, l2=0.1)) for kind in ("loop", "vmap"))
+    np.testing.assert_allclose(vmap.vectors(), loop.vectors(), atol=1e-9)
+
+
 def test_convolutions_go_through_vmap_as_through_the_loop():
     make = lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
     model, rows = model_of(Net(make)), rows_of([6, 8, 6], (1, 4, 4))

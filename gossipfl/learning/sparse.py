@@ -149,6 +149,7 @@ def _unpacked(coded: Bytes, count: int, width: int) -> Places:
 def largest_rows(rows: NDArray[Any], k: int) -> NDArray[np.bool_]:
     """`largest` of every row, as a mask: for simulators that send many small models at once. **Shapes**: (E, n) -> (E, n)."""
     sizes = np.abs(rows.astype(np.float32))
+    np.fmin(sizes, np.float32(np.inf), out=sizes)  # NaN is the largest, so that a row that has diverged has k as well
     n = rows.shape[1]
     bar = np.partition(sizes, n - k, axis=1)[:, n - k, None]
     mask = sizes > bar

@@ -119,5 +119,16 @@ class Batched:
         batch = chunk.batches.step(h, n)
         held = [*(weight[:n] for weight in chunk.weights), *(buffer[:n] for buffer in chunk.buffers.values())]
         if batch.weight is None:
-            return self.whole([*held, batch.x, batch.y])
-        return self.by_row([*held, batch.x, batch.y, batch.weight])
+            return _own(self.whole([*held, batch.x, batch.y]))
+        return _own(self.by_row([*held, batch.x, batch.y, batch.weight]))
+
+
+def _own(gradients: list[Tensor]) -> list[Tensor]:
+    """Gradients that may be changed in place: those of a sum's two parts are one tensor, that of a plain sum one number."""
+    taken: set[int] = set()
+    made = []
+    for one in gradients:
+        memory = one.untyped_storage()
+        made.append(one.clone() if memory.data_ptr() in taken or memory.nbytes() < one.nbytes else one)
+        taken.add(memory.data_ptr())
+    return made
