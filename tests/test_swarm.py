@@ -215,7 +215,7 @@ def test_a_link_is_begun_anew_once_for_each_disk_that_lost_something_and_who_is_
     payload of its own; that b followed again was taken for a second beginning without a cause."""
     fellows = {name: Fellow(1.0, b"", tuple({"a", "b"} - {name}), np.zeros(1), np.zeros(1)) for name in "ab"}
     law, lives = HonestAgree(Truth(b"", b"", "f64", fellows, 0.5, 0.0, "float64", {"model": 1}, 60)), lives_of({}, 0)
-    law.begun[frozenset("ab")] = 1
+    law.epochs["a", "b"] = law.epochs["b", "a"] = 1
     law.struck("bit-rot", ("a",), "a file of it")
     law.struck("state-lost", ("b",), "")
     for at, epoch in enumerate(epochs):
@@ -224,6 +224,18 @@ def test_a_link_is_begun_anew_once_for_each_disk_that_lost_something_and_who_is_
         lives[me].links[peer] = msgspec.structs.replace(old, epoch=epoch)
         law.committed(lives[me], {peer: old}, None)
     assert (law.verdict == "held") == held
+
+
+def test_where_both_disks_are_lost_a_link_counts_its_epochs_from_the_first_again() -> None:
+    fellows = {name: Fellow(1.0, b"", tuple({"a", "b"} - {name}), np.zeros(1), np.zeros(1)) for name in "ab"}
+    law, lives = HonestAgree(Truth(b"", b"", "f64", fellows, 0.5, 0.0, "float64", {"model": 1}, 60)), lives_of({}, 0)
+    law.epochs["a", "b"] = law.epochs["b", "a"] = 5
+    for name in "ab":
+        law.struck("state-lost", (name,), "")
+    law.wounds.clear()  # each has excused its beginning
+    lives["a"].links["b"] = msgspec.structs.replace(lives["a"].link("b"), epoch=1)
+    law.committed(lives["a"], {"b": lives["a"].link("b")}, None)
+    assert law.verdict == "violated"
 
 
 @pytest.mark.parametrize("name", CHECKERS)

@@ -418,8 +418,8 @@ class HonestAgree(Checker):
         super().__init__(truth)
         self.wounds: set[tuple[str, str]] = set()
         """(node, peer): this node's disk has lost something, and their link has not begun anew for it"""
-        self.begun: dict[frozenset[str], int] = {}
-        """the highest epoch of each link; who is behind only follows"""
+        self.epochs: dict[tuple[str, str], int] = {}
+        """(node, peer): the epoch that the node's disk knows; who is behind its peer only follows"""
         self.bases = {truth.x0.hex()} | {root(bytes(8 * one.statistics.size)).hex() for one in truth.fellows.values()}
         self.baseless: set[str] = set()
         """nodes of which the file that every link begins from has rotted, until the next start writes it anew"""
@@ -433,6 +433,8 @@ class HonestAgree(Checker):
         if kind in ("bit-rot", "state-lost"):
             for peer in self.truth.fellows[names[0]].neighbours:
                 self.wounds.add((names[0], peer))
+                if kind == "state-lost":
+                    self.epochs.pop((names[0], peer), None)
 
     def excused(self, name: str, peer: str) -> bool:
         wounded = (name, peer) in self.wounds or (peer, name) in self.wounds
@@ -446,8 +448,11 @@ class HonestAgree(Checker):
     def committed(self, life: Life, before: dict[str, LinkRow], command: Any) -> None:
         for peer in before:
             new = life.links.get(peer)
-            if new is not None and new.epoch > self.begun.get(both := frozenset((life.name, peer)), 0):
-                self.begun[both] = new.epoch
+            if new is None:
+                continue
+            known = max(self.epochs.get((life.name, peer), 0), self.epochs.get((peer, life.name), 0))
+            self.epochs[life.name, peer] = new.epoch
+            if new.epoch > known:
                 if not self.excused(life.name, peer):
                     self.broken(life.name, f"the link with {peer} goes to epoch {new.epoch}")
                 self.wounds.discard((life.name, peer) if (life.name, peer) in self.wounds else (peer, life.name))
