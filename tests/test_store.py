@@ -328,6 +328,24 @@ def test_a_flipped_bit_under_a_name_that_is_not_the_contents_is_noticed_and_repa
         assert list(disk.list()) == [file] and Files(disk).read(name) == blob
 
 
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_what_is_made_again_takes_the_place_of_a_file_that_was_damaged_while_it_was_here(damage: str) -> None:
+    """gossipfl swarm --first-seed 1953 --seeds 1 --hours 24 --nodes 13: a replica was made that stood on the disk already under
+    its name, where a bit had flipped meanwhile; the sound one was let go."""
+    disk, name, blob = ModelledDisk(), b"n" * 32, content(7, 100)
+    files = Files(disk, kept_bytes=0)
+    adopted(files, name, blob)
+    root = files.put(blob)
+    files.make_durable([name, root])
+    assert files.read(name) == files.read(root) == blob
+    for file in disk.list():
+        disk.flip(file, 5) if damage == "flipped" else disk.unlink(file)
+    assert files.put(blob) == root
+    adopted(files, name, blob)
+    files.make_durable([name, root])
+    assert Files(disk).missing([name, root]) == frozenset()
+
+
 @pytest.mark.parametrize("damage", ["cut", "longer", "gone"])
 def test_a_file_of_the_wrong_length_or_none_is_noticed(tmp_path: Path, damage: str) -> None:
     files = Files(RealDisk(tmp_path))

@@ -399,7 +399,9 @@ class Files:
         return Tree([one for part in parts for one in part])
 
     def take(self, name: bytes, pinned: bool) -> bool:
-        """Is this content here and sound? Then it is pinned if so wished. Checks a file of an earlier process."""
+        """Is this content here and sound? Then it is pinned if so wished. Its file is checked now, also where it was sound
+        before: the caller will let go of a copy that surely is."""
+        self._doubt(name)
         with suppress(Missing, Damaged):
             if self.has(name):
                 self.read(name)
