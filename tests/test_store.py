@@ -394,6 +394,22 @@ def test_a_payload_is_complete_when_its_last_chunk_is_here(files: Files, size: i
     assert again.done and again.finish(pinned=True) == incoming.root
 
 
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_payload_that_was_here_and_has_been_damaged_since_has_to_come_again(damage: str) -> None:
+    disk, blob = ModelledDisk(), content(9, 100)
+    files = Files(disk, kept_bytes=0)
+    root = files.put(blob)
+    files.make_durable([root])
+    assert files.incoming(root, 100).done
+    files.abandon(root)
+    disk.flip(root.hex(), 5) if damage == "flipped" else disk.unlink(root.hex())
+    incoming = files.incoming(root, 100)
+    assert not incoming.done
+    incoming.write(0, blob)
+    files.make_durable([incoming.finish()])
+    assert Files(disk).read(root) == blob
+
+
 def test_a_payload_goes_on_where_the_last_session_stopped_and_two_may_bring_it_at_once(files: Files) -> None:
     blob = content(8, LARGE)
     root, parts = digest.name_of(blob), chunks(blob)

@@ -186,7 +186,7 @@ class Files:
                 partial = None
             if partial is None:
                 here = self._blobs.get(root)
-                known = here is not None and here.size == size and here.sound is True and not here.summed
+                known = here is not None and here.size == size and not here.summed and self.take(root, False)
                 partial = Incoming(self, root, size, None if known else self.scratch(size, passing=True))
             if not partial.done:
                 while len(self._partials) >= PARTIALS:
