@@ -230,6 +230,23 @@ def test_one_of_two_neighbours_cannot_say_what_the_statistics_are() -> None:
     assert lost.peer.still > 6 and not lost.peer.frozen
 
 
+@pytest.mark.parametrize("off, takes", [(0.05, True), (1e-6, False)], ids=["never", "soon"])
+def test_who_waits_beside_frozen_neighbours_takes_theirs_once_it_is_clear_that_it_will_never_see_everybody(
+    off: float, takes: bool
+) -> None:
+    """gossipfl swarm --first-seed 1664 --seeds 1 --hours 24 --nodes 11: its readings halved moves of 1e-6 with presences 5e-2
+    off, and it waited for the tolerance, at 1e-12 (1e-7 there) half as long again. Who is on its way to 1 asks nobody."""
+    asking = Asking()
+    said = asking.candidate()
+    for neighbour in asking.neighbours:
+        asking.peer.neighbour(neighbour).statistics = hashlib.sha256(said).digest()
+    asking.peer.frozen, asking.peer.normalisation, asking.peer.stage, asking.peer.still = b"", b"", "statistics", 0
+    own = msgspec.structs.replace(asking.honest, mean=tuple(2 * m for m in asking.honest.mean))
+    for reading in range(5):
+        asking.peer.estimated(ev.Estimated(0, (1 + off + 2e-6 * 0.5**reading,) * 5, own))
+    assert bool(asking.peer.frozen) == takes
+
+
 class Asking:
     """A node that has lost its folder, whose readings stand still at .9, and what its neighbours say that they use."""
 

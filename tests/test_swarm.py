@@ -15,14 +15,16 @@ from test_imports import imports
 from typer.testing import CliRunner
 
 from gossipfl.cli import application
+from gossipfl.protocol import events as ev
 from gossipfl.protocol import limits
+from gossipfl.protocol import messages as ms
 from gossipfl.simulator import pool, shrink, swarm, trial
 from gossipfl.simulator.conservation import Account, ExactlyOnce, Half, Key
 from gossipfl.simulator.invariants import Checker, Watch
 from gossipfl.simulator.laws import DialsSeldom, HonestAgree
 from gossipfl.simulator.network import World
 from gossipfl.simulator.recovery import ComesTogether
-from gossipfl.simulator.witness import Fellow, Life, Truth
+from gossipfl.simulator.witness import CourseRow, Doubt, Fellow, Life, Paper, Truth, digest, replica, summed
 
 SIMULATOR = Path(trial.__file__).parent
 CHECKERS = ("witness", "invariants", "laws", "conservation", "recovery")
@@ -192,6 +194,57 @@ def lives_of(epochs: dict[tuple[str, str], int], resets: int) -> dict[str, Life]
     for (name, peer), epoch in epochs.items():
         lives[name].links[peer] = msgspec.structs.replace(lives[name].link(peer), epoch=epoch, resets=(0,) * resets)
     return lives
+
+
+@dataclass
+class Files:
+    """What a checker reads of a node's disk."""
+
+    held: dict[bytes, bytes]
+    rotten: set[bytes]
+
+    @property
+    def store(self) -> Files:
+        return self
+
+    files = store
+
+    def read(self, name: bytes) -> bytes:
+        return self.held[name] if name not in self.rotten else bytes(len(self.held[name]))
+
+    def missing(self, names: Any) -> set[bytes]:
+        return self.rotten.intersection(names)
+
+
+@pytest.mark.parametrize("off, held", [(0.0, True), (0.25, False)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_replica_that_shares_a_rotten_file_with_another_link_is_known_by_what_it_was_made_of(
+    shared: bool, off: float, held: bool
+) -> None:
+    """gossipfl swarm --first-seed 1953 --seeds 1 --hours 24 --nodes 13: two proposals of one model against x^0 make replicas of
+    one name; that of the first rotted, and the second exchange could not be read, and what it had moved not be explained."""
+    law, link = pair(), lives_of({}, 0)["a"].link("b")
+    base, sent, came = law.base("model"), b"sent", b"came"
+    own, theirs = (replica(base, part, "model", "f64") for part in (sent, came))
+    value = {base: 0.0, sent: 1.0, came: 5.0, own: 1.0, theirs: 5.0, b"first": 0.0, b"mixed": 1.0 + off, b"rows": 0.0}
+    files = Files({name: np.array([one]).tobytes() for name, one in value.items()}, {own} if shared else set())
+    life = Life("a", files)  # type: ignore[arg-type]
+    life.rotten |= files.rotten
+    q = digest(summed(files.held[own]) + summed(files.held[theirs]) + summed(np.array([1.0]).tobytes()))
+    reply = Paper(b"", 1, b"", "b", "a", 0, 1, 0, "reply", "model", "training", "f64", base, 8, came, b"", 1.0, 0.5, 0.0,
+                  0.0, 0.0, b"proposal", 1.0, 1.0, 1.0, q)  # fmt: skip
+    life.replies[b"proposal"] = ms.Reply(msgspec.msgpack.encode(reply), b"", b"", b"")
+    doubt = Doubt(1, 0, "model", b"", b"", sent, 8, 1.0, b"", b"")
+    old = msgspec.structs.replace(link, pending=doubt)
+    life.links["b"] = msgspec.structs.replace(link, done=1, high=1, last=b"proposal", model=(own, theirs))
+    life.course = CourseRow(b"mixed", b"rows", "training", 0, 0, 0.0, b"", b"", b"", 0, False)
+    job = ev.Mix(7, "model", True, came, base, base, b"first", b"", b"", "f64", b"", 1.0, 1.0, 0.5, 0.0, 0.0, 1.0, 1.0, sent)
+    life.jobs[7] = job
+    law.accounts["a"].names = {"model": b"first", "statistics": b"rows"}
+    law.commanded(life, "Mix", job)
+    law.fed(life, "Mixed", ev.Mixed(7, b"mixed", b"", b"", own, theirs, q, 1.0, 1.0, 4.0, b"", 8))
+    law.committed(life, {"b": old}, None)
+    assert (law.verdict == "held") == held, law.first
 
 
 @pytest.mark.parametrize("resets, epoch, together", [(3, 1, False), (3, 0, True), (2, 1, True)])

@@ -42,6 +42,10 @@ CALM: Final = 3
 """Converged estimates in a row before a node freezes: of four nodes two can meet at the exact mean after two exchanges each,
 while the others have not; one that stops mixing then leaves those with nobody who asks them."""
 
+HARDLY: Final = 1e-4
+"""Share of what its presences still miss by which a reading moves them at least while they are on their way to 1, at any graph
+in use: who will see everybody must not stop half way and ask its neighbours."""
+
 GRADIENT_MEMORY: Final = 0.9
 """Weight of the past in the moving average of the gradient norm."""
 
@@ -88,7 +92,7 @@ class Peer(InStep):
         self.calm = 0
         """estimates in a row at which the statistics had converged"""
         self.still = 0
-        """estimates in a row that said what the one before had said"""
+        """estimates in a row that hardly came nearer to seeing everybody than the one before"""
         self.prepared = False
         self.released = 0
         self.steps = 0
@@ -286,8 +290,7 @@ class Peer(InStep):
             self.frozen and not converged
         ):  # one who froze first still mixes with those who have not: that says less, not more
             return
-        moved = [abs(p - before) for p, before in zip(event.presence, self.presence, strict=False)]
-        self.still = self.still + 1 if moved and max(moved) <= self.settings.tolerance else 0
+        self.still = self.still + 1 if self.hardly_moved(event.presence) else 0
         self.presence, self.estimate = event.presence, event.normalisation
         self.calm = self.calm + 1 if converged else 0
         if not self.frozen and not converged and self.still >= CALM:
@@ -305,6 +308,12 @@ class Peer(InStep):
         self.hear(hashlib.sha256(raw).digest(), mine)
         self.stage = self.after_statistics()
         self.take_smallest()
+
+    def hardly_moved(self, presence: tuple[float, ...]) -> bool:
+        """Measured by what is still missing, not by the tolerance: beside neighbours that have frozen a reading halves its moves
+        for hours before they come to 1e-12, and in the end misses as much as in the beginning."""
+        moved = max((abs(p - before) for p, before in zip(presence, self.presence, strict=False)), default=math.inf)
+        return moved <= max(self.settings.tolerance, HARDLY * max((abs(p - 1) for p in presence), default=0.0))
 
     def take_smallest(self) -> None:
         """Use the candidate of the smallest digest within tolerance of the own estimate, and tell everybody."""

@@ -67,8 +67,10 @@ class Account:
     trained: Counter[bytes] = field(default_factory=Counter)
     """updates that the hands made and the core has not yet taken"""
     absorbing: dict[int, tuple[bytes, Vector]] = field(default_factory=dict)
-    arriving: dict[int, Vector] = field(default_factory=dict)
-    """what a payload under way will make of its reference"""
+    mixing: dict[int, tuple[Vector | None, Vector | None]] = field(default_factory=dict)
+    """of exchanges under way: the reference of what is sent; and what the payload that came will make of its own"""
+    unread: dict[bytes, Vector] = field(default_factory=dict)
+    """replicas that the last exchange made under names whose files had rotted: those of a link that was sent the same before"""
 
 
 class ExactlyOnce(Checker):
@@ -121,7 +123,8 @@ class ExactlyOnce(Checker):
         account.stirred.update(account.stood)
         account.trained.clear()
         account.absorbing.clear()
-        account.arriving.clear()
+        account.mixing.clear()
+        account.unread.clear()
 
     def struck(self, kind: str, names: Sequence[str], detail: str) -> None:
         """Who has lost its disk begins again: what it held for others is gone, and so is what it had begun with them."""
@@ -144,18 +147,27 @@ class ExactlyOnce(Checker):
         if kind == "Absorb":
             update = np.frombuffer(life.read(command.displacement), self.truth.dtype)
             self.account(life).absorbing[command.job] = (command.displacement, update)
-        elif kind == "Mix" and self.truth.codec_of(command.space) == "f64" and life.is_readable(command.reference_in):
-            reference, deltas = (np.frombuffer(life.read(name)) for name in (command.reference_in, command.incoming))
-            if reference.size == deltas.size:
-                self.account(life).arriving[command.job] = reference + deltas
+        elif kind == "Mix" and self.truth.codec_of(command.space) == "f64":
+            out, into = (
+                np.frombuffer(life.read(name)) if life.is_readable(name) else None
+                for name in (command.reference_out, command.reference_in)
+            )
+            deltas = np.frombuffer(life.read(command.incoming))
+            due = into + deltas if into is not None and into.size == deltas.size else None
+            self.account(life).mixing[command.job] = out, due
 
     def fed(self, life: Life, kind: str, event: Any) -> None:
         if kind == "Trained":
             self.account(life).trained[event.displacement] += 1
         elif kind == "Mixed":
-            due = self.account(life).arriving.pop(event.job, None)
-            if due is not None and not np.array_equal(due, np.frombuffer(life.read(event.theirs))):
-                self.broken(life.name, "a replica is not its reference and what came")
+            account, sent = self.account(life), event.payload or life.jobs[event.job].payload
+            out, due = account.mixing.pop(event.job, (None, None))
+            own = out + np.frombuffer(life.read(sent)) if out is not None and life.is_readable(sent) else None
+            made = {name: one for name, one in ((event.own, own), (event.theirs, due)) if one is not None}
+            account.unread = {name: one for name, one in made.items() if not life.is_readable(name)}
+            for name in made.keys() - account.unread.keys():
+                if not np.array_equal(made[name], np.frombuffer(life.read(name))):
+                    self.broken(life.name, "a replica is not its reference and what came, or went")
         elif kind == "Absorbed":
             account = self.account(life)
             name, update = account.absorbing.pop(event.job)
@@ -181,7 +193,7 @@ class ExactlyOnce(Checker):
                 self.begun.pop((life.name, peer), None)
             if new.epoch == old.epoch and new.done > old.done:
                 space = self.space(life, new)
-                if life.is_readable(*new.replicas(space)):
+                if all(name in account.unread or life.is_readable(name) for name in new.replicas(space)):
                     key, half, moved = self.half(life, peer, old, new)
                     account.mixed[half.space] = account.mixed[half.space] + moved
                     account.stirred.add(half.space)
@@ -272,7 +284,8 @@ class ExactlyOnce(Checker):
         said = new.answered
         raw = said.manifest if said is not None and said.k == new.done else life.replies[new.last].manifest
         reply = paper(raw)
-        own, theirs = (np.frombuffer(life.read(name), self.truth.kind(reply.space)) for name in new.replicas(reply.space))
+        made, kind = self.account(life).unread, self.truth.kind(reply.space)
+        own, theirs = (made[one] if one in made else np.frombuffer(life.read(one), kind) for one in new.replicas(reply.space))
         self.named(life, peer, old, new, reply)
         return self.reckon(life.name, peer, reply.space, own, theirs, reply.clip, reply.q, (new.epoch, new.done, new.last))
 

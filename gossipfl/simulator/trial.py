@@ -61,8 +61,11 @@ NEVER_S: Final = 1e9
 STILL: Final = 1e-7
 """How near to 1 every presence is when statistics are frozen: soon, and still far below what two candidates may differ by."""
 
-FROZEN_S: Final = 600.0
-"""Within which all nodes that mix statistics have frozen them, a turn a second."""
+FROZEN_TURNS: Final = 600
+"""Within which all nodes that mix statistics have frozen them."""
+
+TURN_BYTES: Final = 2500.0
+"""That an exchange of statistics puts on a line, greeting and manifests with it: a slow line carries less than one a second."""
 
 TOGETHER_S: Final = 1800.0
 """Within which models must have come together."""
@@ -358,7 +361,7 @@ def _heal(world: World, watch: Watching) -> None:
     )
     watch.say("due")
     if watch.waits_for_statistics():
-        world.run(FROZEN_S, until=lambda: not watch.waits_for_statistics())
+        world.run(FROZEN_TURNS * turn_lasts_s(world), until=lambda: not watch.waits_for_statistics())
     watch.say("frozen")
     for node in _there(world):
         node.feed(ev.Operator("finish"))
@@ -369,6 +372,12 @@ def _heal(world: World, watch: Watching) -> None:
     for node in _there(world):
         node.feed(ev.Stopping())
     world.run(30)
+
+
+def turn_lasts_s(world: World) -> float:
+    """With an exchange of statistics, once operators have hurried."""
+    bandwidth = world.lines.usual.bandwidth_bytes_s
+    return max(HURRY_S, TURN_BYTES / bandwidth) if bandwidth else HURRY_S
 
 
 def _paced(settings: Callable[[Random], Settings], turn_ns: int, random: Random) -> Settings:
