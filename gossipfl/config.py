@@ -31,15 +31,29 @@ def _in_folder(value: object, info: ValidationInfo) -> object:
         return value
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("not a path -- name a file or folder")
-    return Path((info.context or {}).get("folder", "."), Path(value).expanduser())
+    try:
+        return Path((info.context or {}).get("folder", "."), Path(value).expanduser())
+    except RuntimeError:
+        raise ValueError("no such user -- write the path out, without ~") from None
 
 
 def split_address(text: str) -> tuple[str, int]:
     """Host and port of "host:port" or "[ipv6]:port"; a ValueError says what is wrong. Port 0 is any free one."""
-    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})", text)
-    if not found or int(found[3]) > 65535:
-        raise ValueError('not an address -- write "host:port", for instance "0.0.0.0:8470"')
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})", text, re.ASCII)
+    if not found or int(found[3]) > 65535 or not _is_host(found[1] or found[2]):
+        raise ValueError('not an address -- write "host:port", for instance "0.0.0.0:8470", or "[::1]:8470"')
     return found[1] or found[2], int(found[3])
+
+
+def _is_host(text: str) -> bool:
+    """A name, or digits that are an IP address: 999.0.0.1 is neither."""
+    if not re.fullmatch(r"[\d.]+|.*:.*", text, re.ASCII):
+        return True
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def valid_listen(text: str) -> str:
@@ -126,6 +140,14 @@ class NodeSection(Strict):
     """auto: text on a terminal, else JSON lines."""
     log_level: Literal["info", "debug"] = "info"
     """debug: of each exchange every step, not one line."""
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> NodeSection:
+        here, port = self.listen_address or ("", 0)
+        there, admin = self.admin_address
+        if port and port == admin and here in ("0.0.0.0", "::", "localhost", there):
+            raise ValueError(f"listen and admin both want port {port} -- give one of them another")
+        return self
 
     @property
     def listen_address(self) -> tuple[str, int] | None:
@@ -234,7 +256,7 @@ class LimitsSection(Strict):
 
 
 def _window(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d\d):([0-5]\d)-(\d\d):([0-5]\d)", text)
+    found = re.fullmatch(r"(\d\d):([0-5]\d)-(\d\d):([0-5]\d)", text, re.ASCII)
     start, end = (int(found[1]) * 60 + int(found[2]), int(found[3]) * 60 + int(found[4])) if found else (0, 0)
     if start == end or max(start, end) > 24 * 60:
         raise ValueError('not hours -- write "22:00-06:00", or "00:00-24:00" for always')

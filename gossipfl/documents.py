@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 import tomllib
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
@@ -24,6 +25,9 @@ DOCUMENT_MAX: Final = 16 * 2**20
 
 DEEPEST: Final = 32
 """Nesting up to which lines are looked up: a path is kept for each key, and hostile depth would make that quadratic."""
+
+SHOWN: Final = 80
+"""Characters of a wrong value that a fault repeats: enough to find it."""
 
 _Item = TypeVar("_Item")
 _Model = TypeVar("_Model", bound="Strict")
@@ -53,7 +57,7 @@ def read_text(path: Path) -> str:
     try:
         if path.stat().st_size > DOCUMENT_MAX:
             raise ConfigError(Fault(str(path), None, f"larger than {DOCUMENT_MAX} bytes", "name the right file"))
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except PermissionError:
         fault = Fault(str(path), None, "may not be read by this user", "change its owner or its mode")
         raise ConfigError(fault, exit_code=Exit.PERMISSION) from None
@@ -97,6 +101,10 @@ def toml_tree(text: str, file: str) -> dict[str, Any]:
         if "twice" in what or "overwrite" in what or "redefine" in what:
             remedy = "it stands further up already: write your lines there, under the one that is there"
         raise ConfigError(Fault(file, line, f"not TOML: {what}", remedy)) from None
+    except RecursionError:
+        raise ConfigError(Fault(file, None, "nested too deeply", "this is no document of gossipfl")) from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise ConfigError(Fault(file, None, f"not TOML: {error}", "write a smaller number")) from None
 
 
 def validated(
@@ -127,11 +135,45 @@ def _fault(model: type[Strict], tree: object, error: Any, file: str, lines: Line
     what = error["msg"].removeprefix("Value error, ")
     what, _, remedy = what.partition(" -- ")
     given = error["input"]
-    shown = f"{name} = {given!r}: " if isinstance(given, str | int | float) else f"{name}: " if name else ""
-    if isinstance(given, str) and error["type"] == "literal_error":
-        near = difflib.get_close_matches(given, re.findall(r"'([^']+)'", what), 1, 0.5)
-        remedy = f"did you mean {near[0]!r}?" if near else remedy
+    shown = f"{name} = {_short(given)}: " if name and isinstance(given, str | int | float) else f"{name}: " if name else ""
+    what, remedy = _PLAIN.get(error["type"], (what, remedy))
+    for bound, word in _BOUNDS.items():
+        if bound in error.get("ctx", {}):
+            remedy = f"write {word}".format(error["ctx"][bound])
+    if error["type"] == "literal_error":
+        near = difflib.get_close_matches(str(given), re.findall(r"'([^']+)'", what), 1, 0.5)
+        remedy = f"did you mean {near[0]!r}?" if near else "write one of these"
     return Fault(file, line, shown + what[:1].lower() + what[1:], remedy)
+
+
+_TABLE: Final = ("not a table", 'it holds names and values: [name] and lines name = value below it, in JSON {"name": value}')
+_PLAIN: Final = {
+    "bool_type": ("not a truth value", "write true or false, without quotes"),
+    "string_type": ("not text", "write it in quotes"),
+    "int_type": ("not a whole number", "write digits, without quotes"),
+    "int_from_float": ("not a whole number", "write digits, without a point"),
+    "float_type": ("not a number", "write digits, without quotes"),
+    "finite_number": ("not a finite number", "write digits, without quotes"),
+    "tuple_type": ("not a list", "write it in brackets: [one, another]"),
+    "dict_type": _TABLE,
+    "model_type": _TABLE,
+    "invalid-json-value": ("neither text, number, true, false, list nor table", "write a date or a time as text, in quotes"),
+}
+"""What pydantic finds, in the words of who writes the file: what it is not, and what to write."""
+
+_BOUNDS: Final = {
+    "ge": "{} or more",
+    "gt": "more than {}",
+    "le": "{} or less",
+    "lt": "less than {}",
+    "min_length": "{} or more",
+    "max_length": "{} or fewer",
+}
+
+
+def _short(given: object) -> str:
+    text = repr(given)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _in_document(tree: object, loc: tuple[Key, ...]) -> tuple[Key, ...]:
@@ -139,6 +181,8 @@ def _in_document(tree: object, loc: tuple[Key, ...]) -> tuple[Key, ...]:
     path: list[Key] = []
     for key in loc:
         if isinstance(tree, dict) and key not in tree and key != loc[-1]:
+            continue
+        if not isinstance(tree, dict) and not (isinstance(tree, list) and isinstance(key, int)):
             continue
         path.append(key)
         if isinstance(tree, dict):
@@ -208,32 +252,86 @@ def _unquoted(token: str) -> str:
         return token
 
 
-_TOML_HEAD: Final = re.compile(r"\s*(\[\[?)\s*([^\]]+?)\s*\]")
-_TOML_KEY: Final = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
-_TOML_PART: Final = re.compile(r"""[\w-]+|"[^"]*"|'[^']*'""")
+_TOML_HEAD: Final = re.compile(r"[ \t]*(\[\[?)[ \t]*([^\]\n]+?)[ \t]*\]")
+_TOML_PART: Final = re.compile(r"""[\w-]+|"[^"\n]*"|'[^'\n]*'""")
+_TOML_KEY: Final = re.compile(rf"[ \t]*((?:{_TOML_PART.pattern})(?:[ \t]*\.[ \t]*(?:{_TOML_PART.pattern}))*)[ \t]*=")
+_TOML_TOKEN: Final = re.compile(
+    r"""\"{3}(?:[^\\]|\\.)*?\"{3,5}|'{3}.*?'{3,5}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|\#[^\n]*|[\[\]{}=,\n]|[^\s\[\]{}=,"'\#]+""",
+    re.DOTALL,
+)
 
 
 def toml_lines(text: str) -> Lines:
-    """Path -> line of every table and key of a valid TOML text; what is inside an inline table has its table's line."""
+    """Path -> line of every table, key and element of a valid TOML text."""
     lines: Lines = {(): 1}
     table: tuple[Key, ...] = ()
     count: dict[tuple[Key, ...], int] = {}
-    quoted = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if not quoted and (head := _TOML_HEAD.match(line)):
-            table = tuple(part.strip("\"'") for part in _TOML_PART.findall(head[2]))
+    at, line = 0, 1
+    while at < len(text):
+        if head := _TOML_HEAD.match(text, at):
+            table = _keys(head[2])
             if head[1] == "[[":
                 count[table] = count.get(table, -1) + 1
                 table = (*table, count[table])
-            lines.setdefault(table, number)
-        elif not quoted and (key := _TOML_KEY.match(line)):
-            path = table
-            for part in _TOML_PART.findall(key[1]):
-                path = (*path, part.strip("\"'"))
-                lines.setdefault(path, number)
-        for mark in re.findall(r'"""|' + "'''", line):
-            quoted = "" if quoted == mark else quoted or mark
+            lines.setdefault(table, line)
+        elif key := _TOML_KEY.match(text, at):
+            path = _note(lines, table, key[1], line)
+            at, line = _in_value(text, key.end(), path, lines, line)
+        at = text.find("\n", at) + 1 or len(text)
+        line += 1
     return lines
+
+
+def _keys(text: str) -> tuple[Key, ...]:
+    return tuple(part.strip("\"'") for part in _TOML_PART.findall(text))
+
+
+def _note(lines: Lines, table: tuple[Key, ...], dotted: str, line: int) -> tuple[Key, ...]:
+    """The path of a dotted key below a table; each part of it that is new has this line."""
+    path = table
+    for part in _keys(dotted):
+        path = (*path, part)
+        lines.setdefault(path, line)
+    return path
+
+
+@dataclass
+class _Open:
+    """An array (`at` is its element's number) or an inline table (`at` is None) that is being read."""
+
+    path: tuple[Key, ...]
+    at: int | None
+    value: tuple[Key, ...] | None
+    """Where the next value belongs; None: a key comes first."""
+    key: str = ""
+
+
+def _in_value(text: str, at: int, path: tuple[Key, ...], lines: Lines, line: int) -> tuple[int, int]:
+    """Notes the lines of what is inside a value; returns the place and line of the line break that ends it."""
+    opened: list[_Open] = [_Open((), None, path)]
+    for found in _TOML_TOKEN.finditer(text, at):
+        token, now = found[0], opened[-1]
+        if token == "\n" and len(opened) == 1:
+            return found.start(), line
+        line += token.count("\n")
+        if token == "\n" or token[0] == "#":
+            continue
+        if token in ("]", "}"):
+            opened = opened[:-1] or opened
+        elif token == ",":
+            now.at = None if now.at is None else now.at + 1
+            now.value, now.key = (None, "") if now.at is None else ((*now.path, now.at), "")
+        elif now.value is None and token == "=":
+            now.value = _note(lines, now.path, now.key, line)
+        elif now.value is None:
+            now.key += token
+        else:
+            lines.setdefault(now.value, line - token.count("\n"))
+            if token == "[":
+                opened.append(_Open(now.value, 0, (*now.value, 0)))
+            elif token == "{":
+                opened.append(_Open(now.value, None, None))
+    return len(text), line
 
 
 class _Repeated(Exception):

@@ -86,7 +86,7 @@ WRONG = {
     "no node table": ("", "node is missing"),
     "a number as path": (GOOD + "state = 3", "not a path"),
     "an empty path": (GOOD + 'keys = ""', "not a path"),
-    "text as number": (GOOD + '[limits]\nthreads = "2"', "valid integer"),
+    "text as number": (GOOD + '[limits]\nthreads = "2"', "not a whole number -- write digits, without quotes"),
     "a broken address": (GOOD + 'listen = "8470"', 'write "host:port"'),
     "a port too high": (GOOD + 'listen = "0.0.0.0:70000"', 'write "host:port"'),
     "admin for everybody": (GOOD + 'admin = "0.0.0.0:8471"', "not on loopback"),
@@ -106,6 +106,16 @@ WRONG = {
     "text without quotes": ("[node]\nid = ward\n", "not TOML"),
     "a key twice": (GOOD + 'id = "x"', "stands further up already"),
     "a table twice": (GOOD + '[data]\nid = "x"\n[data]\nfile = "y"', "stands further up already"),
+    "text as truth value": (GOOD + 'record = "yes"', "write true or false"),
+    "a table that is none": ("node = 3\n", "not a table"),
+    "an integer without end": (GOOD + "[limits]\nthreads = " + "9" * 5000, "not TOML"),
+    "nested without end": ("x = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+    "the home of nobody": (GOOD + 'keys = "~no-such-user/keys"', "no such user"),
+    "no IPv4 address": (GOOD + 'listen = "999.0.0.1:8470"', "not an address"),
+    "no IPv6 address": (GOOD + 'listen = "[:::::1]:8470"', "not an address"),
+    "digits of another script": (GOOD + 'listen = "0.0.0.0:\u0668\u0664"', "not an address"),
+    "hours of another script": (GOOD + '[limits]\nallowed_hours = "\u0662\u0662:00-06:00"', "not hours"),
+    "one port for two": (GOOD + 'listen = "0.0.0.0:8471"', "listen and admin both want port 8471"),
     "a byte order mark in the middle": ("[node]\n\ufeffid = 1", "not TOML"),
 }
 
@@ -115,8 +125,20 @@ def test_a_fault_names_file_line_and_remedy(tmp_path: Path, text: str, says: str
     told = faults(tmp_path, text)
     assert len(told) == 1
     assert says in told[0]
-    line = int(told[0].split(":")[1])
-    assert 1 <= line <= max(1, len(text.splitlines()))
+    assert " -- " in told[0] and len(told[0]) < 300
+    if says not in ("not TOML", "nested too deeply"):
+        assert 1 <= int(told[0].split(":")[1]) <= max(1, len(text.splitlines()))
+
+
+def test_a_byte_order_mark_and_line_ends_of_another_system_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert config.load_node(path) == load(tmp_path, GOOD)
+
+
+def test_a_fault_deep_in_a_list_has_its_own_line_and_no_words_of_the_parser(tmp_path: Path) -> None:
+    (told,) = faults(tmp_path, GOOD + "[data.options]\nrange = [\n  1,\n  {low = [0, inf]},\n]\n")
+    assert told == "node.toml:6: data.options.range[1].low[1] = inf: not a finite number -- write digits, without quotes"
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
@@ -153,6 +175,10 @@ def test_lines_of_toml_are_those_of_keys_tables_and_elements() -> None:
     lines = toml_lines(text)
     assert [lines[path] for path in [("a",), ("b",), ("b", "c d"), ("e", 0, "f"), ("e", 1, "f")]] == [1, 2, 3, 5, 7]
     assert lines["e", 1, "g", "h"] == 8 and lines["e", 1, "j"] == 12
+    text = 'a = [  # ], }\n  {b = "}\\"", c.d = [1, 2]},\n  {b = \'\'\'x\n]\'\'\', "e f" = 3},\n]\ng = [[], [[1,\n2]]]\nh = 1\n'
+    lines = toml_lines(text)
+    assert [lines["a", 0], lines["a", 0, "c", "d", 1], lines["a", 1, "b"], lines["a", 1, "e f"]] == [2, 2, 3, 4]
+    assert [lines["g", 1, 0, 0], lines["g", 1, 0, 1], lines["h",]] == [6, 7, 8]
 
 
 def test_lines_of_json_are_those_of_keys_and_elements() -> None:

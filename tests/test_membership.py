@@ -101,7 +101,8 @@ def test_every_fault_is_told_at_once_with_its_line() -> None:
     told = faults(text)
     assert len(told) == 5
     assert f"f.json:{lines[chr(34) + 'etta' + chr(34)]}: unknown key study.etta -- did you mean 'eta'?" in told
-    assert f"f.json:{lines[chr(34) + 'version' + chr(34)]}: version = '1': input should be a valid integer" in told
+    version = lines[chr(34) + "version" + chr(34)]
+    assert f"f.json:{version}: version = '1': not a whole number -- write digits, without quotes" in told
     assert any("odd -- a union of cycles has an even degree: 6 or 8" in one for one in told)
     assert any("did you mean 'f32'?" in one for one in told)
     assert any("study.gamma = 1.5: input should be less than or equal to 1" in one for one in told)
