@@ -65,6 +65,10 @@ class Tree:
     def root(self) -> bytes:
         return self.levels[-1][0] if self.levels[-1] else EMPTY
 
+    def holds(self, index: int, chunk: Buffer) -> bool:
+        """Is this still chunk `index`?"""
+        return self.levels[0][index] == leaf(chunk)
+
     def path(self, index: int) -> list[bytes]:
         """The siblings from leaf `index` up to the root."""
         siblings = []

@@ -25,7 +25,7 @@ from gossipfl.learning import checks, compression, correction, mixing
 from gossipfl.learning.blocks import slices, square_sum
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
-from gossipfl.store.errors import ROTTED, Damaged, Missing, StateError
+from gossipfl.store.errors import ROTTED, Damaged, Gone, Missing, StateError
 from gossipfl.tasks import normalisation
 
 Vector = NDArray[Any]
@@ -334,6 +334,8 @@ class Workbench:
             event = ev.Failed(job.job, refusal.reason, refusal.detail)
         except Missing as lost:
             return ev.Failed(job.job, "disk", str(lost))
+        except Gone:
+            raise
         except Damaged as lost:
             raise StateError(ROTTED) from lost
         except Misuse as wrong:

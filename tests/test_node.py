@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -23,13 +24,15 @@ from aiohttp import web
 from mixer import only_mixing
 from places import ask, breast_cancer, certify, deploy, free_ports
 
+from gossipfl import digest
 from gossipfl.cli.node import ask as asked
 from gossipfl.config import NodeConfig, load_node
+from gossipfl.digest import CHUNK
 from gossipfl.errors import ConfigError, Exit, Misuse, Refused
 from gossipfl.node import Node
 from gossipfl.node.build import build
 from gossipfl.node.client import CERTIFICATE_PATH, WEBSOCKET_PATH
-from gossipfl.node.connection import Pace
+from gossipfl.node.connection import Connection, Pace
 from gossipfl.node.driver import Alarm, Driver
 from gossipfl.node.gate import Caps, Gate
 from gossipfl.node.logs import Log
@@ -37,7 +40,7 @@ from gossipfl.node.server import port_taken
 from gossipfl.node.status import unready
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.session import SUBPROTOCOL
-from gossipfl.store import StateError
+from gossipfl.store import StateError, Store, files
 from gossipfl.trust.identity import Identity, NodeKeys, load_key
 from gossipfl.trust.membership import Membership, with_members
 
@@ -111,6 +114,34 @@ async def test_a_node_that_only_dials_takes_part(tmp_path: Path) -> None:
     async with running(*drivers):
         assert not drivers[0].listening
         await until(lambda: all(driver.peer.stage == "finished" for driver in drivers))
+
+
+@pytest.mark.parametrize("part", ["model", "replica"])
+async def test_a_file_deleted_under_a_running_node_ends_it_with_73_and_the_next_start_goes_on(tmp_path: Path, part: str) -> None:
+    """Its neighbour sees a connection end, as at any stop; nothing else is lost."""
+    configs = town(tmp_path, local_rounds=10**6, options={"dimension": 12_000})  # 96 kB: read from its file at each use
+    first, other = driver_of(configs["a"]), driver_of(configs["b"])
+
+    def deleted(task: asyncio.Task[None]) -> bool:
+        name = first.peer.current["model"] if part == "model" else first.peer.link("b").model.theirs
+        if first.store.files.is_durable(name):
+            for file in (tmp_path / "a" / "state" / "blobs").glob(f"{name.hex()}*"):
+                file.unlink()
+        return task.done()
+
+    async with running(other):
+        task = asyncio.create_task(first.run())
+        await until(lambda: first.peer.link("b").exchanges > 3)
+        await until(lambda: deleted(task))
+        with pytest.raises(StateError, match="is gone: somebody has removed it while the node ran") as error:
+            await task
+        assert error.value.exit_code == Exit.STATE
+        again = driver_of(configs["a"])
+        async with running(again):
+            before = again.peer.link("b").exchanges
+            await until(lambda: again.peer.link("b").exchanges > before + 3)
+            assert "missing or damaged on this disk" in says(again)
+        assert other.peer.link("a").exchanges > before
 
 
 async def test_a_node_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -427,6 +458,76 @@ def test_T14_a_transfer_slower_than_the_rate_over_the_window_is_slow(moved: int,
     pace.moved(moved)
     assert not pace.is_slow(Instant(2_900_000_000, 0))
     assert pace.is_slow(Instant(3_000_000_000, 0)) is slow
+
+
+class Line:
+    """A socket and session that take whatever is sent."""
+
+    is_choked = False
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def seal_chunk(self, root: bytes, index: int, path: list[bytes], data: memoryview) -> bytes:
+        return bytes(data)
+
+    def send(self, *records: bytes) -> None:
+        self.sent += sum(map(len, records))
+
+    async def drain(self) -> None: ...
+
+    def go_on(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+def lending(folder: Path) -> tuple[Connection, bytes]:
+    """A connection over such a line, and a payload of forty chunks, durable on disk."""
+    store, line = Store.open(folder / "state"), Line()
+    root = store.files.put(np.random.default_rng(4).bytes(40 * CHUNK))
+    store.files.make_durable([root])
+
+    async def spend(size: int) -> None: ...
+
+    host = SimpleNamespace(caps=Caps(), store=store, burst=4, now=lambda: Instant(0, 0), spend=spend)
+    return Connection(1, host, line, line), root  # type: ignore[arg-type]
+
+
+async def test_T14_a_payload_asked_for_again_and_again_is_hashed_no_further_than_it_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, root = lending(tmp_path)
+    hashed, leaf = [], digest.leaf
+    for room in (digest, files):
+        monkeypatch.setattr(room, "leaf", lambda chunk: [hashed.append(len(chunk)), leaf(chunk)][1])
+    for _ in range(100):
+        connection.send_bulk(root, 39)
+        await connection.push(connection.bulks[0])
+    assert connection.socket.sent == 100 * CHUNK  # type: ignore[attr-defined]
+    assert sum(hashed) <= 100 * CHUNK
+    connection.host.store.close()
+
+
+async def test_a_chunk_that_has_rotted_is_not_sent_to_who_asks_again(tmp_path: Path) -> None:
+    connection, root = lending(tmp_path)
+    connection.send_bulk(root, 38)
+    await connection.push(connection.bulks[0])
+    with (tmp_path / "state" / "blobs" / root.hex()).open("r+b") as file:
+        file.seek(39 * CHUNK + 5)
+        file.write(b"rot")
+    connection.send_bulk(root, 38)
+    with pytest.raises(StateError, match="has changed on the disk"):
+        await connection.push(connection.bulks[0])
+    connection.host.store.close()
+
+
+async def test_a_payload_whose_file_was_deleted_ends_the_node_not_only_the_connection(tmp_path: Path) -> None:
+    connection, root = lending(tmp_path)
+    (tmp_path / "state" / "blobs" / root.hex()).unlink()
+    connection.send_bulk(root, 0)
+    with pytest.raises(StateError, match=f"{root.hex()} of the state folder is gone: somebody has removed it"):
+        await connection.write()
+    connection.host.store.close()
 
 
 # ---- the operator's side -------------------------------------------------------------------------------------------

@@ -84,7 +84,9 @@ class Bulk:
 
     root: bytes
     next: int
-    begun: bool = False
+    again: bool
+    """was it sent before? Then each chunk is looked at first: what is hashed is no more than what is sent, however often a peer
+    asks"""
 
 
 class Connection:
@@ -129,7 +131,7 @@ class Connection:
         """Asked again, a payload starts again where it is asked for: chunks come in order."""
         if not self.ending:
             self.bulks = deque(bulk for bulk in self.bulks if bulk.root != root)
-            self.bulks.append(Bulk(root, from_chunk))
+            self.bulks.append(Bulk(root, from_chunk, self.host.store.files.lend(root)))
             self.work.set()
 
     def receive_bulk(self, root: bytes, size: int) -> None:
@@ -263,9 +265,6 @@ class Connection:
     async def push(self, bulk: Bulk) -> None:
         """A burst of chunks of one payload."""
         files = self.host.store.files
-        again, bulk.begun = not bulk.begun and files.lend(bulk.root), True
-        if again and len(await asyncio.to_thread(files.unsound, [bulk.root])):
-            raise StateError(ROTTED)
         payload, tree = files.read(bulk.root), files.tree(bulk.root)
         last = chunk_count(len(payload))
         if self.outward.since_ns is None:
@@ -273,6 +272,8 @@ class Connection:
         records = []
         for index in range(bulk.next, min(bulk.next + self.host.burst, last)):
             data = payload[index * CHUNK : (index + 1) * CHUNK]
+            if bulk.again and not tree.holds(index, data):
+                raise StateError(ROTTED)
             await self.host.spend(len(data))
             records.append(self.session.seal_chunk(bulk.root, index, tree.path(index), data))
             self.outward.moved(len(data))

@@ -89,7 +89,8 @@ class End:
         self.way: Way
         self.up = self.closed = False
         self.incoming: dict[bytes, Incoming] = {}
-        self.bulks: deque[tuple[bytes, int]] = deque()
+        self.bulks: deque[tuple[bytes, int, bool]] = deque()
+        """(payload, next chunk, was it sent before)"""
         self.said: Message | None = None
         """the last control message that a retry would say again"""
         self.clear_at = self.free_at = 0
@@ -169,10 +170,8 @@ class End:
     def send_bulk(self, root: bytes, from_chunk: int) -> None:
         """Asked again, a payload starts again where it is asked for."""
         files, idle = self.node.store.files, not self.bulks
-        if files.lend(root) and files.unsound([root]):
-            raise StateError(ROTTED)
         self.bulks = deque(bulk for bulk in self.bulks if bulk[0] != root)
-        self.bulks.append((root, from_chunk))
+        self.bulks.append((root, from_chunk, files.lend(root)))
         if idle:
             self.pump()
 
@@ -180,7 +179,7 @@ class End:
         """All chunks at once where nothing bounds the line; else the next one when the last has left."""
         files = self.node.store.files
         while self.bulks and not self.closed:
-            root, index = self.bulks[0]
+            root, index, again = self.bulks[0]
             try:
                 payload, tree = files.read(root), files.tree(root)
             except Missing as lost:
@@ -189,9 +188,11 @@ class End:
             if index >= chunk_count(len(payload)):
                 self.bulks.popleft()
                 continue
-            start = index * ss.CHUNK
-            self.write(self.session.seal_chunk(root, index, tree.path(index), payload[start : start + ss.CHUNK]))
-            self.bulks[0] = (root, index + 1)
+            chunk = payload[index * ss.CHUNK : (index + 1) * ss.CHUNK]
+            if again and not tree.holds(index, chunk):
+                raise StateError(ROTTED)
+            self.write(self.session.seal_chunk(root, index, tree.path(index), chunk))
+            self.bulks[0] = (root, index + 1, again)
             if self.drip or self.way.bandwidth:
                 self.node.later(max(0, self.free_at - self.node.world.mono), partial(self.node.guarded, self.pump))
                 return

@@ -18,6 +18,10 @@ class Damaged(StateError):
     """What is on disk is not what was written there."""
 
 
+class Gone(Damaged):
+    """A file that this process has seen in the folder is not there any more."""
+
+
 class Missing(StateError):
     """No blob has this name."""
 
@@ -35,7 +39,13 @@ ROTTED: Final = (
     "The next start checks every file, and goes on without what is damaged"
 )
 
+GONE: Final = (
+    "somebody has removed it while the node ran: keep other programs away from the state folder, and start the node again; it "
+    "goes on without what is missing, and says what that is"
+)
+
 _REMEDIES: Final = {
+    errno.ENOENT: GONE,
     errno.ENOSPC: "the disk is full: free some space, then start the node again; nothing was half-written",
     errno.EDQUOT: "the disk quota is used up: raise it or free some space, then start the node again",
     errno.EFBIG: "the largest file size allowed is reached: raise the limit (ulimit -f), then start the node again",

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from gossipfl.digest import CHUNK, Buffer, Tree, chunk_count, leaf
 from gossipfl.errors import Misuse
 from gossipfl.store.disk import Disk, Write
-from gossipfl.store.errors import Damaged, Missing, StateError, border, explain
+from gossipfl.store.errors import GONE, Damaged, Gone, Missing, StateError, border, explain
 from gossipfl.store.incoming import Incoming
 from gossipfl.sums import sum_of
 
@@ -281,7 +281,7 @@ class Files:
 
     def lend(self, name: bytes) -> bool:
         """Note that it is sent. True where it was before: who asks again may have been sent a chunk that did not prove, so look
-        for it among the `unsound` first."""
+        at each before it is sent (`Tree.holds`)."""
         with self._lock:
             blob = self._blobs.get(name)
             before = blob is not None and blob.lent
@@ -290,7 +290,8 @@ class Files:
             return before
 
     def tree(self, name: bytes) -> Tree:
-        """The hash tree, for the paths of chunks; computed anew where it was not made here. It is 1 part in 400 of the blob."""
+        """The hash tree of what is named by its content, for the paths of chunks; computed once where it was not made here, and
+        kept. It is 1 part in 400 of the blob. Raises: Missing; Damaged."""
         with self._lock:
             blob = self._blobs.get(name)
         if blob is None or blob.tree is None:
@@ -298,6 +299,9 @@ class Files:
             with self._lock:
                 if (blob := self._blobs.get(name)) is not None:
                     blob.tree = tree
+                    if tree.root != name:
+                        blob.sound = False
+                        self._view(name, blob)
             return tree
         return blob.tree
 
@@ -434,8 +438,8 @@ class Files:
         try:
             return self.disk.read(blob.path)
         except FileNotFoundError as error:
-            self._blobs.pop(name, None)
-            raise Missing(f"the file of blob {name.hex()} is gone; nobody else may touch the state folder") from error
+            blob.sound = False
+            raise Gone(f"the file {blob.path} of the state folder is gone: {GONE}") from error
         except OSError as error:
             if error.errno != errno.EIO:
                 raise StateError(explain(f"read blob {name.hex()}", error)) from error
