@@ -100,6 +100,12 @@ def _network(text: str) -> str:
         raise ValueError(f'{error} -- write "192.0.2.7" or "192.0.2.0/24"') from None
 
 
+def _delimiter(text: str) -> str:
+    if len(text) != 1 or text in '"\r\n':
+        raise ValueError('not a delimiter -- write one character, for instance ";", and no quote or line break')
+    return text
+
+
 def _device(text: str) -> str:
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,2})?", text):
         raise ValueError("not a device -- cpu, cuda, cuda:1 or mps")
@@ -178,12 +184,12 @@ class DataSection(Strict):
     scale: dict[Name, float] = Field(default_factory=dict)
     """What a column is multiplied by, so that it stands in the study's unit."""
     missing: Many[Cell] = ()
-    """Cells that mean "not measured" in every column; an empty cell always does."""
+    """Cells that mean "not measured" in every column; an empty cell always does. In a column of numbers -9 is also -9.0."""
     missing_in: dict[Name, Many[Cell]] = Field(default_factory=dict)
     """The same, in one column."""
     id: Annotated[str, Field(max_length=200)] = ""
     """Column that names the patient, so that no split parts a patient's rows."""
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    delimiter: Annotated[str, AfterValidator(_delimiter)] = ","
     """Of a CSV file."""
     drop_unlabelled: bool = False
     """Leave out rows without a label, instead of refusing the file."""

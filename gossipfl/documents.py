@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,12 +119,30 @@ def validated(
         raise ConfigError(*sorted(faults, key=lambda fault: fault.line or 0)) from None
 
 
+def located(error: ConfigError, file: str, lines: Lines, roots: Mapping[str, tuple[Key, ...]]) -> list[Fault | str]:
+    """The faults that were found in a part of a document by who did not know its file, with file and line: `roots` says, by
+    what they call their part, where in the document it is."""
+    return [_located(fault, file, lines, roots) for fault in error.faults]
+
+
+def _located(fault: Fault | str, file: str, lines: Lines, roots: Mapping[str, tuple[Key, ...]]) -> Fault | str:
+    if isinstance(fault, str) or fault.file not in roots:
+        return fault
+    path = (*roots[fault.file], *fault.path)
+    what = fault.what if fault.file in fault.what.split(":")[0] else f"{fault.file}: {fault.what}"
+    return Fault(file, _nearest(lines, path), what, fault.remedy)
+
+
+def _nearest(lines: Lines, path: tuple[Key, ...]) -> int | None:
+    return next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
+
+
 # ---- faults --------------------------------------------------------------------------------------------------------
 
 
 def _fault(model: type[Strict], tree: object, error: Any, file: str, lines: Lines) -> Fault:
     path: tuple[Key, ...] = _in_document(tree, error["loc"])
-    line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
+    line = _nearest(lines, path)
     name = _spelled(path)
     if error["type"] == "extra_forbidden":
         known = _names(model, path[:-1])

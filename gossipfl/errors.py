@@ -64,6 +64,8 @@ class Fault:
     line: int | None
     what: str
     remedy: str = ""
+    path: tuple[str | int, ...] = ()
+    """Of one that was found in a tree without a file: where in it (`gossipfl.documents.located`)."""
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"

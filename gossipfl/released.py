@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from gossipfl.errors import ConfigError, Fault, GossipError, Misuse
+from gossipfl.errors import ConfigError, Exit, Fault, GossipError, Misuse
 from gossipfl.learning.parameters import Layout
 from gossipfl.recipe import decoded
 from gossipfl.tasks import BUILT_IN, Data, Task, fitting, load
@@ -120,8 +121,6 @@ def save(model: Released, path: Path) -> None:
     """Write the file; a reader sees the old or the new one. **Raises**: ConfigError (73)."""
     from safetensors.numpy import save as encode
 
-    from gossipfl.store.errors import border
-
     told = {
         "format": FORMAT,
         "task": model.spec,
@@ -135,9 +134,15 @@ def save(model: Released, path: Path) -> None:
     }
     content = encode(_tensors(model), {KEY: json.dumps(told, sort_keys=True, ensure_ascii=True, allow_nan=False)})
     beside = path.with_name(f".{path.name}.new")
-    with border(f"write {path}"):
+    try:
         beside.write_bytes(content)
         os.replace(beside, path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
+        remedy = "name a file in a folder that is there and that this user may write, on a disk with room"
+        fault = Fault(str(path), None, f"cannot be written: {error.strerror or error}", remedy)
+        raise ConfigError(fault, exit_code=Exit.STATE) from None
 
 
 def _tensors(model: Released) -> dict[str, Vector]:

@@ -178,6 +178,35 @@ def test_faults_of_a_study_file_and_of_a_task_are_told_and_nothing_is_made(
     assert not Path("fed").exists()
 
 
+def test_all_faults_of_a_schema_have_their_lines_in_the_study_file(lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("study.toml").write_text(
+        'task = "table"\neta = -1\n[task_options.schema]\nmodle = "logistic"\nlabel = {name = "died", type = "number"}\n'
+        'features = [\n  {name = "age", type = "numbr"},\n  # a word\n  {name = "x", range = [2, 1]},\n]\n'
+    )
+    assert run("federation", "create", "--study", "study.toml", "--out", "fed", *lines) == Exit.CONFIG
+    told = capsys.readouterr().err.removeprefix("gossipfl: ").splitlines()
+    assert [int(one.split(":")[1]) for one in told] == [2, 4, 5, 7, 9]
+    assert all(" -- " in one for one in told)
+    assert "did you mean 'model'?" in told[1] and "did you mean 'number'?" in told[3] and "range = [2, 1]" in told[4]
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ('task = "table"\ntask_options = 5\n', "study.toml:2: task_options = 5: not a table"),
+        ('task = "toi"\n', "study.toml:1: unknown task 'toi'"),
+        ('task = "table"\n', "'table' needs a schema"),
+        ('task = "table"\n[task_options]\nl3 = 1\n[task_options.schema]\n', "study.toml:3: task: 'table' has no option l3"),
+    ],
+)
+def test_what_a_study_says_wrongly_of_its_task_has_file_and_line(
+    text: str, says: str, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("study.toml").write_text(text)
+    assert run("federation", "create", "--study", "study.toml", "--out", "fed", *lines) == Exit.CONFIG
+    assert says in capsys.readouterr().err
+
+
 TABLE = """\
 name = "mortality"
 task = "table"

@@ -618,6 +618,11 @@ async def test_status_of_a_stopped_and_of_a_killed_node_says_which(tmp_path: Pat
         left = (config.node.state / "admin.json").read_text()
     with pytest.raises(ConfigError, match="does not run; its state is kept"):
         asked(toml, "/status")
+    for damaged in ("", "[]", "{}", '{"address": 1, "token": "", "pid": "x"}'):
+        (config.node.state / "admin.json").write_text(damaged)
+        with pytest.raises(ConfigError, match="does not hold what the node wrote") as error:
+            asked(toml, "/status")
+        assert error.value.exit_code == Exit.UNREACHABLE
     (config.node.state / "admin.json").write_text(json.dumps(json.loads(left) | {"pid": 2**22 + 1}))
     with pytest.raises(ConfigError, match="ended without a word") as error:
         asked(toml, "/status")

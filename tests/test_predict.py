@@ -102,6 +102,26 @@ def test_predict_scores_rows_as_the_task_does(
     assert (tmp_path / "risks.csv").read_text().startswith("id,score\n1,")
 
 
+def test_no_rows_to_predict_are_no_scores(
+    model: released.Released, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    released.save(model, tmp_path / "m")
+    (tmp_path / "none.csv").write_text(rows.read_text().splitlines()[0] + "\n")
+    assert run("predict", tmp_path / "m", tmp_path / "none.csv", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == []
+    assert run("predict", tmp_path / "m", tmp_path / "none.csv") == 0
+    assert capsys.readouterr().out == "id,score\n"
+
+
+def test_a_model_that_cannot_be_written_leaves_nothing_behind(model: released.Released, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "absent" / "m"):
+        with pytest.raises(ConfigError, match="cannot be written") as error:
+            released.save(model, path)
+        assert error.value.exit_code == Exit.STATE
+    assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+
+
 def test_predict_says_which_columns_are_missing(
     model: released.Released, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,6 +108,34 @@ def test_a_unit_that_explains_the_range_is_suggested(tmp_path: Path) -> None:
     assert "another unit? (glucose" in said and "scale = {glucose = 0.0554939}" in said
 
 
+def test_one_column_of_codes_may_be_read_for_two_features_that_map_it(tmp_path: Path) -> None:
+    codes = {"sex": {"never": "male", "former": "female", "current": "male"}}
+    data = TASK.data(write(tmp_path, rows()) | {"columns": {"sex": "smoking"}, "codes": codes})
+    assert data.x[:3, 2].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_a_number_beyond_measure_is_named_before_its_square_is_infinite(tmp_path: Path) -> None:
+    table = rows()
+    table[3]["weight"] = "1e200"
+    free = TableTask({**SCHEMA, "features": [*SCHEMA["features"], {"name": "weight"}]})
+    (said,) = faults(write(tmp_path, [row | {"weight": row.get("weight", row["age"])} for row in table]), free)
+    assert "rows.csv:5: column 'weight': 1 values beyond 1e+30: 1e+200" in said
+
+
+@pytest.mark.parametrize("cell", ["-9", "-9.0", "-9.00", "-0.9e1"])
+def test_a_sentinel_number_is_missing_however_a_cell_writes_it(tmp_path: Path, cell: str) -> None:
+    table = rows()
+    table[3]["glucose"] = cell
+    assert np.isnan(TASK.data(write(tmp_path, table) | {"missing": ["-9"]}).x[3, 1])
+    assert np.isnan(TASK.data(write(tmp_path, table) | {"missing_in": {"glucose": ["-9.0"]}}).x[3, 1])
+
+
+def test_a_column_that_is_called_alike_but_for_its_case_is_proposed(tmp_path: Path) -> None:
+    table = [{name.upper() if name == "age" else name: cell for name, cell in row.items()} for row in rows()]
+    (said,) = faults(write(tmp_path, table))
+    assert 'columns = {age = "AGE"}' in said
+
+
 @pytest.mark.parametrize("n, enough", [(19, False), (20, True)])
 def test_fewer_than_twenty_rows_are_too_few(tmp_path: Path, n: int, enough: bool) -> None:
     source = write(tmp_path, rows(n))
@@ -152,6 +180,11 @@ def test_what_only_python_calls_a_number_is_none(tmp_path: Path, cell: str) -> N
         ({"drop_unlabelled": 1}, "drop_unlabelled"),
         ({"site": 0}, "the key 'site' is for tasks that ship with their rows"),
         ({"hospital": "va"}, "is for tasks on public data sets"),
+        ({"delimiter": '"'}, "one character, no quote"),
+        ({"scale": {"sex": 2.0}}, "only a number has a scale"),
+        ({"scale": {"glucose": 1e308}}, "column 'glucose': 30 values beyond 1e+30: inf"),
+        ({"columns": {"glucose": "dead"}}, "column 'dead' is read for both 'dead' and 'glucose'"),
+        ({"columns": {"glucose": "age"}}, "column 'age' is read for both 'age' and 'glucose'"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, extra: dict[str, Any], says: str) -> None:
@@ -165,7 +198,8 @@ def test_wrong_settings_are_named(tmp_path: Path, extra: dict[str, Any], says: s
         (b"a,a\n1,2\n", "occurs twice"),
         (b"a,b\n1\n", "do not have the header's 2 cells"),
         (b"a\n\xff\n", "no UTF-8"),
-        (b'a\n"x', "no UTF-8 CSV"),
+        (b'a\n1\n"x', "rows.csv:3: is no CSV file"),
+        (b"age,glucose,sex,smoking,diabetes,dead\n", "a header and no rows"),
         (b"age;sex;dead\n50;m;1\n", 'write delimiter = ";"'),
         (b"age\tsex\n50\tm\n", 'write delimiter = "\\t"'),
     ],

@@ -165,6 +165,16 @@ def test_t31_a_task_is_only_what_the_operator_named_and_mistakes_are_explained(t
         load("toy", {"dimensions": 3})
 
 
+@pytest.mark.parametrize("lines, says", [("x = = 1\n", "SyntaxError.*line 1"), ("\n1 / 0\n", "ZeroDivisionError.*line 2")])
+def test_a_module_whose_own_lines_fail_is_named_with_its_line(
+    lines: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_risk.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=f"broken_risk.*{says}"):
+        load("broken_risk:risk")
+
+
 CALLED: list[str] = []
 
 
@@ -204,6 +214,7 @@ def test_importing_tasks_and_the_schema_loads_no_torch() -> None:
 
 @pytest.mark.parametrize(
     "x, y, ids", [(np.ones(3), np.ones(3), ()), (np.ones((3, 1)), np.ones(2), ()), (np.full((1, 1), np.inf), [0], ()),
+                  (np.full((1, 1), -1e31), [0], ()),
                   (np.ones((1, 1)), [np.nan], ()), (np.ones((2, 1)), [0, 1], ("a",))],
 )  # fmt: skip
 def test_data_that_do_not_fit_together_cannot_exist(x: np.ndarray, y: np.ndarray, ids: tuple[str, ...]) -> None:

@@ -327,17 +327,37 @@ def _asked(task: str, file: Path | None, options: list[str]) -> Study:
     """What a TOML file and the command line say of a study; the command line wins."""
     import secrets
 
-    from gossipfl.documents import read_text, toml_lines, toml_tree, validated
+    from gossipfl import tasks
+    from gossipfl.documents import located, read_text, toml_lines, toml_tree, validated
+    from gossipfl.errors import ConfigError, Fault
     from gossipfl.trust.membership import Study
 
     text = read_text(file) if file else ""
-    tree = toml_tree(text, str(file)) if file else {}
+    tree, lines = (toml_tree(text, str(file)), toml_lines(text)) if file else ({}, {})
     tree["task"] = task or tree.get("task", "")
     if not tree["task"]:
         raise typer.BadParameter("name the task with --task, or in the study file")
     tree.setdefault("holdout_key", secrets.token_hex(32))
-    tree["task_options"] = tree.get("task_options", {}) | dict(_option(one) for one in options)
-    return validated(Study, tree, str(file or "--option"), toml_lines(text))
+    said = tree.get("task_options", {})
+    tree["task_options"] = said | dict(_option(one) for one in options) if isinstance(said, dict) else said
+    faults: list[Fault | str] = []
+    study = None
+    try:
+        study = validated(Study, tree, str(file or "--option"), lines)
+    except ConfigError as error:
+        faults += error.faults
+    if isinstance(tree["task"], str) and isinstance(said, dict):  # else that is among the faults
+        try:
+            tasks.load(tree["task"], tree["task_options"])
+        except ConfigError as error:
+            faults += located(error, str(file), lines, IN_STUDY) if file and not task else error.faults
+    if study is None or faults:
+        raise ConfigError(*sorted(faults, key=lambda one: (isinstance(one, Fault) and one.line) or 0))
+    return study
+
+
+IN_STUDY: Final[dict[str, tuple[str | int, ...]]] = {"task": (), "schema": ("task_options", "schema")}
+"""Where in a study lies what a task finds wrong there."""
 
 
 def _whole(asked: Study, members: int) -> Study:

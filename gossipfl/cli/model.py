@@ -77,6 +77,7 @@ def of_node(config: NodeConfig, membership: Membership) -> Released:
 
 def _asked(config: NodeConfig) -> tuple[bytes, Any]:
     """The model's bytes from the node's admin listener."""
+    import http.client
     import urllib.request
 
     from gossipfl.errors import ConfigError, Exit, Fault
@@ -90,7 +91,7 @@ def _asked(config: NodeConfig) -> tuple[bytes, Any]:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=ANSWER_S) as answer:
             return answer.read(), answer.headers
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
         fault = Fault(str(access), None, f"the node runs, but does not answer: {error}", "try again, or stop the node first")
         raise ConfigError(fault, exit_code=Exit.UNREACHABLE) from None
 
@@ -116,7 +117,7 @@ def predict(
     data = _features(loaded, rows, _mapping(node))
     scores = loaded.scores(data.x)
     names = ["score"] if scores.ndim == 1 else [f"class {k}" for k in range(scores.shape[1])]
-    table = scores.reshape(len(data), -1).tolist()
+    table = (scores[:, None] if scores.ndim == 1 else scores).tolist()
     if json_:
         said = [{"id": name, **dict(zip(names, row, strict=True))} for name, row in zip(data.ids, table, strict=True)]
         output.emit({"model": str(model), "task": loaded.spec, "rows": said})

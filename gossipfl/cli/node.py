@@ -120,6 +120,7 @@ def ask(file: Path, path: str, body: dict[str, Any] | None = None) -> Any:
 
     **Raises**: ConfigError with exit code 69 where no node answers, 77 where this user may not.
     """
+    import http.client
     import urllib.error
     import urllib.request
 
@@ -130,29 +131,34 @@ def ask(file: Path, path: str, body: dict[str, Any] | None = None) -> Any:
     access = config.node.state / "admin.json"
     try:
         known = json.loads(access.read_text(encoding="utf-8"))
+        address, token, process = known["address"], known["token"], int(known["pid"])
     except PermissionError:
         raise ConfigError(
             Fault(str(access), None, "not readable by this user", "run as the user of the node"), exit_code=Exit.PERMISSION
         ) from None
-    except (OSError, ValueError):
+    except (KeyError, TypeError, ValueError):
+        what = "does not hold what the node wrote there: a full disk, or another hand"
+        fault = Fault(str(access), None, what, f"stop the node by SIGTERM and start it: gossipfl node run {file}")
+        raise ConfigError(fault, exit_code=Exit.UNREACHABLE) from None
+    except OSError:
         raise ConfigError(
             Fault(str(file), None, "the node does not run" + _left(config.node.state), f"start it: gossipfl node run {file}"),
             exit_code=Exit.UNREACHABLE,
         ) from None
     request = urllib.request.Request(
-        f"http://{known['address']}{path}",
+        f"http://{address}{path}",
         data=None if body is None else json.dumps(body).encode(),
-        headers={"Authorization": f"Bearer {known['token']}", "Content-Type": "application/json"},
+        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
     )
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=ANSWER_S) as answer:
             return json.load(answer)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        if _lives(int(known["pid"])):
-            what = f"the node does not answer at {known['address']}: {error}"
-            fault = Fault(str(file), None, what, f"process {known['pid']} is there; is the machine overloaded? try again")
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        if _lives(process):
+            what = f"the node does not answer at {address}: {error}"
+            fault = Fault(str(file), None, what, f"process {process} is there; is the machine overloaded? try again")
         else:
-            what = f"the node does not run: process {known['pid']} has ended without a word, by a kill or a power cut"
+            what = f"the node does not run: process {process} has ended without a word, by a kill or a power cut"
             fault = Fault(str(file), None, what, f"start it: gossipfl node run {file}; it goes on where it was")
         raise ConfigError(fault, exit_code=Exit.UNREACHABLE) from None
 

@@ -83,19 +83,21 @@ class Schema:
         reader.unknown(raw, ("features", "label", "model", "hidden"), "")
         listed = raw.get("features")
         features = (
-            [reader.feature(item, f"features[{k}]") for k, item in enumerate(listed)]
+            [reader.feature(item, f"features[{k}]", ("features", k)) for k, item in enumerate(listed)]
             if isinstance(listed, list | tuple)
             else []
         )
         if not features:
             reader.fault(
-                "features is empty or no list", 'list at least one, for instance {name = "age", type = "number"}'
+                "features is empty or no list",
+                'list at least one, for instance {name = "age", type = "number"}',
+                "features",
             )
-        label = reader.feature(raw.get("label"), "label")
+        label = reader.feature(raw.get("label"), "label", ("label",))
         model, hidden = raw.get("model", "logistic"), raw.get("hidden", ())
         reader.model(model, hidden)
         if label is not None and label.type == "number":
-            reader.fault("label: a number cannot be the label", 'give it type = "boolean" or "category"')
+            reader.fault("label: a number cannot be the label", 'give it type = "boolean" or "category"', "label", "type")
         known = [feature for feature in features if feature is not None]
         reader.names([*known, *([label] if label else [])])
         if reader.faults or label is None:
@@ -130,68 +132,74 @@ class _Reader:
     where: str
     faults: list[Fault] = field(default_factory=list)
 
-    def fault(self, what: str, remedy: str) -> None:
-        self.faults.append(Fault(self.where, None, what, remedy))
+    def fault(self, what: str, remedy: str, *path: str | int) -> None:
+        self.faults.append(Fault(self.where, None, what, remedy, path))
 
-    def unknown(self, raw: Mapping[str, Any], keys: tuple[str, ...], place: str) -> None:
+    def unknown(self, raw: Mapping[str, Any], keys: tuple[str, ...], place: str, *path: str | int) -> None:
         for key in raw:
             if key not in keys:
                 near = difflib.get_close_matches(str(key), keys, 1)
                 remedy = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(keys)}"
-                self.fault(f"{place}unknown key {key!r}", remedy)
+                self.fault(f"{place}unknown key {key!r}", remedy, *path, key)
 
-    def feature(self, raw: Any, place: str) -> Feature | None:
+    def feature(self, raw: Any, place: str, path: tuple[str | int, ...]) -> Feature | None:
         before = len(self.faults)
         if not isinstance(raw, Mapping):
-            self.fault(f"{place} is no table", 'write {name = "age", type = "number"}')
+            self.fault(f"{place} is no table", 'write {name = "age", type = "number"}', *path)
             return None
-        self.unknown(raw, ("name", "type", "categories", "unit", "range"), f"{place}: ")
+        self.unknown(raw, ("name", "type", "categories", "unit", "range"), f"{place}: ", *path)
         name, kind, unit = raw.get("name"), raw.get("type", "number"), raw.get("unit", "")
         if not isinstance(name, str) or not name:
-            self.fault(f"{place}: name = {name!r}", "give it a name")
+            self.fault(f"{place}: name = {name!r}", "give it a name", *path, "name")
         if kind not in TYPES:
-            self.fault(f"{place}: type = {kind!r}", f"one of {', '.join(TYPES)}")
+            near = difflib.get_close_matches(str(kind), TYPES, 1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(TYPES)}"
+            self.fault(f"{place}: type = {kind!r}", remedy, *path, "type")
         if not isinstance(unit, str):
-            self.fault(f"{place}: unit = {unit!r}", 'write text, for instance "mmol/L"')
-        categories = self._categories(raw.get("categories", ()), kind, place)
-        bounds = self._range(raw.get("range"), kind, place)
+            self.fault(f"{place}: unit = {unit!r}", 'write text, for instance "mmol/L"', *path, "unit")
+        categories = self._categories(raw.get("categories", ()), kind, place, path)
+        bounds = self._range(raw.get("range"), kind, place, path)
         return Feature(str(name), str(kind), categories, str(unit), bounds) if len(self.faults) == before else None
 
-    def _categories(self, raw: Any, kind: Any, place: str) -> tuple[str, ...]:
+    def _categories(self, raw: Any, kind: Any, place: str, path: tuple[str | int, ...]) -> tuple[str, ...]:
+        at = (*path, "categories")
         if not isinstance(raw, list | tuple) or not all(isinstance(item, str) for item in raw):
-            self.fault(f"{place}: categories = {raw!r}", 'write a list of texts, for instance ["never", "former"]')
+            self.fault(f"{place}: categories = {raw!r}", 'write a list of texts, for instance ["never", "former"]', *at)
             return ()
         if kind == "category" and (len(raw) < 2 or len(set(raw)) < len(raw)):
-            self.fault(f"{place}: categories = {list(raw)!r}", "list two or more, each once")
+            self.fault(f"{place}: categories = {list(raw)!r}", "list two or more, each once", *at)
         if kind != "category" and raw:
-            self.fault(f"{place}: a {kind} has no categories", 'remove them, or set type = "category"')
+            self.fault(f"{place}: a {kind} has no categories", 'remove them, or set type = "category"', *at)
         return tuple(raw)
 
-    def _range(self, raw: Any, kind: Any, place: str) -> tuple[float, float] | None:
+    def _range(self, raw: Any, kind: Any, place: str, path: tuple[str | int, ...]) -> tuple[float, float] | None:
         if raw is None:
             return None
         numbers = isinstance(raw, list | tuple) and len(raw) == 2 and all(_is_number(item) for item in raw)
         if kind != "number" or not numbers or not raw[0] < raw[1]:
-            self.fault(f"{place}: range = {raw!r}", "only a number has one, as [lowest, highest]")
+            self.fault(f"{place}: range = {raw!r}", "only a number has one, as [lowest, highest]", *path, "range")
             return None
         return float(raw[0]), float(raw[1])
 
     def model(self, model: Any, hidden: Any) -> None:
         if model not in MODELS:
-            self.fault(f"model = {model!r}", f"one of {', '.join(MODELS)}")
+            near = difflib.get_close_matches(str(model), MODELS, 1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(MODELS)}"
+            self.fault(f"model = {model!r}", remedy, "model")
         widths = isinstance(hidden, list | tuple) and all(type(width) is int and 1 <= width <= 4096 for width in hidden)
         if not widths or bool(hidden) != (model == "mlp"):
-            self.fault(f"hidden = {hidden!r}", "an mlp has widths from 1 to 4096, for instance [16]; logistic has none")
+            remedy = "an mlp has widths from 1 to 4096, for instance [16]; logistic has none"
+            self.fault(f"hidden = {hidden!r}", remedy, "hidden")
 
     def names(self, features: list[Feature]) -> None:
         seen: set[str] = set()
         for feature in features:
             if feature.name in seen:
-                self.fault(f"{feature.name!r} occurs twice", "give each feature and the label a name of its own")
+                self.fault(f"{feature.name!r} occurs twice", "give each feature and the label a name of its own", "features")
             seen.add(feature.name)
         columns = sum(len(feature.columns) for feature in features)
         if columns > MAX_FEATURES:
-            self.fault(f"{columns} columns after encoding", f"at most {MAX_FEATURES}; merge rare categories")
+            self.fault(f"{columns} columns after encoding", f"at most {MAX_FEATURES}; merge rare categories", "features")
 
 
 def _is_number(value: Any) -> bool:

@@ -23,7 +23,7 @@ from gossipfl.errors import ConfigError, Fault
 from gossipfl.tasks.classifier import Classifier
 from gossipfl.tasks.normalisation import FACTORS, Range
 from gossipfl.tasks.schema import Feature, Schema
-from gossipfl.tasks.task import Data, Floats, Indices, Key, settings
+from gossipfl.tasks.task import LARGEST, Data, Floats, Indices, Key, settings
 
 LEAST_ROWS: Final = 20
 """Below, neither a hold-out nor ten values a feature can be had."""
@@ -65,7 +65,7 @@ KEYS: Final = {
     "missing_in": Key({}, Mapping, lambda v: all(isinstance(i, list | tuple) and _is_texts(i) for i in v.values()),
                       'missing_in = {cholesterol = ["0"]}: missing in this column'),
     "id": Key("", str, says='id = "PATIENT": the column that names the patient, whose rows no split parts'),
-    "delimiter": Key(",", str, lambda v: len(v) == 1, 'delimiter = ";": one character'),
+    "delimiter": Key(",", str, lambda v: len(v) == 1 and v not in '"\r\n', 'delimiter = ";": one character, no quote'),
     "drop_unlabelled": Key(False, bool, says="drop_unlabelled = true leaves out rows without a label"),
     "allow_constant": Key([], (list, tuple), _is_texts, 'allow_constant = ["smoker"]: these may have one value here'),
 }  # fmt: skip
@@ -113,6 +113,7 @@ def read(schema: Schema, source: Mapping[str, Any], *, labelled: bool = True) ->
     reader = _Reader(schema, chosen, sheet)
     reader.names()
     if labelled:
+        reader.no_leak()
         reader.patients()
     wanted = (*schema.features, schema.label) if labelled else schema.features
     columns = {feature.name: reader.column(feature) for feature in wanted if reader.has(feature)}
@@ -140,7 +141,7 @@ class _Sheet:
 
 
 def _open(path: Path, delimiter: str) -> _Sheet:
-    sheet = _open_parquet(path) if path.suffix in (".parquet", ".pq") else _open_csv(path, delimiter)
+    sheet = _open_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _open_csv(path, delimiter)
     doubled = [name for name, times in Counter(sheet.header).items() if times > 1]
     if doubled:
         raise ConfigError(
@@ -154,9 +155,11 @@ def _open_csv(path: Path, delimiter: str) -> _Sheet:
     rows: list[list[str]] = []
     lines: list[int] = []
     uneven: list[int] = []
+    reader: Any = None
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            for line, cells in _numbered(csv.reader(stream, delimiter=delimiter, strict=True)):
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
+            for line, cells in _numbered(reader):
                 if not header:
                     header = [cell.strip() for cell in cells]
                 elif len(cells) != len(header):
@@ -167,10 +170,13 @@ def _open_csv(path: Path, delimiter: str) -> _Sheet:
     except OSError as error:
         remedy = "check the path in [data] file, and that this user may read it"
         raise ConfigError(Fault(str(path), None, f"cannot be read: {error.strerror}", remedy)) from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(
             Fault(str(path), None, f"is no UTF-8 CSV file: {error}", "export it again as CSV UTF-8")
         ) from error
+    except csv.Error as error:
+        remedy = "look for a quote there that opens a cell and is not closed, or export it again as CSV UTF-8"
+        raise ConfigError(Fault(str(path), reader.line_num, f"is no CSV file: {error}", remedy)) from error
     if uneven:
         what = f"{len(uneven)} rows do not have the header's {len(header)} cells"
         remedy = 'check the delimiter ([data] delimiter = ";") and quote cells that hold it'
@@ -241,10 +247,25 @@ class _Reader:
                         f"[data] {key} names {name!r}, which the study does not have",
                         f"it has {', '.join(sorted(known))}",
                     )
+        for feature in (*self.schema.features, self.schema.label):
+            if feature.name in self.chosen["scale"] and feature.type != "number":
+                what = f"[data] scale names {feature.name!r}, which is a {feature.type}: only a number has a scale"
+                self.fault(None, what, f"map its codes: codes = {{{feature.name} = ...}}")
         if self.chosen["id"] and self.chosen["id"] not in self.sheet.header:
             self.fault(
                 None, f"the id column {self.chosen['id']!r} is missing", f"the file has {_few(self.sheet.header)}"
             )
+
+    def no_leak(self) -> None:
+        """No feature reads the label's column, and no two read one column as the same: each would pass every later check."""
+        label, seen = self.column_name(self.schema.label), dict[str, Feature]()
+        for feature in self.schema.features:
+            name = self.column_name(feature)
+            other = self.schema.label if name == label else seen.setdefault(name, feature)
+            coded = feature.name in self.chosen["codes"] or other.name in self.chosen["codes"]
+            if other is self.schema.label or (other is not feature and not coded):
+                what = f"the column {name!r} is read for both {other.name!r} and {feature.name!r}"
+                self.fault(None, what, "name each one's own: columns = {" + feature.name + ' = "..."} under [data]')
 
     def column_name(self, feature: Feature) -> str:
         return str(self.chosen["columns"].get(feature.name, feature.name))
@@ -263,7 +284,9 @@ class _Reader:
     def has(self, feature: Feature) -> bool:
         name = self.column_name(feature)
         if name not in self.sheet.header:
-            remedy = f'map it: columns = {{{feature.name} = "..."}}; the file has {_few(self.sheet.header)}'
+            near = [one for one in self.sheet.header if one.casefold() == name.casefold()]
+            meant = near[0] if len(near) == 1 else "..."
+            remedy = f'map it: columns = {{{feature.name} = "{meant}"}}; the file has {_few(self.sheet.header)}'
             self.fault(None, f"the column {name!r} is missing", remedy)
             return False
         return True
@@ -272,6 +295,7 @@ class _Reader:
         """(n,) numbers, 0/1 or category indices; NaN where missing, and where a fault has been noted."""
         place = self.sheet.header.index(self.column_name(feature))
         gaps = {*MISSING, *self.chosen["missing"], *self.chosen["missing_in"].get(feature.name, ())}
+        numbers = {_number(gap) for gap in gaps} if feature.type == "number" else set()  # -9 is also -9.0
         codes = self.chosen["codes"].get(feature.name, {})
         meaning = _meaning(feature)
         values = np.full(len(self.sheet.rows), np.nan)
@@ -283,11 +307,14 @@ class _Reader:
             value = meaning(cell)
             if value is None:
                 strange.append(row)
-            else:
+            elif value not in numbers:
                 values[row] = value
         if strange:
             self._strange(feature, strange, place)
-        values *= self.chosen["scale"].get(feature.name, 1.0) if feature.type == "number" else 1.0
+        if feature.type == "number":
+            with np.errstate(over="ignore"):
+                values *= self.chosen["scale"].get(feature.name, 1.0)
+            self._too_large(feature, values)
         self._outside(feature, values)
         return values
 
@@ -308,6 +335,13 @@ class _Reader:
         remedy = f"{hint}map them: codes = {{{feature.name} = {{{pairs}}}}}{unsure}; known: {_few(list(wanted))}"
         self.fault(rows[0], what, remedy)
 
+    def _too_large(self, feature: Feature, values: Floats) -> None:
+        rows = np.flatnonzero(np.abs(values) > LARGEST)
+        if len(rows):
+            what = f"column {self.column_name(feature)!r}: {len(rows)} values beyond {LARGEST:g}: {values[rows[0]]:g}"
+            self.fault(int(rows[0]), what, "correct them, list them in [data] missing, or correct scale")
+            values[rows] = np.nan
+
     def _outside(self, feature: Feature, values: Floats) -> None:
         if feature.range is None:
             return
@@ -322,6 +356,9 @@ class _Reader:
 
     def whole(self, columns: dict[str, Floats]) -> None:
         """Faults of the file as a whole: too few rows, no label, one class, constant columns."""
+        if not self.sheet.rows:
+            self.fault(None, "holds a header and no rows", f"at least {LEAST_ROWS} are needed to train")
+            return
         label = self.schema.label
         if label.name in columns:
             self._labels(columns[label.name])

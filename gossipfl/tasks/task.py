@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import inspect
 import pkgutil
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,10 @@ BUILT_IN: Final = {
 }
 
 
+LARGEST: Final = 1e30
+"""No measured quantity is larger; sums of squares of a billion such stay finite, and so do they as float32."""
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """Rows of one site as they were recorded: not normalised, NaN where missing.
@@ -47,7 +52,7 @@ class Data:
     `ids` name patients, not rows: two stays of one patient share an id, so that no split can part them.
 
     **Shapes**: x (n, d) float64, y (n,), ids n strings, names d column names or none.
-    **Raises**: Misuse on arrays that do not fit together, an infinite value or a missing label.
+    **Raises**: Misuse on arrays that do not fit together, a value beyond `LARGEST` or a missing label.
     """
 
     x: Floats
@@ -65,9 +70,10 @@ class Data:
             raise Misuse(f"Data takes one id a row; got {len(ids)} for {len(y)} rows")
         if self.names and len(self.names) != x.shape[1]:
             raise Misuse(f"Data takes one name a column; got {len(self.names)} for {x.shape[1]} columns")
-        if np.isinf(x).any() or not np.isfinite(y).all():
+        if (np.abs(x) > LARGEST).any() or not np.isfinite(y).all():
             raise Misuse(
-                "Data holds an infinite value or no label; mark missing features as NaN, leave out rows without label"
+                f"Data holds a value that is infinite or beyond {LARGEST:g}, or no label; mark missing features as NaN, leave "
+                f"out rows without label"
             )
         for array in (x, y):
             array.flags.writeable = False
@@ -174,31 +180,43 @@ def load(spec: str, options: Mapping[str, Any] | None = None) -> Task:
     """
     target = BUILT_IN.get(spec, spec)
     if ":" not in target:
-        raise ConfigError(
-            Fault("task", None, f"unknown task {spec!r}", _closest(spec, BUILT_IN) + " or write module:attribute")
-        )
+        remedy = _closest(spec, BUILT_IN) + " or write module:attribute"
+        raise ConfigError(Fault("task", None, f"unknown task {spec!r}", remedy, ("task",)))
     try:
         found = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         remedy = "check the spelling, and that the module is installed in this environment; or, if it lies here, PYTHONPATH=."
-        raise ConfigError(Fault("task", None, f"{spec!r} cannot be imported: {error}", remedy)) from error
+        raise ConfigError(Fault("task", None, f"{spec!r} cannot be imported: {error}", remedy, ("task",))) from error
+    except Exception as error:  # of the module's own lines
+        what = f"{spec!r} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
+        raise ConfigError(Fault("task", None, what, "correct that file", ("task",))) from error
     made_by_call = _is_task_class(found) if isinstance(found, type) else _returns_task(found)
     if not made_by_call and (isinstance(found, type) or not isinstance(found, Task)):
         raise _no_task(spec, found)
     try:
         task = found(**(options or {})) if made_by_call else found
     except TypeError as error:
-        if spec == "table":
-            remedy = "write [task_options.schema] in the study file (docs/deploy.md, section 4)"
-            raise ConfigError(Fault("task", None, "'table' needs a schema: which columns, which label", remedy)) from error
-        takes = list(inspect.signature(found).parameters)
-        unknown = ", ".join(name for name in options or {} if name not in takes)
-        what = f"{spec!r} has no option {unknown}" if unknown else f"{spec!r} does not take these options: {error}"
-        remedy = f"it has {', '.join(takes)}" if takes else "leave it out: it has no options"
-        raise ConfigError(Fault("task", None, what, remedy)) from error
+        raise ConfigError(_wrong_options(spec, found, options or {}, error)) from error
     if not isinstance(task, Task):
         raise _no_task(spec, task)
     return task
+
+
+def _place(error: Exception) -> str:
+    """Where an exception was raised, for who wrote the file; a SyntaxError says it itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return "" if isinstance(error, SyntaxError) else f" ({frames[-1].filename}, line {frames[-1].lineno})"
+
+
+def _wrong_options(spec: str, found: Any, options: Mapping[str, Any], error: TypeError) -> Fault:
+    takes = list(inspect.signature(found).parameters)
+    unknown = [name for name in options if name not in takes]
+    if spec == "table" and not isinstance(options.get("schema"), Mapping):
+        remedy = "write [task_options.schema] in the study file (docs/deploy.md, section 4)"
+        return Fault("task", None, "'table' needs a schema: which columns, which label", remedy, ("task_options", "schema"))
+    what = f"{spec!r} has no option {', '.join(unknown)}" if unknown else f"{spec!r} does not take these options: {error}"
+    remedy = f"it has {', '.join(takes)}" if takes else "leave it out: it has no options"
+    return Fault("task", None, what, remedy, ("task_options", *unknown[:1]))
 
 
 METHODS: Final = ("model", "loss", "data")
@@ -232,7 +250,7 @@ def _no_task(spec: str, found: Any) -> ConfigError:
     remedy = "give it these; gossipfl/tasks/task.py says what each is"
     if inspect.isroutine(found):
         remedy = "a function that makes a task says so, and only then is it called: def make(...) -> gossipfl.Task"
-    return ConfigError(Fault("task", None, what, remedy))
+    return ConfigError(Fault("task", None, what, remedy, ("task",)))
 
 
 @dataclass(frozen=True)
