@@ -309,7 +309,7 @@ keys = "{keys}"                     # identity.key, node.key, node.certificate, 
 state = "state"                   # all that must survive a restart; back it up with the node stopped
 {listen_line}
 {advertise_line}
-# admin = "127.0.0.1:8471"        # /healthz /readyz /status /metrics; loopback only
+{admin_line}# /healthz /readyz /status /metrics; loopback only
 # proxy = ""                      # "http://proxy.example.org:3128" to dial through HTTP CONNECT
 # trusted_proxies = []            # addresses of your own reverse proxy
 # log = "auto"                    # auto | json | text
@@ -342,4 +342,8 @@ def template(member_id: str, *, keys: str = "keys", addresses: tuple[str, ...] =
     line = f'listen = "{listen}"'
     quoted = ", ".join(f'"{address}"' for address in addresses)
     advertise = f"advertise = [{quoted}]" + "    # in the certificate; made anew when it is renewed"
-    return TEMPLATE.format(id=member_id, keys=keys, listen_line=f"{line:<34}# {said}", advertise_line=advertise)
+    taken = bool(listen) and split_address(listen)[1] == split_address(NodeSection.model_fields["admin"].default)[1]
+    admin = 'admin = "127.0.0.1:8472"          ' if taken else '# admin = "127.0.0.1:8471"        '
+    return TEMPLATE.format(
+        id=member_id, keys=keys, listen_line=f"{line:<34}# {said}", advertise_line=advertise, admin_line=admin
+    )

@@ -68,6 +68,29 @@ def test_init_makes_keys_certificate_and_config_and_prints_one_line(capsys: pyte
     assert stat.S_IMODE(made.node_key.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("address, listen", [("http://[::1]:8470", "[::]:8470"), ("http://ward.example:8471", "0.0.0.0:8471")])
+def test_what_init_writes_can_be_run_whatever_the_address(
+    address: str, listen: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("init", "ward", "--address", address, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    made = config.load_node(Path("node.toml"))
+    assert told["listen"] == made.node.listen == listen
+    assert read_member_line(told["line"]).id == "ward"
+    assert made.node.admin_address[1] != made.node.listen_address[1]  # type: ignore[index]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_what_a_full_disk_does_not_take_is_said_and_exits_73(lines: list[str]) -> None:
+    assert run("federation", "create", "--task", "toy", *lines) == 0
+    for more in ([], ["--json"]):
+        with open("/dev/full", "w") as full:
+            call = [sys.executable, "-m", "gossipfl", "federation", "show", "federation.json", *more]
+            ended = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert ended.returncode == Exit.STATE
+        assert ended.stderr.startswith("gossipfl: the output cannot be written") and ended.stderr.count("\n") == 1
+
+
 def test_init_never_overwrites(capsys: pytest.CaptureFixture[str]) -> None:
     line_of("ward", capsys)
     before = {path: path.read_bytes() for path in Path("ward").rglob("*") if path.is_file()}
@@ -349,9 +372,10 @@ def test_a_folder_that_cannot_be_written_exits_73(capsys: pytest.CaptureFixture[
 VERBS = [
     [],
     *([verb] for verb in ("init", "federation", "node", "predict", "train-local", "doctor", "replay", "demo")),
-    *(["federation", verb] for verb in ("create", "add", "leave", "show", "check")),
+    *([verb] for verb in ("renew", "simulate", "bench", "swarm")),
+    *(["federation", verb] for verb in ("create", "study", "add", "leave", "show", "check")),
     *(["topology", verb] for verb in ("make", "show", "list")),
-    *(["node", verb] for verb in ("run", "status", "model", "pause", "resume", "leave", "stop")),
+    *(["node", verb] for verb in ("run", "status", "model", "report", "pause", "resume", "leave", "stop")),
 ]
 
 

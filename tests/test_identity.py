@@ -301,7 +301,11 @@ def test_a_key_is_never_overwritten_unasked(tmp_path: Path) -> None:
     save_key(path, b"new", None, replace=True)
     assert load_key(path, None) == b"new"
     assert [file.name for file in tmp_path.iterdir()] == ["k"]
-    with pytest.raises(ConfigError, match="cannot be written"):
-        save_key(tmp_path / "absent" / "k", b"new", None)
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "absent" / "k", tmp_path / "folder"):
+        with pytest.raises(ConfigError, match="cannot be written") as error:
+            save_key(place, b"new", None, replace=True)
+        assert error.value.exit_code == Exit.STATE
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "k"], "nothing half-written stays"
     with pytest.raises(ConfigError, match="empty"):
         save_key(tmp_path / "k2", b"new", "")

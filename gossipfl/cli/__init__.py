@@ -9,14 +9,20 @@ stderr.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
 from gossipfl.errors import Exit, GossipError, printable
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 69 peers unreachable, 73 state or port, 77 keys, 78 configuration."
+
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk says to who prints into a file of it."""
 
 
 def application() -> typer.Typer:
@@ -81,11 +87,19 @@ def _version(on: bool) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The entry point: runs one command and exits with its code."""
     try:
-        application()(arguments, prog_name="gossipfl")
+        try:
+            application()(arguments, prog_name="gossipfl")
+        finally:
+            sys.stdout.flush()
     except GossipError as error:
         print(f"gossipfl: {printable(str(error), keep=chr(10))}", file=sys.stderr)
         sys.exit(int(error.exit_code))
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(int(Exit.FAILED))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"gossipfl: the output cannot be written: {error.strerror} -- free some space, then ask again", file=sys.stderr)
+        os._exit(int(Exit.STATE))  # what is still in the buffer of stdout would be tried once more, and speak of itself
     sys.exit(int(Exit.OK))

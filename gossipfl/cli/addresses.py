@@ -6,6 +6,7 @@ Not here: whether a peer answers (cli.handshake), what an address may look like 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -27,10 +28,13 @@ def listen_for(addresses: Sequence[str]) -> str:
 
     >>> listen_for(["http://fl.north.example:8480"])
     '0.0.0.0:8480'
+    >>> listen_for(["http://[2001:db8::7]:8480"])
+    '[::]:8480'
     """
     plain = [one for one in map(urlsplit, addresses) if one.scheme in PLAIN]
     if plain:
-        return f"0.0.0.0:{plain[0].port or PLAIN[plain[0].scheme]}"
+        every = "[::]" if ":" in (plain[0].hostname or "") else "0.0.0.0"
+        return f"{every}:{plain[0].port or PLAIN[plain[0].scheme]}"
     return BEHIND if addresses else ""
 
 
@@ -57,6 +61,9 @@ def findings(config: NodeConfig, certified: Sequence[str]) -> Iterator[Finding]:
             what = f"{address} is where others dial, and [node] listen is {host}:{port}"
             fix = f'listen = "{host}:{parts.port or PLAIN[parts.scheme]}", unless a router or container maps the one to the other'
             yield Finding("addresses", "warn", what, fix)
+        if ":" in (parts.hostname or "") and re.fullmatch(r"[\d.]+", host):
+            what = f"{address} is where others dial, and [node] listen is on {host}, which no IPv6 address reaches"
+            yield Finding("addresses", "warn", what, f'listen = "[::]:{port}"')
         if _is_here_only(host) and not _is_here_only(parts.hostname or ""):
             what = f"{address} is where others dial, and [node] listen is on {host}, which no other machine reaches"
             yield Finding("addresses", "warn", what, f'listen = "0.0.0.0:{port}", unless a proxy on this machine is in front')

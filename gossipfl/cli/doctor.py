@@ -265,8 +265,12 @@ def _statistics(patient: Patient) -> Iterator[Finding]:
     if not path.exists():
         yield Finding("statistics", "info", "not known yet: they are compared when the statistics stage has ended")
         return
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    odd = [row for row in rows if row["warning"]]
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        odd = [row for row in rows if row["warning"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        yield Finding("statistics", "warn", f"{path} cannot be read: {error}", "the node writes it anew at its next start")
+        return
     for row in odd:
         what = f"{row['feature']}: mean {row['own_mean']:.4g} here, {row['mean']:.4g} in the federation"
         yield Finding("statistics", "warn", what, row["warning"])

@@ -34,6 +34,7 @@ def init(
     passphrase_file: Annotated[
         Path | None, typer.Option("--passphrase-file", help="Encrypt the key files with its line.")
     ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object, the line in it.")] = False,
 ) -> None:
     """Make keys, a certificate and a commented node.toml; print the line that the other members need."""
     import secrets
@@ -72,8 +73,13 @@ def init(
     output.say(f"Made {toml} and {', '.join(str(file) for file in files)}.")
     output.say(_reached(addresses, listening))
     output.say("The key files are " + ("encrypted." if secret else "NOT encrypted: no passphrase was given."))
+    line = membership.member_line(certificate.encoded, role="observer" if observer else "trainer", count=count)
+    if json_:
+        made = {"id": member, "line": line, "node_toml": str(toml), "keys": str(keys), "encrypted": bool(secret)}
+        output.emit(made | {"listen": listening, "addresses": list(addresses), "certificate_until": start + days * identity.DAY})
+        return
     output.say("Send this line to whoever makes the federation file; nothing in it is secret:")
-    print(membership.member_line(certificate.encoded, role="observer" if observer else "trainer", count=count))
+    print(line)
 
 
 def _reached(addresses: tuple[str, ...], listening: str) -> str:

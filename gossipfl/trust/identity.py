@@ -278,7 +278,7 @@ def save_key(path: Path | str, secret: bytes, passphrase: str | None, kind: str 
     `gossipfl-key v1 KIND argon2id-xchacha20poly1305 PASSES KIB SALT NONCE HEX`, all before HEX authenticated.
 
     `kind` (identity, node, psk) is checked again by `load_key`: a file in the wrong place is told apart.
-    **Raises**: ConfigError: the file exists and `replace` is false, or it cannot be written; an empty passphrase.
+    **Raises**: ConfigError: the file exists and `replace` is false; an empty passphrase; with exit code 73: it cannot be written.
     **Randomness**: salt and nonce from the operating system; they must never repeat, so no caller chooses them.
     """
     path = Path(path)
@@ -295,7 +295,10 @@ def save_key(path: Path | str, secret: bytes, passphrase: str | None, kind: str 
         temporary.unlink(missing_ok=True)
         raise _unusable(path, "a key is there already", "choose another folder, or move it away") from None
     except OSError as error:
-        raise _unusable(path, f"cannot be written: {error.strerror}", "check folder, owner and space") from None
+        with suppress(OSError):
+            temporary.unlink()
+        fault = Fault(str(path), None, f"cannot be written: {error.strerror}", "check folder, owner and space")
+        raise ConfigError(fault, exit_code=Exit.STATE) from None
 
 
 def load_key(path: Path | str, passphrase: str | None, kind: str = "key") -> bytes:
