@@ -1,40 +1,69 @@
-"""The figures of bytes to 99 % are those of the results file; from when on a course is at its goal."""
+"""The ladder of bytes to 99 %: FedAvg has no fewer trials, a rung is reached for good or not, the document says what came out."""
 
 from __future__ import annotations
 
 import json
-import runpy
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = str(ROOT / "simulations/fewer_bytes.py")
+sys.path.insert(0, str(ROOT / "simulations"))
+
+import fewer_bytes as script  # noqa: E402
+
+
+def found(
+    rung: int, shares: list[float], kilobytes: float = 1.0, nodes: int = 16, method: str = "fedavg"
+) -> script.Found:
+    setting = script.Setting(nodes, method, rung, rung, 5, 0.95, 0.1)
+    return script.Found(
+        "test", list(range(len(shares))), setting, shares, [1000 * kilobytes] * len(shares), [2.0] * len(shares)
+    )
 
 
 @pytest.mark.parametrize(
-    ("shares", "at"),
+    ("means", "at"),
     [([0.5, 0.99, 1.0], 1), ([0.99, 0.98, 0.991], 2), ([1.0, 1.0], 0), ([1.0, 0.98], None), ([0.9 * 1.1, 0.99], 0)],
 )
-def test_a_goal_is_reached_from_where_it_is_never_missed_again(shares: list[float], at: int | None) -> None:
-    assert runpy.run_path(SCRIPT)["first"](np.array(shares)) == at
+def test_a_rung_is_reached_from_where_none_above_misses_the_goal(means: list[float], at: int | None) -> None:
+    ladder = [found(rung, [mean, mean]) for rung, mean in enumerate(means)]
+    assert script.reached(ladder) is (None if at is None else ladder[at])
 
 
-def test_bytes_are_counted_until_the_mean_over_splits_is_there_and_until_each_split_is() -> None:
-    script = runpy.run_path(SCRIPT)
-    courses = [script["Course"]([5, 10, 15], shares, [10.0, 20.0, 30.0], 6.0) for shares in ([0.9, 0.98, 1.0], [0.9, 1.0, 0.985])]
-    found = script["Found"](script["CHOSEN"][0], courses)
-    assert found.mean() == 20.0 and found.each() == [30.0, None]
+def test_with_an_error_to_spare_a_rung_needs_more_than_the_goal() -> None:
+    ladder = [found(1, [0.98, 1.0]), found(2, [0.995, 0.997])]
+    assert script.reached(ladder) is ladder[0] and script.reached(ladder, errors=1.0) is ladder[1]
 
 
-def test_the_document_says_what_the_results_say() -> None:
-    found = json.loads((ROOT / "simulations/results/fewer-bytes.json").read_text("utf-8"))["found"]
-    page = (ROOT / "docs/benchmarks.md").read_text("utf-8")
-    for one in found:
-        assert one["text"] in " ".join(page.split())
+def test_the_best_mean_is_chosen_then_the_better_least_split_then_the_first() -> None:
+    low, wide, narrow = found(1, [0.9, 0.9]), found(1, [0.97, 1.0]), found(1, [0.98, 0.99])
+    assert script.best([low, wide, narrow]) is narrow and script.best([wide, found(1, [0.97, 1.0])]) is wide
 
 
-def test_as_many_settings_of_each_method_were_tried() -> None:
-    tried = [setting.method for setting in dict.fromkeys(runpy.run_path(SCRIPT)["TRIED"])]
-    assert tried.count("ledger") == tried.count("fedavg")
+def test_where_fedavg_is_not_there_it_takes_more_than_its_highest_rung() -> None:
+    ours, theirs, most = found(1, [1.0, 1.0], 10.0), found(2, [1.0, 1.0], 105.0), found(9, [0.9, 0.9], 200.0)
+    assert script.ratio(ours, theirs, most) == "10.5 times" and script.ratio(ours, None, most) == "more than 20.0 times"
+    assert script.ratio(None, theirs, most) == "the ledger is not there"
+    assert script.ratio(ours, theirs, most, envelopes=True) == "8.9 times"
+
+
+@pytest.mark.parametrize("nodes", sorted(script.TRIALS))
+def test_fedavg_has_no_fewer_trials_and_a_longer_ladder(nodes: int) -> None:
+    for rung in script.RUNGS:
+        ours, theirs = (set(script.trials(nodes, method, rung)) for method in ("ledger", "fedavg"))
+        assert len(ours) <= len(theirs)
+    assert set(script.LEDGER_RUNGS) < set(script.RUNGS)
+
+
+def test_what_is_measured_is_measured_on_splits_that_chose_nothing() -> None:
+    assert not {*script.FRESH, *script.SEEN} & {seed for seeds in script.VALIDATION.values() for seed in seeds}
+
+
+def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
+    path, one = tmp_path / "known.jsonl", found(89, [0.98, 1.0])
+    path.write_text(json.dumps(script.asdict(one)) + "\n", "utf-8")
+    known = script.Known(path)
+    known.measure(one.setting, "test", [0, 1])
+    assert known.get(one.setting, "test", [0, 1]) == one and path.read_text("utf-8").count("\n") == 1
