@@ -319,6 +319,13 @@ def test_alone_a_site_has_the_penalty_of_the_pooled_objective() -> None:
         assert model.vector.tobytes() == own.vector.tobytes()
 
 
+def test_alone_of_many_sites_as_many_are_fitted_as_of_a_method_are_judged() -> None:
+    task = load("toy")
+    sites = [replace(site, train=site.train.rows([0])) for site in task.demo_sites(3, 0)[0]]
+    assert len(one._alone(task, sites)) == 3
+    assert len(one._alone(task, sites * 400)) == 1000
+
+
 def test_without_waiting_a_run_has_seconds_of_a_slow_site_in_a_run_of_its_own() -> None:
     question = asked("fedavg", "gossip")
     assert [ask.method for ask in question.runs() if ask.is_slow] == ["gossip", "gossip"]

@@ -149,6 +149,14 @@ def test_the_pooled_optimum_of_toy_is_that_of_its_sites_weighted_by_rows() -> No
     assert all(np.abs(fitted.vector - optimum).max() > 0.1 for fitted in local_only(task, sites))
 
 
+def test_ten_times_as_many_sites_of_toy_have_ten_times_as_many_rows() -> None:
+    task = load("toy", {"dimension": 1})
+    few, many = (task.demo_sites(sites, 0) for sites in (20, 200))
+    assert [len(site.train) for site in few[0]] == [10 * (at + 1) for at in range(20)]
+    assert len(many[1]) == 10 * len(few[1])
+    assert not np.array_equal(many[0][0].train.x, many[0][20].train.x)
+
+
 # ---- naming, data --------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 CURVATURE = (0.5, 2.0)
 """Different at every site, or every method finds the same optimum; at most 2, so that eta below 1 never diverges."""
 
+SIZES = 20
+"""Sites of 10, 20, .. rows, then of 10 again: if each of ten thousand had ten more than the one before, all had 500 million."""
+
 
 @dataclass(frozen=True, eq=False)
 class Toy:
@@ -80,14 +83,14 @@ class Toy:
         return Data(np.concatenate([a, b], axis=1), np.zeros(chosen["rows"]), ids)
 
     def demo_sites(self, n: int, seed: int, data_dir: str | Path | None = None) -> tuple[list[Site], Data]:
-        """Sites of 10, 20, .. rows; all rows together are the test."""
-        parts = [self.data({"site": site, "seed": seed, "rows": 10 * (site + 1)}) for site in range(n)]
+        """Sites of 10, 20, .. 200 rows, over and over; all rows together are the test."""
+        parts = [self.data(source) for source in self.demo_sources(n, seed)]
         everything = pooled(parts)
         return [Site(f"hospital-{site + 1}", part, everything) for site, part in enumerate(parts)], everything
 
     def demo_sources(self, n: int, seed: int, data_dir: str | Path | None = None) -> list[dict[str, Any]]:
         """The `[data]` tables with which `n` nodes read what `demo_sites` gives."""
-        return [{"site": site, "seed": seed, "rows": 10 * (site + 1)} for site in range(n)]
+        return [{"site": site, "seed": seed, "rows": 10 * (site % SIZES + 1)} for site in range(n)]
 
 
 TOY_KEYS = {
