@@ -18,7 +18,7 @@ that being chosen flatters nobody:
 * *Promised* is the lowest rung from which on the validation mean is at .99 with one standard error to spare: what a user would
   take, who has no test rows.
 
-The ledger sends signs of the largest changes while it trains, and int4 in the release, where models only mix. Bytes are those of
+The ledger sends signs of the largest changes, of more of them in the release, where models only mix. Bytes are those of
 models, sent by a node, as in every table of the benchmark; a message has some 1,000 more at most, which are counted beside. All
 splits part the same 1,797 images, so they are not independent of each other, nor are other seeds' validation rows.
 """
@@ -100,12 +100,15 @@ FEDAVG: Final = ((5, 0.95, 0.1), (3, 0.95, 0.1), (10, 0.95, 0.1), (10, 0.98, 0.0
 """Local steps, momentum, eta."""
 
 LEDGER: Final = (
-    (10, 0.95, 0.05, 4, 1.0, "sign:0.1", 5),
-    (10, 0.95, 0.05, 4, 1.0, "sign:0.15", 5),
-    (10, 0.95, 0.05, 6, 1.0, "sign:0.1", 4),
-    (5, 0.95, 0.05, 4, 1.0, "sign:0.1", 5),
+    (10, 0.95, 0.05, 4, 1.0, "sign:0.1", 8),
+    (20, 0.95, 0.05, 4, 1.0, "sign:0.1", 8),
+    (10, 0.95, 0.05, 4, 1.25, "sign:0.1", 8),
+    (10, 0.95, 0.05, 6, 1.0, "sign:0.1", 6),
 )
 """Local steps, momentum, eta, exchanges a round, theta, codec, rounds of release."""
+
+RELEASE: Final = "sign:0.3"
+"""In eight rounds it brings the models as near as int4 in five, in 56 % of the bytes (100 rounds, seeds 10 to 19: .9911 either)."""
 
 TRIALS: Final = {16: {"ledger": 4, "fedavg": 6}, 100: {"ledger": 2, "fedavg": 3}}
 """The first of each list."""
@@ -117,7 +120,7 @@ def trials(nodes: int, method: str, rung: int) -> list[Setting]:
     if method == "fedavg":
         return [Setting(nodes, method, rung, rung, *rest) for rest in FEDAVG[:many]]
     return [
-        Setting(nodes, method, rung, rounds(rung, e, codec, last), steps, momentum, eta, e, theta, codec, "int4", last)
+        Setting(nodes, method, rung, rounds(rung, e, codec, last), steps, momentum, eta, e, theta, codec, RELEASE, last)
         for steps, momentum, eta, e, theta, codec, last in LEDGER[:many]
     ]
 
@@ -126,7 +129,7 @@ def rounds(rung: int, exchanges: int, codec: str, release: int) -> int:
     """Of the ledger, for a tenth of what FedAvg's client sends in `rung` rounds."""
     budget = TENTH * rung * (1 - ABSENT) * _size("f32")
     a_round = MET * exchanges
-    return release + max(1, round((budget - release * a_round * _size("int4")) / (a_round * _size(codec))))
+    return release + max(1, round((budget - release * a_round * _size(RELEASE)) / (a_round * _size(codec))))
 
 
 def rungs(method: str) -> Sequence[int]:
