@@ -49,16 +49,15 @@ def test_where_fedavg_is_not_there_it_takes_more_than_its_highest_rung() -> None
     assert script.ratio(ours, theirs, most, envelopes=True) == "8.9 times"
 
 
-@pytest.mark.parametrize("nodes", sorted(script.TRIALS))
-def test_fedavg_has_no_fewer_trials_and_a_longer_ladder(nodes: int) -> None:
-    for rung in script.RUNGS:
-        ours, theirs = (set(script.trials(nodes, method, rung)) for method in ("ledger", "fedavg"))
-        assert len(ours) <= len(theirs)
-    assert set(script.LEDGER_RUNGS) < set(script.RUNGS)
+def test_fedavg_has_no_fewer_trials_and_a_longer_ladder() -> None:
+    for rung in script.LEDGER_RUNGS:
+        ours, theirs = (script.trials(method, rung) for method in ("ledger", "fedavg"))
+        assert len(set(ours)) <= len(set(theirs))
+    assert set(script.LEDGER_RUNGS) < set(script.RUNGS) and max(script.RUNGS) > max(script.LEDGER_RUNGS)
 
 
 def test_what_is_measured_is_measured_on_splits_that_chose_nothing() -> None:
-    assert not {*script.FRESH, *script.SEEN} & {seed for seeds in script.VALIDATION.values() for seed in seeds}
+    assert not {*script.FRESH, *script.SEEN} & set(script.VALIDATION)
 
 
 def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
