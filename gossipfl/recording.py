@@ -48,7 +48,7 @@ EVENTS: Final = {
                  ev.Prepared, ev.Failed)
 }  # fmt: skip
 
-CAPABILITIES: Final = frozenset({"members", "sign", "random", "eta", "certificate", "certificates", "dialable"})
+CAPABILITIES: Final = frozenset({"members", "sign", "random", "eta", "certificate", "certificates", "dialable", "verify"})
 """Settings that are recorded by what they answer, or not as they stand."""
 
 encoder: Final = msgspec.msgpack.Encoder(order="deterministic", enc_hook=lambda value: value.item())

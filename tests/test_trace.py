@@ -25,7 +25,7 @@ print(digests.trace, digests.lines)
 """
 
 
-def history(seed: int, **changed: float) -> Digests:
+def history(seed: int, once: bool = False, **changed: float) -> Digests:
     """Five nodes, a quarter of an hour of everything that may go wrong, and what follows."""
     from test_world import ALONE, small_world
 
@@ -35,7 +35,7 @@ def history(seed: int, **changed: float) -> Digests:
     made, _ = small_world("abcde", Faults(**chosen, until_hours=0.1))
     digests = Digests()
     specs = {name: node.spec for name, node in made.nodes.items()}
-    World(specs, seed, made.faults, observers=[digests]).run(500)
+    World(specs, seed, made.faults, observers=[digests], once=once).run(500)
     return digests
 
 
@@ -57,6 +57,11 @@ def test_the_trace_digest_is_the_golden_one_on_any_machine(environment: dict[str
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == GOLDEN.read_text().split()
+
+
+def test_what_both_ends_compute_alike_may_be_computed_once_and_the_history_is_the_same() -> None:
+    each, once = history(11), history(11, once=True)
+    assert (once.trace, once.content, once.lines) == (each.trace, each.content, each.lines)
 
 
 def test_another_seed_is_another_history_and_content_says_more_than_trace() -> None:

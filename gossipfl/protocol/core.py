@@ -16,7 +16,7 @@ from gossipfl.protocol import messages as ms
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.link import Link, encode_row
 from gossipfl.protocol.neighbours import Neighbour, Random
-from gossipfl.trust.identity import Certificate
+from gossipfl.trust.identity import Certificate, verify
 
 
 class Members(Protocol):
@@ -86,6 +86,8 @@ class Settings:
     """exchange after each local round with whom the schedule says, and wait for it; see lockstep.py"""
     dialable: frozenset[str] = frozenset()
     """neighbours that have an address"""
+    verify: Callable[[str, bytes, bytes, bytes], None] = verify
+    """is this a signature (kind, payload, signature, public key)? Raises Refused where it is not"""
 
 
 @dataclass(slots=True)

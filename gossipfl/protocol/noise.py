@@ -13,6 +13,8 @@ vectors cover more widely. Primitives: X25519 of libsodium (PyNaCl), HMAC and BL
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
@@ -41,6 +43,18 @@ SECOND_OVERHEAD: Final = KEY + TAG
 """Message 2 less its payload: e, tag of the payload."""
 
 _DEAD: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An X25519 key."""
+
+    private: bytes = field(repr=False)
+    public: bytes
+
+
+Agree = Callable[[Pair, bytes], bytes]
+"""What an own key and the other side's public one agree on: `agree`, or what gives the same bytes."""
 
 
 class Cipher:
@@ -81,6 +95,29 @@ class Cipher:
         return nonce
 
 
+def _pair(private: bytes) -> Pair:
+    return Pair(private, sodium.crypto_scalarmult_base(private))
+
+
+@lru_cache(maxsize=256)  # a process has one static key, a simulated federation one a node; never an ephemeral one
+def _static_pair(private: bytes) -> Pair:
+    return _pair(private)
+
+
+def agree(own: Pair, other: bytes) -> bytes:
+    """X25519. An all-zero result (a point of small order) is refused, which Noise leaves open: it proves nothing."""
+    try:
+        shared: bytes = sodium.crypto_scalarmult(own.private, other)
+    except CryptoError:
+        raise Refused("auth", "a public key that no honest peer has; the peer is faulty or hostile") from None
+    return shared
+
+
+@lru_cache(maxsize=4096)  # the two static keys of a link are the same in every handshake
+def _agree_statically(own: Pair, other: bytes) -> bytes:
+    return agree(own, other)
+
+
 class Handshake:
     """One handshake. The initiator writes, then reads; the responder reads, then writes; then `split`.
 
@@ -97,6 +134,7 @@ class Handshake:
         ephemeral_private: bytes,
         remote_static: bytes | None,
         psk: bytes | None,
+        agree: Agree = agree,
     ) -> None:
         if initiator != (remote_static is not None):
             raise Misuse("the initiator knows the responder's static key beforehand, the responder does not")
@@ -106,14 +144,13 @@ class Handshake:
         name = f"Noise_IK{'' if psk is None else 'psk2'}_25519_ChaChaPoly_BLAKE2b".encode()
         self.initiator: Final = initiator
         self.remote_static = remote_static
-        self._static, self._ephemeral, self._psk = static_private, ephemeral_private, psk
-        self._static_public = _static_public(static_private)
-        self._ephemeral_public = _public(ephemeral_private)
+        self._static, self._ephemeral, self._psk = _static_pair(static_private), _pair(ephemeral_private), psk
+        self._agree = agree
         self._remote_ephemeral = b""
         self._key: bytes | None = None
         self._chaining = self.hash = name.ljust(64, b"\0")  # a name of at most 64 bytes is its own hash
         self._mix_hash(prologue)
-        self._mix_hash(self._static_public if remote_static is None else remote_static)
+        self._mix_hash(self._static.public if remote_static is None else remote_static)
         self._messages = 0
 
     @property
@@ -153,33 +190,33 @@ class Handshake:
 
     def _write_first(self, payload: bytes) -> bytes:
         assert self.remote_static is not None
-        self._mix_ephemeral(self._ephemeral_public)  # e
-        self._mix_key(_agree(self._ephemeral, self.remote_static))  # es
-        static = self._encrypt(self._static_public)  # s
+        self._mix_ephemeral(self._ephemeral.public)  # e
+        self._mix_key(self._agree(self._ephemeral, self.remote_static))  # es
+        static = self._encrypt(self._static.public)  # s
         self._mix_key(_agree_statically(self._static, self.remote_static))  # ss
-        return self._ephemeral_public + static + self._encrypt(payload)
+        return self._ephemeral.public + static + self._encrypt(payload)
 
     def _read_first(self, message: bytes) -> bytes:
         self._remote_ephemeral, static, payload = message[:KEY], message[KEY : 2 * KEY + TAG], message[2 * KEY + TAG :]
         self._mix_ephemeral(self._remote_ephemeral)  # e
-        self._mix_key(_agree(self._static, self._remote_ephemeral))  # es
+        self._mix_key(self._agree(self._static, self._remote_ephemeral))  # es
         self.remote_static = self._decrypt(static)  # s
         self._mix_key(_agree_statically(self._static, self.remote_static))  # ss
         return self._decrypt(payload)
 
     def _write_second(self, payload: bytes) -> bytes:
         assert self.remote_static is not None
-        self._mix_ephemeral(self._ephemeral_public)  # e
-        self._mix_key(_agree(self._ephemeral, self._remote_ephemeral))  # ee
-        self._mix_key(_agree(self._ephemeral, self.remote_static))  # se
+        self._mix_ephemeral(self._ephemeral.public)  # e
+        self._mix_key(self._agree(self._ephemeral, self._remote_ephemeral))  # ee
+        self._mix_key(self._agree(self._ephemeral, self.remote_static))  # se
         self._mix_psk()  # psk
-        return self._ephemeral_public + self._encrypt(payload)
+        return self._ephemeral.public + self._encrypt(payload)
 
     def _read_second(self, message: bytes) -> bytes:
         self._remote_ephemeral, payload = message[:KEY], message[KEY:]
         self._mix_ephemeral(self._remote_ephemeral)  # e
-        self._mix_key(_agree(self._ephemeral, self._remote_ephemeral))  # ee
-        self._mix_key(_agree(self._static, self._remote_ephemeral))  # se
+        self._mix_key(self._agree(self._ephemeral, self._remote_ephemeral))  # ee
+        self._mix_key(self._agree(self._static, self._remote_ephemeral))  # se
         self._mix_psk()  # psk
         return self._decrypt(payload)
 
@@ -214,30 +251,6 @@ class Handshake:
         plain = Cipher(self._key).open(sealed, self.hash)
         self._mix_hash(sealed)
         return plain
-
-
-def _public(private: bytes) -> bytes:
-    public: bytes = sodium.crypto_scalarmult_base(private)
-    return public
-
-
-@lru_cache(maxsize=256)  # a process has one static key, a simulated federation one a node; never an ephemeral one
-def _static_public(private: bytes) -> bytes:
-    return _public(private)
-
-
-def _agree(private: bytes, public: bytes) -> bytes:
-    """X25519. An all-zero result (a point of small order) is refused, which Noise leaves open: it proves nothing."""
-    try:
-        shared: bytes = sodium.crypto_scalarmult(private, public)
-    except CryptoError:
-        raise Refused("auth", "a public key that no honest peer has; the peer is faulty or hostile") from None
-    return shared
-
-
-@lru_cache(maxsize=4096)  # the two static keys of a link are the same in every handshake
-def _agree_statically(private: bytes, public: bytes) -> bytes:
-    return _agree(private, public)
 
 
 def _derive(chaining: bytes, material: bytes, outputs: int) -> list[bytes]:

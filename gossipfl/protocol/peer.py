@@ -23,7 +23,7 @@ from gossipfl.protocol.greeting import AT_REST, GREETING_NS, IDLE_NS
 from gossipfl.protocol.link import Row, begin_anew, decode_link
 from gossipfl.protocol.lockstep import InStep
 from gossipfl.protocol.neighbours import choose
-from gossipfl.trust.identity import Certificate, verify
+from gossipfl.trust.identity import Certificate
 
 LEAVE_NS: Final = 120_000_000_000
 """Who leaves mixes for at most this long, so that what it learned is shared; then it stops."""
@@ -370,7 +370,7 @@ class Peer(InStep):
         author = Certificate.decode(message.certificate)
         if self.settings.members.admits(author) != candidate.author:
             raise Refused("auth", f"statistics by {candidate.author} came under a certificate of {author.member}")
-        verify("statistics", message.normalisation, message.signature, author.signing)
+        self.settings.verify("statistics", message.normalisation, message.signature, author.signing)
         name = hashlib.sha256(message.normalisation).digest()
         conn.statistics = self.neighbour(conn.peer).statistics = name
         if self.estimate is None or not self.frozen:

@@ -30,7 +30,7 @@ from gossipfl.protocol.limits import (
     SESSION_S,
 )
 from gossipfl.protocol.messages import Message
-from gossipfl.protocol.noise import Cipher, Handshake
+from gossipfl.protocol.noise import Agree, Cipher, Handshake, agree
 from gossipfl.trust.identity import Certificate, NodeKeys
 
 MAJOR: Final = 1
@@ -124,6 +124,7 @@ class Session:
         admit: Callable[[Certificate], str],
         expect: tuple[str, bytes] | None,
         started: Instant,
+        agree: Agree = agree,
     ) -> None:
         self._own = Certificate.decode(certificate)
         if (self._own.noise, self._own.signing) != (keys.noise_public, keys.signing.public):
@@ -131,7 +132,7 @@ class Session:
         if expect is not None and expect[1] == keys.noise_public:
             raise Refused("auth", "this node's own key at a peer's address; correct the peer's certificate or address")
         remote = None if expect is None else expect[1]
-        self._handshake = Handshake(initiator, prologue(federation), keys.noise_private, ephemeral, remote, psk)
+        self._handshake = Handshake(initiator, prologue(federation), keys.noise_private, ephemeral, remote, psk, agree)
         self._admit = admit
         self._dialled = None if expect is None else expect[0]
         self._started: Final = started

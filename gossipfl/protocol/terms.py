@@ -11,7 +11,6 @@ from gossipfl.errors import Refused
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import Conn, Core
 from gossipfl.protocol.link import Link, References
-from gossipfl.trust.identity import verify
 
 
 class Terms(Core):
@@ -134,14 +133,14 @@ class Terms(Core):
         known = self.certificates.get(certificate)
         if known is None or known.member != conn.peer:
             raise Refused("auth", f"signed under a certificate of {conn.peer} that this node has never seen; reconnect")
-        verify(kind, payload, signature, known.signing)
+        self.settings.verify(kind, payload, signature, known.signing)
 
     def verify_any(self, conn: Conn, kind: str, payload: bytes, signature: bytes) -> None:
         """Verify under any certificate of this peer's, the newest first: a receipt names none."""
         known = [held for held in self.certificates.values() if held.member == conn.peer]
         for held in sorted(known, key=lambda each: -each.counter):
             try:
-                verify(kind, payload, signature, held.signing)
+                self.settings.verify(kind, payload, signature, held.signing)
             except Refused:
                 continue
             return

@@ -23,10 +23,12 @@ from gossipfl.protocol import session as ss
 from gossipfl.protocol.core import Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.limits import HANDSHAKE_S
+from gossipfl.protocol.noise import agree
 from gossipfl.protocol.peer import Course, Peer, bookings, is_lost, names_in
 from gossipfl.simulator.clock import HOUR, SECOND, Heap, heavy
 from gossipfl.simulator.faults import Faults, Strike
 from gossipfl.simulator.lines import End, Lines, Way
+from gossipfl.simulator.once import Once
 from gossipfl.simulator.trouble import Trouble
 from gossipfl.store import Crash, Damaged, Missing, StateError, Store
 from gossipfl.store.errors import NO_MODEL
@@ -203,7 +205,8 @@ class Node:
             self.store.rows.damaged = True  # type: ignore[attr-defined]
             raise Damaged(NO_MODEL)
         own = files.put(made_again(files, self.spec.statistics, bookings(rows, missing) or ()))
-        self.peer = Peer(self.spec.settings(self.chance()))
+        settings = self.spec.settings(self.chance())
+        self.peer = Peer(self.world.once.listen(settings) if self.world.once else settings)
         self.bench = Workbench(self.spec.bench, files)
         for observer in self.world.observers:
             observer.booted(self.world, self)
@@ -434,10 +437,13 @@ class World(Heap):
         strikes: Sequence[Strike] = (),
         observers: Sequence[Observer] = (),
         keeps: bool = True,
+        once: bool = False,
     ) -> None:
         super().__init__(seed)
         self.keeps = keeps
         """do nodes keep small files in memory? Otherwise each use reads the disk, as large ones are"""
+        self.once = Once() if once else None
+        """is an agreement, or the check of a signature, that the other end has the answer to not computed a second time?"""
         self.faults, self.lines, self.pace = faults or Faults(), lines or Lines(), pace or Pace()
         self.observers = tuple(observers)
         self.events = self.numbers = 0
@@ -516,6 +522,7 @@ class World(Heap):
             admit=members.admits,
             expect=(other.name, other.spec.certificate.noise) if initiator else None,
             started=node.now(),
+            agree=self.once.agree if self.once else agree,
         )
         return End(self.numbers, node, initiator, session, other.name)
 

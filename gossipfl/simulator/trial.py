@@ -299,14 +299,15 @@ def run(
     laws: Sequence[Callable[[Truth], Checker]] = LAWS,
     twice: bool | None = None,
     record: Path | None = None,
+    once: bool = True,
 ) -> Outcome:
     """The whole history. `twice`: run it again and compare; by default one seed in `AGAIN_SHARE`. `record`: a folder for the
-    recordings of all nodes."""
+    recordings of all nodes. `once`: what both ends compute alike is computed once (simulator.once); the second time it is not."""
     began = time.process_time()
     federation, specs = federation_of(trial)
     watch, digests = Watching(truth_of(federation, specs), laws), Digests(content=False)
     seen = None if record is None else Recorded(record, watch.found)
-    world = _world(trial, specs, watch, digests, *([seen] if seen else []))
+    world = _world(trial, specs, once, watch, digests, *([seen] if seen else []))
     watch.truth.caught.update(world.trouble.hostile)
     quiet = False
     if trial.until_s is not None:
@@ -323,7 +324,7 @@ def run(
     violations = {one.name: one.first for one in watch.checkers if one.first}
     digest = digests.trace
     if twice if twice is not None else trial.seed % AGAIN_SHARE == 0:
-        again = run(trial, (ComesTogether, StatisticsEnd), twice=False)  # those that say how long all must go on
+        again = run(trial, (ComesTogether, StatisticsEnd), twice=False, once=False)  # laws that say how long all must go on
         verdicts["same-again"] = "held" if again.trace_digest == digest else "violated"
         if again.trace_digest != digest:
             violations["same-again"] = Violation(0.0, "", "end", "the same seed gave another history the second time")
@@ -333,13 +334,14 @@ def run(
     )  # fmt: skip
 
 
-def _world(trial: Trial, specs: dict[str, Spec], *observers: Observer) -> World:
+def _world(trial: Trial, specs: dict[str, Spec], once: bool, *observers: Observer) -> World:
     line = Line(latency_s=trial.latency_s, bandwidth_bytes_s=trial.bandwidth_bytes_s)
     strikes = [Strike(trial.hours * 3600 - 0.5, "half-open", (min(specs),))] if trial.deaf else []
     pace, lines = Pace(step_s=trial.step_s), Lines(line)
     return World(
-        specs, trial.seed, trial.faults, lines=lines, pace=pace, strikes=strikes, observers=observers, keeps=trial.keeps
-    )
+        specs, trial.seed, trial.faults, lines=lines, pace=pace, strikes=strikes, observers=observers, keeps=trial.keeps,
+        once=once,
+    )  # fmt: skip
 
 
 def _heal(world: World, watch: Watching) -> None:
