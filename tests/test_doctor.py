@@ -23,7 +23,7 @@ from gossipfl.digest import name_of
 from gossipfl.errors import Exit
 from gossipfl.recipe import Work
 from gossipfl.tasks.toy import Toy
-from gossipfl.trust.membership import Study, create
+from gossipfl.trust.membership import Membership, Study, create, with_members
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,6 +113,19 @@ def test_rows_that_changed_since_the_study_began_exit_78(tomls: dict[str, Path],
     code, _, failed = examined(tomls["a"], "--offline")
     assert code == Exit.CONFIG and "not those that this study began with" in failed[0]["found"]
     assert "--accept-new-data" in failed[0]["fix"]
+
+
+def test_a_federation_file_that_the_node_would_refuse_exits_78(tomls: dict[str, Path], examined: Any) -> None:
+    from gossipfl.node.build import build
+
+    file = config.load_node(tomls["a"]).node.federation
+    old = Membership.load(file)
+    file.write_text(with_members(old, old.member("b")).dump())
+    build(config.load_node(tomls["a"])).store.close()
+    assert examined(tomls["a"], "--offline")[0] == Exit.OK
+    file.write_text(old.dump())
+    code, _, (failed,) = examined(tomls["a"], "--offline")
+    assert code == Exit.CONFIG and failed["check"] == "state" and "used version 2 already" in failed["found"]
 
 
 def test_a_disk_without_room_for_the_record_exits_73(

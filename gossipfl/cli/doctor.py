@@ -52,7 +52,7 @@ def doctor(
     from gossipfl.cli.egress import as_text
 
     patient = Patient(file, passphrase_file)
-    checks = [_config, _federation, _keys, _certificate, _model, _data, _statistics, _disk, _ports, _step]
+    checks = [_config, _federation, _keys, _certificate, _model, _data, _state, _statistics, _disk, _ports, _step]
     for check in checks if offline else [*checks, _peers]:
         patient.examine(check)
     going = patient.going() if egress else None
@@ -234,24 +234,27 @@ def _data(patient: Patient) -> Iterator[Finding]:
     else:
         fix = "more rows, or an id column that tells patients apart; without a hold-out this site never sees a figure of its own"
         yield Finding("data", "warn", said, fix)
-    yield from _unchanged(config, work)
     declared = membership.member(config.node.id).count
     if declared and not 0.5 <= len(work.site.train) / declared <= 2:
         what = f"{declared} rows are declared in the federation file"
         yield Finding("data", "warn", what, "its mass is by that count: ask for a new federation file, or check the file of rows")
 
 
-def _unchanged(config: NodeConfig, work: Work) -> Iterator[Finding]:
-    """Are the rows those that the study began with here? A node that runs has asked that itself."""
-    from gossipfl.node.build import fingerprint
+def _state(patient: Patient) -> Iterator[Finding]:
+    """Can the node go on where it was: with this federation file, and with the rows that the study began with here? A node
+    that runs has asked that itself."""
+    from gossipfl.node.build import fingerprint, follows
     from gossipfl.store import Store
 
+    config, membership = patient.has("config"), patient.has("membership")
     state = config.node.state
     if not (state / "format").exists() or _holder(state):
         return
     with Store.open(state) as store:
-        held = store.load().get(("data", "fingerprint"))
-    if held is not None and held != fingerprint(work.site):
+        rows = store.load()
+    follows(rows, membership, config.node.federation)
+    held = rows.get(("data", "fingerprint"))
+    if patient.work is not None and held is not None and held != fingerprint(patient.work.site):
         fix = "restore the file; or, if the change is meant, start once with `gossipfl node run --accept-new-data`"
         yield Finding("data", "fail", "the rows are not those that this study began with here", fix)
 

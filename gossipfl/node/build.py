@@ -177,24 +177,39 @@ def own_certificate(config: NodeConfig, membership: Membership, keys: NodeKeys) 
 
 
 def take_membership(store: Store, rows: Mapping[tuple[str, str], bytes], new: Membership, path: Path) -> None:
-    """Keep the federation file's content; a lower version, or another file of the same version, is refused."""
-    held = rows.get(("membership", "document"))
-    if held is not None:
-        old = Membership.parse(held.decode(), "the federation file that this node used last")
-        if old.digest == new.digest:
-            return
-        if new.version <= old.version:
-            raise _fault(path, f"is version {new.version}; this node has used version {old.version} already",
-                         "install the newest federation file; it never goes back")  # fmt: skip
-        if not replaces(old, new):
-            raise _fault(path, "does not follow from the version that this node used: another federation or first model, "
-                         "or a member forgotten", "for another study use a state folder of its own")  # fmt: skip
-        if len(new.members) > len(old.members) and any(kind == "course" for kind, _ in rows):
-            joined = sorted({member.id for member in new.members} - {member.id for member in old.members})
-            raise _fault(path, f"names new members ({', '.join(joined)}) in a study that has begun",
-                         "make a new federation file for a new study, with a state folder of its own")  # fmt: skip
+    """Keep the federation file's content; what `follows` refuses is refused."""
+    if not follows(rows, new, path):
+        return
     store.rows.apply([("membership", "document", new.dump().encode())], [_Fact("membership", {"version": new.version})],
                      time.time_ns())  # fmt: skip
+
+
+def follows(rows: Mapping[tuple[str, str], bytes], new: Membership, path: Path) -> bool:
+    """Whether the federation file is newer than the one that this node used last, or its first.
+
+    **Raises**: ConfigError: a lower version, another file of the same version, or one that does not follow from it.
+    """
+    held = rows.get(("membership", "document"))
+    if held is None:
+        return True
+    old = Membership.parse(held.decode(), "the federation file that this node used last")
+    if old.digest == new.digest:
+        return False
+    if new.version == old.version:
+        raise _fault(path, f"is another version {new.version} than this node has used: somebody changed the file by hand, or "
+                     "two people made it", "compare the digests of `gossipfl federation show` with the other members, and take "
+                     "theirs; a change is a new version (`federation add` or `leave`)")  # fmt: skip
+    if new.version < old.version:
+        raise _fault(path, f"is version {new.version}; this node has used version {old.version} already",
+                     "install the newest federation file; it never goes back")  # fmt: skip
+    if not replaces(old, new):
+        raise _fault(path, "does not follow from the version that this node used: another federation or first model, "
+                     "or a member forgotten", "for another study use a state folder of its own")  # fmt: skip
+    if len(new.members) > len(old.members) and any(kind == "course" for kind, _ in rows):
+        joined = sorted({member.id for member in new.members} - {member.id for member in old.members})
+        raise _fault(path, f"names new members ({', '.join(joined)}) in a study that has begun",
+                     "make a new federation file for a new study, with a state folder of its own")  # fmt: skip
+    return True
 
 
 @dataclass(frozen=True)
