@@ -15,7 +15,7 @@ from gossipfl.simulator import expect, tell
 from gossipfl.simulator import play as players
 from gossipfl.simulator import scenario as sc
 from gossipfl.simulator.faults import STRIKES, Faults
-from gossipfl.simulator.run import Happening, Life, Run, Sample, as_json
+from gossipfl.simulator.run import Happening, Life, Run, Sample, Span, as_json
 
 GOOD = """\
 question = "Does a crash stop anybody?"
@@ -79,6 +79,17 @@ def test_every_fault_is_said_at_once_with_its_line(tmp_path: Path) -> None:
         ('"toy"', '"tpy"', 2, "unknown task 'tpy'"),
         ("count = 4", 'count = 4\n[topology]\ngraph = "rnig"', 8, "unknown topology 'rnig'"),
         ("hour = 0.5", "hour = 3", None, "is not before the end"),
+        ("seconds = 120", "value = 7", 12, "value = 7.0 -- write the share of unsynced writes that survives"),
+        ('"crash"\n', '"hostile"\nvalue = "lie"\n', 12, "value = 'lie' -- choose malformed"),
+        ('"crash"\n', '"partition"\nvalue = "thirds"\n', 12, "value = 'thirds' -- choose halves, isolated, ring"),
+        ('"crash"\n', '"drip"\nvalue = "fast"\n', 12, "value = 'fast' -- write bytes a second"),
+        ('"crash"\n', '"clock-jump"\n', 12, "value is missing -- write by how many seconds"),
+        ('"crash"\n', '"restart-storm"\nvalue = 0\n', 12, "value = 0.0 -- write how often"),
+        ('"crash"\n', '"pause"\nvalue = 3\n', 12, "value = 3.0 -- leave it out: a pause has none"),
+        ("{ crash = 1 }", "{ crsh = 1 }", 23, "nothing that happens is called 'crsh' -- did you mean 'crash'?"),
+        ("until_hours = 1.5", 'sessions = [["hospital-1", 0.5, 0.2]]', 11, "is up from hour 0.5 to 0.2"),
+        ("until_hours = 1.5", 'sessions = "no.csv"', None, "no.csv"),
+        ("count = 4", 'count = 2\nobservers = ["hospital-1", "hospital-2"]', 5, "observers names all 2 nodes"),
     ],
 )
 def test_what_only_the_federation_shows_has_its_line_too(tmp_path: Path, old: str, new: str, line: int, what: str) -> None:
@@ -86,6 +97,17 @@ def test_what_only_the_federation_shows_has_its_line_too(tmp_path: Path, old: st
         sc.federation(sc.load(write(tmp_path, GOOD.replace(old, new))))
     assert what in str(error.value)
     assert line is None or error.value.faults[0].line == line  # type: ignore[union-attr]
+
+
+def test_up_times_are_read_from_a_trace_file_beside_the_scenario(tmp_path: Path) -> None:
+    trace, path = tmp_path / "up.csv", write(tmp_path, GOOD.replace("cut_per_hour = 2", 'sessions = "up.csv"'))
+    trace.write_text("# node, from hour, to hour\nhospital-1,0,0.5\nhospital-1, 0.6 ,2\n\nhospital-3,0.1,2 # late\n")
+    found = sc.load(path, ["seed=3"]).scenario.options_of_faults()
+    assert found.sessions == (("hospital-1", 0.0, 0.5), ("hospital-1", 0.6, 2.0), ("hospital-3", 0.1, 2.0))
+    trace.write_text("hospital-1,0,0.5\nhospital-1,0.6,0.5\nhospital-3 0.1 2\n")
+    with pytest.raises(ConfigError) as error:
+        sc.load(path)
+    assert [(Path(one.file), one.line) for one in error.value.faults] == [(trace, 2), (trace, 3)]  # type: ignore[union-attr]
 
 
 def test_every_option_of_faults_can_be_written(tmp_path: Path) -> None:
@@ -172,6 +194,18 @@ def test_a_violated_or_an_unknown_law_and_an_unfinished_node_are_not_held(run: R
     lives = [dataclasses.replace(run.lives[0], stages=[(0.0, "training")]), *run.lives[1:]]
     (late,) = (one for one in expect.judge(wanted, dataclasses.replace(run, lives=lives)) if not one.holds)
     assert "hospital-1 (training" in late.found
+
+
+def test_where_nobody_stayed_nothing_has_held_and_it_is_told(run: Run, tmp_path: Path) -> None:
+    """Every operator had ordered its node to leave: the report ended with "max() arg is an empty sequence"."""
+    changes = ["exchanges=3", "local_rounds=3", "exchanged_within_s=60"]
+    wanted = sc.load(write(tmp_path), [f"expect.{one}" for one in changes]).scenario.expect
+    gone = [dataclasses.replace(life, spans=[Span(100.0, 200.0, "left")]) for life in run.lives]
+    for lives in (gone, [dataclasses.replace(life, hostile=True) for life in run.lives]):
+        found = dataclasses.replace(run, lives=lives)
+        judged = [one for one in expect.judge(wanted, found) if one.found == expect.NOBODY]
+        assert len(judged) == 4 and not any(one.holds for one in judged)
+        assert tell.outcome(found)[0] == "No honest node stayed to the end."
 
 
 def test_the_history_is_that_of_the_world(run: Run) -> None:

@@ -133,7 +133,7 @@ def test_a_partition_lasts_for_the_rounds_that_begin_within_it(tmp_path: Path) -
 @pytest.mark.parametrize("kind", STRIKES)
 def test_every_fault_at_a_stated_time_is_translated_or_named(tmp_path: Path, kind: str) -> None:
     plain = read_of(tmp_path, BOTH.split("[[at]]")[0]).scenario
-    value = 0.01 if kind == "drip" else 100.0 if kind == "straggler" else None
+    value = {"drip": 0.01, "straggler": 100.0, "clock-jump": 60.0}.get(kind)
     at = (At(hour=0.1, kind=kind, nodes=("hospital-3",), seconds=600, value=value),)
     nodes = plain.nodes.model_copy(update={"step_s": 6.0})
     found = translate(plain.model_copy(update={"at": at, "nodes": nodes}), NAMES, 30, RING, 64)

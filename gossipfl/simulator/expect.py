@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gossipfl.simulator.results import share_of, worst
 from gossipfl.simulator.run import Happening, Life, Run
 
 if TYPE_CHECKING:
     from gossipfl.simulator.scenario import Expect
+
+
+NOBODY: Final = "no honest node stayed to the end"
+"""Of whom nothing can be said, and nothing has held."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ def _judge(expect: Expect, run: Run) -> Iterator[Judged]:
             f"{life.name} ({life.stage}, local round {life.local_rounds})" for life in stay if life.stage != "finished"
         ]
         last = max((life.finished_at() for life in stay), default=math.inf)
-        found = f"not finished: {', '.join(late)}" if late else f"the last after {run.when(last)}"
-        yield Judged("every node finishes the study", found, not late)
+        found = f"not finished: {', '.join(late)}" if late else f"the last after {run.when(last)}" if stay else NOBODY
+        yield Judged("every node finishes the study", found, bool(stay) and not late)
     if expect.consensus_below is not None:
         d = run.consensus_distance
         yield Judged(f"consensus distance below {expect.consensus_below:g}", f"{d:.2g}", d < expect.consensus_below)
@@ -54,13 +58,11 @@ def _judge(expect: Expect, run: Run) -> Iterator[Judged]:
         asked = f"no node sends more than {expect.kib_per_node_hour:g} KiB an hour"
         yield Judged(asked, f"{most.name}: {rate:.0f}", rate <= expect.kib_per_node_hour)
     if expect.exchanges is not None:
-        few = min(stay, key=lambda life: len(life.exchanges))
-        enough = len(few.exchanges) >= expect.exchanges
-        yield Judged(f"{expect.exchanges} exchanges a node", f"{few.name} made {len(few.exchanges)}", enough)
+        made = {life.name: len(life.exchanges) for life in stay}
+        yield _each(f"{expect.exchanges} exchanges a node", made, expect.exchanges)
     if expect.local_rounds is not None:
-        few = min((life for life in stay if life.role == "trainer"), key=lambda life: life.local_rounds)
-        enough = few.local_rounds >= expect.local_rounds
-        yield Judged(f"{expect.local_rounds} local rounds a node", f"{few.name} made {few.local_rounds}", enough)
+        made = {life.name: life.local_rounds for life in stay if life.role == "trainer"}
+        yield _each(f"{expect.local_rounds} local rounds a node", made, expect.local_rounds)
     for kind, least in expect.happened.items():
         if kind in run.meaningless:
             continue
@@ -72,6 +74,11 @@ def _judge(expect: Expect, run: Run) -> Iterator[Judged]:
         words = [f"{name}: {run.first_violations.get(name, run.invariants[name])}" for name in bad]
         found = "; ".join(words) or f"{len(watched)} watched {'in every round judged' if run.round_s else 'after every event'}"
         yield Judged("no law is violated", found, not bad)
+
+
+def _each(asked: str, made: Mapping[str, int], least: int) -> Judged:
+    few = min(made, key=lambda name: made[name], default="")
+    return Judged(asked, f"{few} made {made[few]}" if few else NOBODY, bool(few) and made[few] >= least)
 
 
 def _quality(least: float, run: Run) -> Judged:
@@ -91,6 +98,8 @@ def _recovered(within_s: float, run: Run, stay: list[Life]) -> Judged:
         return Judged(asked, f"the last fault ended at {run.when(run.healed_s)}: too late to judge; raise hours", False)
     first = {life.name: wait(life, run.healed_s) for life in stay if life.finished_at() > run.healed_s}
     slow = max(first, key=lambda name: first[name], default="")
+    if not stay:
+        return Judged(asked, NOBODY, False)
     if not slow:
         return Judged(asked, f"all had finished before it was over, at {run.when(run.healed_s)}", True)
     return Judged(asked, f"the last, {slow}, after {run.lasts(first[slow])}", first[slow] <= within_s)

@@ -16,6 +16,9 @@ from gossipfl.errors import Misuse
 SHAPES: Final = ("halves", "isolated", "ring")
 """Partitions: two halves; one node alone; a ring in which each node reaches only its two neighbours by name."""
 
+STORMS_MAX: Final = 1000
+"""Crashes of one storm at most."""
+
 HOSTILE_KINDS: Final = (
     "malformed", "oversized", "nonfinite", "stale", "replayed", "wrong-recipient", "equivocating", "refusing",
 )  # fmt: skip
@@ -109,7 +112,7 @@ class Faults:
     hostile_per_hour: float = 20.0
     """Lies per hour of a hostile node."""
     hostile_kinds: tuple[str, ...] = HOSTILE_KINDS
-    """What hostile nodes do: malformed, oversized, nonfinite, stale, replayed, wrong-recipient, equivocating."""
+    """What hostile nodes do: malformed, oversized, nonfinite, stale, replayed, wrong-recipient, equivocating, refusing."""
     until_hours: float = math.inf
     """Hours after which nothing new goes wrong and what is wrong heals."""
 
@@ -272,6 +275,31 @@ STRIKES: Final[dict[str, str]] = {
 """Kinds of single faults: what `nodes`, `seconds` and `value` of a Strike mean. Nodes () are all."""
 
 
+COUNTED: Final = frozenset({*CLASSES, *STRIKES, "clock-skew", "clock-drift", "state-lost", "exit-73", "absent"} - {"clock"})
+"""What a run may count, by any engine."""
+
+
+def fault_of_value(kind: str, value: float | str | None) -> tuple[str, str] | None:
+    """What is wrong with the `value` of a strike of this kind, and the remedy; None where nothing is."""
+    number = math.nan if value is None or isinstance(value, str) else float(value)
+    if value is None:
+        return ("value is missing", "write by how many seconds the clocks jump") if kind == "clock-jump" else None
+    if kind in ("crash", "crash-saving"):
+        return None if 0 <= number <= 1 else (f"value = {value!r}", "write the share of unsynced writes that survives, 0 to 1")
+    if kind == "restart-storm":
+        whole = 1 <= number <= STORMS_MAX and number == int(number)
+        return None if whole else (f"value = {value!r}", f"write how often they crash, 1 to {STORMS_MAX}")
+    if kind in ("drip", "straggler"):
+        what = "bytes a second, above 0" if kind == "drip" else "how many times as long it takes, above 0"
+        return None if 0 < number < math.inf else (f"value = {value!r}", f"write {what}")
+    if kind == "clock-jump":
+        return None if math.isfinite(number) else (f"value = {value!r}", "write by how many seconds the clocks jump")
+    words = {"partition": SHAPES, "hostile": HOSTILE_KINDS, "bit-rot": ("row",)}.get(kind, ())
+    if value in words:
+        return None
+    return f"value = {value!r}", f"choose {', '.join(words)}, or leave it out" if words else f"leave it out: a {kind} has none"
+
+
 @dataclass(frozen=True)
 class Strike:
     """One fault at a stated time; see STRIKES."""
@@ -292,3 +320,5 @@ class Strike:
             raise Misuse(f"no fault is called {self.kind!r}; choose {', '.join(STRIKES)}")
         if not (self.at_s >= 0 and self.seconds >= 0):
             raise Misuse(f"a {self.kind} at {self.at_s} s for {self.seconds} s; neither may be below 0")
+        if wrong := fault_of_value(self.kind, self.value):
+            raise Misuse(f"a {self.kind}: {wrong[0]}; {wrong[1]}")

@@ -6,6 +6,7 @@ Models and checks only: who plays it is simulator.play, whether what was expecte
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 import tomllib
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -30,7 +32,18 @@ from gossipfl.documents import Lines as Places
 from gossipfl.documents import Many, Strict, read_text, toml_lines, toml_tree, validated
 from gossipfl.errors import ConfigError, Fault
 from gossipfl.simulator import federation as fed
-from gossipfl.simulator.faults import CLASSES, HOSTILE_KINDS, PRESETS, SHAPES, SHARES, STRIKES, Faults, Strike
+from gossipfl.simulator.faults import (
+    CLASSES,
+    COUNTED,
+    HOSTILE_KINDS,
+    PRESETS,
+    SHAPES,
+    SHARES,
+    STRIKES,
+    Faults,
+    Strike,
+    fault_of_value,
+)
 from gossipfl.simulator.lines import Line, Lines
 from gossipfl.simulator.vectorized.faults import COUNTS
 from gossipfl.simulator.vectorized.faults import Faults as RoundFaults
@@ -77,6 +90,12 @@ class Nodes(Strict):
     """Nodes without rows, which only follow."""
     dial_only: Many[MemberId] = ()
     """Nodes that nobody can dial."""
+
+    @model_validator(mode="after")
+    def _somebody_trains(self) -> Nodes:
+        if len(set(self.observers)) >= self.count:
+            raise ValueError(f"observers names all {self.count} nodes -- leave one at least that has rows")
+        return self
 
 
 class TopologySection(Topology):
@@ -141,11 +160,42 @@ def _session(value: object) -> object:
     return value
 
 
+def _in_order(session: tuple[str, float, float]) -> tuple[str, float, float]:
+    name, begin, end = session
+    if not 0 <= begin < end:
+        raise ValueError(f"{name} is up from hour {begin:g} to {end:g} -- the first must be 0 or more, the second later")
+    return session
+
+
+def _of_trace(tree: dict[str, Any], folder: Path) -> None:
+    """The up times of a trace file that `faults.sessions` names: a line each, "node,from hour,to hour".
+
+    **Raises**: ConfigError with the trace's file and line."""
+    faults = tree.get("faults")
+    if not isinstance(faults, dict) or not isinstance(faults.get("sessions"), str):
+        return
+    path, found, wrong = folder / faults["sessions"], [], []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        parts = [part.strip() for part in line.partition("#")[0].split(",")]
+        if parts == [""]:
+            continue
+        try:
+            name, begin, end = parts
+            found.append(list(_in_order((name, float(begin), float(end)))))
+        except ValueError as error:
+            what, _, remedy = str(error).partition(" -- ")
+            what, remedy = (what, remedy) if remedy else (f"{line.strip()[:60]!r} is no up time", "write node,from hour,to hour")
+            wrong.append(Fault(str(path), number, what, remedy))
+    if wrong:
+        raise ConfigError(*wrong)
+    faults["sessions"] = found
+
+
 _KINDS: Final[dict[str, Any]] = {
     "survival": Share | None,
     "partition_shape": Literal[(*SHAPES, "any")],
     "hostile_kinds": Many[Literal[HOSTILE_KINDS]],  # type: ignore[valid-type]
-    "sessions": Many[Annotated[tuple[MemberId, float, float], BeforeValidator(_session)]],
+    "sessions": Many[Annotated[tuple[MemberId, float, float], BeforeValidator(_session), AfterValidator(_in_order)]],
     "until_hours": Hours | None,
 }
 
@@ -191,6 +241,12 @@ class At(Strict):
     """What else the kind needs."""
     says: Annotated[str, Field(max_length=500)] = ""
     """What happens, in the words of whom it concerns; for the report."""
+
+    @model_validator(mode="after")
+    def _valued(self) -> At:
+        if wrong := fault_of_value(self.kind, self.value):
+            raise ValueError(" -- ".join(wrong))
+        return self
 
     def strike(self) -> Strike:
         return Strike(self.hour * 3600, self.kind, self.nodes, self.seconds, self.value)
@@ -273,6 +329,16 @@ class Expect(Strict):
     """Kind of fault = how often it must have happened at least: what did not happen proves nothing."""
     nothing_violated: bool = True
     """Every law that was watched has held."""
+
+    @field_validator("happened")
+    @classmethod
+    def _can_happen(cls, happened: dict[str, int]) -> dict[str, int]:
+        for kind in sorted(set(happened) - COUNTED):
+            near = difflib.get_close_matches(kind, COUNTED, 1)
+            raise ValueError(f"nothing that happens is called {kind!r} -- " + (
+                f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(sorted(COUNTED))}"
+            ))  # fmt: skip
+        return happened
 
 
 _NOT_HERE: Final = {
@@ -405,14 +471,16 @@ def load(path: Path, changes: Sequence[str] = (), over: Sequence[Setting] = (), 
     """
     text = read_text(path)
     places = toml_lines(text)
-    scenario = validated(Scenario, toml_tree(text, str(path)), str(path), places)
     tree = toml_tree(text, str(path))
+    _of_trace(tree, path.parent)
+    scenario = validated(Scenario, tree, str(path), places)
     named = [_change(one) for one in changes]
     named += [((*name.split("__"),), value) for name, value in given.items() if value is not None]
     named += over
     for keys, value in named:
         _put(tree, keys, value)
     if named:
+        _of_trace(tree, path.parent)
         scenario = validated(Scenario, tree, "command line", {})
     return Read(scenario, str(path), places, text)
 

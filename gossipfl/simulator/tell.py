@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from gossipfl.simulator.expect import longest_wait, others, wait
+from gossipfl.simulator.expect import NOBODY, longest_wait, others, wait
 from gossipfl.simulator.run import Happening, Run
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def outcome(run: Run) -> list[str]:
         return [f"Interrupted at {run.when(run.virtual_seconds)}: what follows is as far as it came."]
     stay = [life for life in run.honest if not life.left]
     done = [life for life in stay if life.stage == "finished"]
-    if len(done) == len(stay):
+    if not stay:
+        said = [f"{NOBODY[0].upper()}{NOBODY[1:]}."]
+    elif len(done) == len(stay):
         last = max(life.finished_at() for life in done)
         when = run.when(last) + ("" if run.round_s else " of virtual time")
         is_all = run.count in (None, len(run.lives))

@@ -11,7 +11,6 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from gossipfl.errors import Misuse
 from gossipfl.protocol import events as ev
 from gossipfl.simulator import hostile
 from gossipfl.simulator.clock import HOUR, SECOND, exponential
@@ -318,8 +317,6 @@ class Trouble:
         names = list(self.world.nodes)
         if strike.nodes:
             return [list(strike.nodes), [name for name in names if name not in strike.nodes]]
-        if strike.value is not None and strike.value not in SHAPES:
-            raise Misuse(f"a partition of shape {strike.value!r}; choose {', '.join(SHAPES)}")
         return self.shape(str(strike.value or "halves"), names, 0)
 
     def partition_one(self, rng: Random) -> None:
