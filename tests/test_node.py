@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import io
 import json
+import math
 import random
 import re
 import shutil
@@ -691,6 +692,14 @@ def test_mix_inside_a_loop_of_ones_own_brings_two_models_together(tmp_path: Path
         nodes = {name: stack.enter_context(Node(toml, external=True)) for name, toml in tomls.items()}
         with pytest.raises(Misuse, match="not that of the study"):
             nodes["a"].mix(torch.nn.Linear(2, 2))
+        with pytest.raises(Misuse, match="not a torch module but str"):
+            nodes["a"].mix("model")  # type: ignore[arg-type]
+        for odd in (-1, 2.5, "3", None):
+            with pytest.raises(Misuse, match="say how many"):
+                nodes["a"].mix(modules["a"], steps=odd)  # type: ignore[arg-type]
+        for odd in (-1.0, math.nan, math.inf, "3"):
+            with pytest.raises(Misuse, match="mean gradient norm"):
+                nodes["a"].mix(modules["a"], gradient=odd)  # type: ignore[arg-type]
         first = [nodes[name].mix(modules[name], steps=1) for name in names]
         assert all(report.loaded and report.steps == 0 for report in first)
         end = time.monotonic() + 30

@@ -17,6 +17,8 @@ Not here: what runs inside (driver), what a node is made of (build). Importing t
 from __future__ import annotations
 
 import asyncio
+import math
+import operator
 import signal
 import threading
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, SupportsFloat
 
 from gossipfl.errors import GossipError, Misuse
 
@@ -213,10 +215,12 @@ class Node:
         displacement implies for plain SGD at the study's rate). Thread-safe. Never waits for the network, and never fails
         because a neighbour is absent: what was not mixed yet is carried along; `why` in the report says so.
 
-        **Raises**: Misuse if the module is not the task's, or holds a value that is not finite, on a node that trains by
-        itself (`external` not said), and after `finish`; GossipError if the node has failed.
+        **Raises**: Misuse if the module is not the task's, or holds a value that is not finite, for steps that are no whole
+        number and a gradient that is none, below 0 both, on a node that trains by itself (`external` not said), and after
+        `finish`; GossipError if the node has failed.
         """
         self._must_be_external("mix")
+        steps, gradient = _whole(steps), _norm(gradient)
         if self._finishing:
             raise Misuse("mix() after finish(): nothing is taken any more; wait() for the release, then load() its model")
         return self._mix(model, steps, gradient, hands_in=True)
@@ -250,6 +254,8 @@ class Node:
 
         study = driver.parts.membership.study
         task = tasks.load(study.task, study.task_options)
+        if not hasattr(model, "named_parameters"):
+            raise Misuse(f"not a torch module but {type(model).__name__}: use task.model() of {study.task!r}")
         layout = Layout.of(model, getattr(task, "shared", None))
         if layout.digest != driver.parts.settings.layout:
             raise Misuse(f"this module is not that of the study's task {study.task!r}: its tensors differ; use task.model()")
@@ -370,6 +376,22 @@ class Node:
             if self._ended.done():
                 return None
             raise GossipError(f"the node's thread did not answer within {ANSWER_S:g} s; is the machine overloaded?") from None
+
+
+def _whole(steps: object) -> int:
+    try:
+        number = operator.index(steps)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**53:
+        raise Misuse(f"steps = {steps!r}: say how many optimiser steps were made since the last call, or 0 for the study's")
+    return number
+
+
+def _norm(gradient: float) -> float:
+    if not (isinstance(gradient, SupportsFloat) and 0 <= float(gradient) < math.inf):
+        raise Misuse(f"gradient = {gradient!r}: say the steps' mean gradient norm, or 0 where it is not known")
+    return float(gradient)
 
 
 def _why_none(driver: Driver, first: bool, is_over: bool) -> str:
