@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from gossipfl import cli, config
-from gossipfl.cli import addresses, output
+from gossipfl.cli import addresses, node, output
 from gossipfl.learning import evaluation
 from gossipfl.node import cures
 from gossipfl.node.cures import GENERAL, cure
@@ -115,6 +115,6 @@ def test_every_cause_has_its_remedy(why: str, says: str) -> None:
     assert says in cure(why)
 
 
-@pytest.mark.parametrize("module", [addresses, cures, evaluation, output], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [addresses, cures, evaluation, node, output], ids=lambda module: module.__name__)
 def test_the_docstrings_print_what_they_say(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0

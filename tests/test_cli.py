@@ -150,6 +150,12 @@ def test_a_federation_that_is_not_connected_is_said_to_be_so_when_it_is_made(cap
     assert "cannot work yet: reachable: nobody to talk to" in said and "not connected" in said
 
 
+def test_a_demo_without_its_data_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOSSIPFL_DATA", raising=False)
+    assert run("demo", "--task", "heart", "--out", "run") == Exit.CONFIG
+    assert not Path("run").exists() and not Path("runs").exists()
+
+
 def test_the_demo_of_a_table_is_refused_with_what_to_do_instead(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("demo", "--task", "table") == Exit.USAGE
     assert "heart" in capsys.readouterr().err

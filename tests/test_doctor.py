@@ -68,6 +68,7 @@ def test_a_peer_that_runs_shakes_hands_and_is_not_disturbed(tomls: dict[str, Pat
         code, said, _ = examined(tomls["a"])
         assert code == Exit.OK
         assert any(one["check"] == "peer" and "it is b" in one["found"] for one in said["findings"])
+        assert any("does not tell whether they hold version 1" in one["found"] for one in said["findings"])
         assert places.ask(tomls["b"], "/status")["peers"]["a"]["state"] != "connected"
         _, said, _ = examined(tomls["b"], "--offline")
         assert any("runs already" in one["found"] for one in said["findings"])

@@ -52,8 +52,8 @@ def demo(
     loaded = tasks.load(task)
     count = nodes or int(getattr(loaded, "demo_nodes", 5))
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
-    folder = results.fresh(out or Path("runs") / f"demo-{task.replace(':', '-')}-seed{seed}-{stamp}")
     sites, test, sources = _sites(loaded, count, seed, data_dir)
+    folder = results.fresh(out or Path("runs") / f"demo-{task.replace(':', '-')}-seed{seed}-{stamp}")
     _sizes(sites, len(test), loaded, task, seed, json_)
     federation = federations.found(folder, task, loaded, sites, sources, seed)
     victim = sites[seed % count].name if kill else None

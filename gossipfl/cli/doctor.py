@@ -386,6 +386,7 @@ def _peers(patient: Patient) -> Iterator[Finding]:
     config, membership, keys = patient.has("config"), patient.has("membership"), patient.has("keys")
     me = config.node.id
     answers = asyncio.run(dial_all(config, membership, *keys))
+    alike = False
     for peer in membership.neighbours(me):
         reached = answers.get(peer)
         addresses = membership.member(peer).certificate_read.addresses
@@ -400,7 +401,11 @@ def _peers(patient: Patient) -> Iterator[Finding]:
             yield Finding("peer", "fail", f"{peer}: {reached.why}", cure(reached.why))
             continue
         yield Finding("peer", "ok", f"{peer} at {reached.address}: handshake done, it is {peer}, with our psk")
+        alike = True
         if reached.clock_s is not None and abs(reached.clock_s) > CLOCK_S:
             what = f"{peer}'s clock is {reached.clock_s:+.0f} s from ours"
             yield Finding("clock", "warn", what, "run NTP here, or tell the other side")
+    if alike:
+        what = f"a handshake does not tell whether they hold version {membership.version} of the federation file, too"
+        yield Finding("peers", "info", what, f"compare its digest, {membership.digest.hex()[:16]}; nodes say it when they run")
 

@@ -97,12 +97,21 @@ def status(file: TOML = Path("node.toml"), json_: JSON = False) -> None:
         title += "\non this site's hold-out: " + ", ".join(f"{name} {figure}" for name, figure in judged.items())
     now = time.time()
     rows = [
-        (name, peer["state"], duration(now - peer["since_unix"]), peer["exchanges"],
+        (name, peer["state"], _since(peer["since_unix"], now), peer["exchanges"],
          size(peer["sent_bytes"]), size(peer["received_bytes"]),
          "yes" if peer["in_doubt"] else "no", peer["epoch"], peer["why"])
         for name, peer in found["peers"].items()
     ]  # fmt: skip
     output.table(title, ("peer", "state", "for", "exchanges", "sent", "received", "in doubt", "epoch", "why"), rows)
+
+
+def _since(unix: float, now: float) -> str:
+    """How long; nothing for a peer that was never seen, whose time is 0.
+
+    >>> _since(1_000, 1_090), _since(0, 1_090)
+    ('90 s', '')
+    """
+    return duration(now - unix) if unix else ""
 
 
 def _verb(order: str) -> Any:
