@@ -14,6 +14,10 @@ FOLDER = Path(__file__).parents[1] / "simulations"
 INCIDENTS = sorted((FOLDER / "incidents").glob("*.toml"))
 
 
+OVER = ("release", "finished")
+"""Stages of who trains no more."""
+
+
 def played(path: Path, *changes: str) -> tuple[scenario.Read, Run, list[Judged]]:
     read = scenario.load(path, changes)
     run = play.play(play.Stage(read.scenario, scenario.federation(read)))
@@ -41,6 +45,8 @@ def test_nobody_else_stops_and_nothing_is_lost(path: Path) -> None:
     assert not [one for one in judged if not one.holds]
     assert len(run.invariants) > 9
     assert set(run.invariants.values()) == {"held"}
+    for one in run.planned():  # what comes after the end proves nothing
+        assert not [life.name for life in run.lives if any(at < one.begin_s and stage in OVER for at, stage in life.stages)]
     told = tell.told(run, read.scenario.at)
     assert len(told) == len(read.scenario.at)
     page = story.page(run, read.scenario, judged, {"began": "", "command": [], "seed": 0, "platform": "", "python": "",

@@ -234,6 +234,9 @@ def test_the_longest_wait_is_where_nobody_else_is_to_blame() -> None:
     assert expect.longest_wait(life, happening, 300.0) == 90.0
     assert [one.name for one in expect.others(run, happening)] == ["a"]
     assert expect.wait(life, 200.0) == 60.0
+    assert tell.aftermath(run, happening)[0].startswith("The other 1 made their part of 1 exchanges")
+    run.lives = [*run.lives, Life("c", 10, "trainer", exchanges=[20.0], stages=[(50.0, "finished")])]
+    assert tell.aftermath(run, happening)[0].startswith("The others that had not finished (1) made")
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -78,7 +78,9 @@ def aftermath(run: Run, one: Happening) -> list[str]:
         waits = {life.name: longest_wait(life, one, run.virtual_seconds) for life in rest}
         slow = max(waits, key=lambda name: waits[name])
         during = f"made their part of {made} exchanges while it lasted" if one.end_s > one.begin_s else "went on"
-        said.append(f"The other {len(rest)} {during}; none of them waited longer than {run.lasts(waits[slow])} for one.")
+        all_there = len(rest) == len(others(run, one))
+        who = f"The other {len(rest)}" if all_there else f"The others that had not finished ({len(rest)})"
+        said.append(f"{who} {during}; none of them waited longer than {run.lasts(waits[slow])} for one.")
     struck = [run.life(name) for name in one.nodes]
     back = {life.name: wait(life, one.end_s) for life in struck if one.end_s < life.finished_at() and not life.hostile}
     if back and one.kind != "leave":
