@@ -21,7 +21,7 @@ from gossipfl.protocol.events import Instant
 from gossipfl.protocol.peer import Course
 from gossipfl.simulator.faults import Faults
 from gossipfl.simulator.federation import found
-from gossipfl.simulator.network import World
+from gossipfl.simulator.network import SECOND, Node, World
 from gossipfl.tasks.normalisation import statistics_size, statistics_vector
 from gossipfl.tasks.task import Data
 from gossipfl.trust.membership import Topology, without
@@ -135,6 +135,43 @@ def test_a_paused_node_neither_trains_nor_answers_until_it_resumes() -> None:
     world.run(20)
     assert node.peer.local_round > rounds
     assert node.peer.status()["exchanges"] > exchanges
+
+
+def begun(node: Node) -> int:
+    """Exchanges that this node has begun, and that were made."""
+    made = [fact.fields for fact in node.facts if fact.kind == "ingress"]
+    return sum(one["role"] == "reply" for one in made)
+
+
+def two_sites(turn_ns: int, rounds: int = 10**6) -> World:
+    members = federation({"anna": 10, "bert": 20})
+    trainers, _ = quadratics(("anna", "bert"))
+    return World(toy_specs(members, trainers.__getitem__, local_rounds=rounds, turn_ns=turn_ns), seed=3)
+
+
+@pytest.mark.parametrize("turn_s", [0.05, 0.5, 20])
+def test_two_sites_begin_as_many_exchanges_as_the_study_says(turn_s: float) -> None:
+    """Whose only neighbour was busy had given its turn up: half of all turns, where rounds are short."""
+    world = two_sites(int(turn_s * SECOND), rounds=100)
+    nodes = world.nodes.values()
+    world.run(1)
+    world.run(3000, until=lambda: all(node.peer.stage != "training" for node in nodes))
+    assert sum(node.peer.local_round for node in nodes) == 200
+    assert sum(map(begun, nodes)) >= 0.95 * 200
+
+
+def test_a_turn_waits_for_a_busy_neighbour_no_longer_than_patience() -> None:
+    world = two_sites(SECOND // 20)
+    anna, bert = world.nodes["anna"], world.nodes["bert"]
+    world.run(1)
+    while anna.peer.turn != "waiting" and world.mono < 60 * SECOND:
+        world.run(0.001)
+    bert.paused += 1  # its process hangs
+    before = anna.peer.local_round
+    world.run(40)
+    patience_s = anna.peer.settings.patience_ns / SECOND
+    assert anna.peer.turn == "waiting" and anna.peer.by_peer, "the connection stands, and nothing comes over it"
+    assert anna.peer.local_round - before >= 40 / (patience_s + 0.1) - 2
 
 
 def test_silent_members_that_mix_and_never_train_do_not_spoil_the_optimum() -> None:

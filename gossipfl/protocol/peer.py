@@ -49,7 +49,11 @@ in use: who will see everybody must not stop half way and ask its neighbours."""
 GRADIENT_MEMORY: Final = 0.9
 """Weight of the past in the moving average of the gradient norm."""
 
-Turn = Literal["rest", "training", "reading", "choosing", "exchanging"]
+Turn = Literal["rest", "training", "reading", "waiting", "choosing", "exchanging"]
+
+
+UNDER_WAY: Final = frozenset({"waiting", "choosing", "exchanging"})
+"""A turn that lasts no longer than patience."""
 
 
 class Course(Row, frozen=True):
@@ -410,13 +414,15 @@ class Peer(InStep):
                 self.dial(peer)
         if self.leave_by is not None and mono >= self.leave_by and self.stage == "release":
             self.finish()
-        if self.turn in ("choosing", "exchanging") and mono >= self.turn_until:
+        if self.turn in UNDER_WAY and mono >= self.turn_until:
             self.to_begin = 0  # patience is for a turn, not for each of its exchanges
             self.turn_over()
         if self.settings.lockstep:
             self.take_early()
         if self.turn == "rest" and mono >= self.checkpoint_at and self.unsaved() and not self.hands.busy:
             self.commit()
+        if self.has_waited():
+            self.turn, self.turn_next = "rest", mono
         if self.turn == "rest" and not self.paused and mono >= self.turn_next:
             self.begin_turn()
 
@@ -487,13 +493,17 @@ class Peer(InStep):
 
     def begin_exchange(self, space: ev.Space) -> None:
         """Choose a neighbour uniformly, among those that this turn has not asked if there are any, and exchange with it; one that
-        cannot be reached has had its try, and where nobody can the turn is over."""
+        cannot be reached has had its try. Where nobody can be, the turn waits for one that is busy with this node, or is over."""
         if not self.to_begin:
             self.to_begin, self.asked = 1 if self.settings.lockstep else self.settings.exchanges, set()
         candidates = [peer for peer in self.settings.members.neighbours(self.me) if self.may_ask(peer, space)]
         if self.settings.lockstep:
             candidates = [peer for peer in candidates if peer == self.asked_next()]
         peer = choose([peer for peer in candidates if peer not in self.asked] or candidates, self.settings.random)
+        if peer is None and self.is_worth_waiting(space):
+            self.turn, self.turn_peer = "waiting", ""
+            self.turn_until = self.now.mono_ns + self.settings.patience_ns
+            return
         if peer is None:
             self.to_begin = 0
             self.turn_over()
@@ -549,12 +559,32 @@ class Peer(InStep):
         ]
 
     def may_ask(self, peer: str, space: str) -> bool:
+        return self.would_ask(peer, space) and self.is_idle(peer)
+
+    def would_ask(self, peer: str, space: str) -> bool:
+        """May this neighbour be asked once nothing is under way on its link?"""
         neighbour, conn = self.neighbour(peer), self.by_peer.get(peer)
-        if self.now.mono_ns < neighbour.retry_ns or not self.is_idle(peer):
+        if self.now.mono_ns < neighbour.retry_ns:
             return False
         if conn is None:
             return peer in self.settings.dialable
         return space != "model" or not conn.greeted or conn.statistics == self.normalisation
+
+    def is_worth_waiting(self, space: str) -> bool:
+        """Is a neighbour here that this turn would ask, had it not just begun an exchange itself? That ends soon; what this node
+        has begun and has in doubt may not."""
+        return not self.settings.lockstep and any(
+            conn.greeted and not self.link(peer).pending and not self.is_idle(peer) and self.would_ask(peer, space)
+            for peer, conn in self.by_peer.items()
+        )
+
+    def has_waited(self) -> bool:
+        """Was the turn waiting, and may a neighbour be asked now, or is none worth it any more?"""
+        if self.turn != "waiting" or self.paused:
+            return False
+        space = "statistics" if self.stage == "statistics" else "model"
+        free = any(self.may_ask(peer, space) for peer in self.settings.members.neighbours(self.me))
+        return free or not self.is_worth_waiting(space)
 
     def ask(self, peer: str) -> None:
         space: ev.Space = "statistics" if self.stage == "statistics" else "model"
@@ -699,7 +729,7 @@ class Peer(InStep):
             times.append(self.leave_by)
         if self.stop_by is not None:
             times.append(self.stop_by)
-        elif self.turn in ("choosing", "exchanging"):
+        elif self.turn in UNDER_WAY:
             times.append(self.turn_until)
         elif self.turn == "rest":
             if self.unsaved() and not self.hands.busy:
