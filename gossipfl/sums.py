@@ -8,24 +8,17 @@ hash, over a piece of a vector that is in cache; a tenth where `numba`, of the e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gossipfl import loops
 from gossipfl.digest import CHUNK, chunk_count
 
-WORDS: Final = CHUNK // 8
+WORDS: Final = loops.WORDS
 """64-bit words in a chunk."""
-
-LARGE: Final = 16 << 20
-"""Bytes of a blob for which it is worth to load a compiler: half a second and 50 MB, once a process."""
-
-_FOLD: Final = np.uint64(29)
-
-_NOTHING: Final = np.uint64(0)
 
 Words = NDArray[np.uint64]
 
@@ -52,7 +45,7 @@ class Sums:
     def __init__(self, size: int) -> None:
         self.size = size
         self.sums = np.zeros(chunk_count(size), "<u8")
-        self._of_chunks = (compiled() if size >= LARGE else None) or by_numpy
+        self._loops = loops.compiled() if size >= loops.LARGE else None
 
     def take(self, at: int, piece: NDArray[Any]) -> None:
         """`piece` stands `at` so many bytes from the blob's beginning, which is where a chunk begins."""
@@ -60,9 +53,11 @@ class Sums:
         whole = raw.size // CHUNK
         first, cut = at // CHUNK, whole * CHUNK
         if whole:
-            words = raw[:cut].view("<u8").reshape(whole, WORDS)
-            add = self._of_chunks if words.flags.aligned else by_numpy
-            add(words, weights(), self.sums[first : first + whole])
+            words, found = raw[:cut].view("<u8"), self.sums[first : first + whole]
+            if self._loops is not None and words.flags.aligned:
+                self._loops.sum_chunks(words, weights(), found)
+            else:
+                np.einsum("ij,j->i", _folded(words.reshape(whole, WORDS)), weights(), out=found)
         if rest := raw.size - cut:
             if rest % 8:
                 last = np.zeros(-(-rest // 8), "<u8")
@@ -71,44 +66,17 @@ class Sums:
                 last = raw[cut:].view("<u8")
             self.sums[first + whole] = np.dot(_folded(last), weights()[: last.size])
 
+    def of_chunks(self, at: int, size: int) -> Words:
+        """Where the sums of the chunks of so many bytes stand: for who takes them himself."""
+        return self.sums[at // CHUNK : at // CHUNK + chunk_count(size)]
+
     @property
     def digest(self) -> bytes:
         return hashlib.sha256(self.size.to_bytes(8, "little") + self.sums.tobytes()).digest()
 
 
-def by_numpy(chunks: Words, book: Words, found: Words) -> None:
-    """The sums of whole chunks. **Shapes**: (C, WORDS), (WORDS,), (C,)."""
-    np.einsum("ij,j->i", _folded(chunks), book, out=found)
-
-
-def word_by_word(chunks: Words, book: Words, found: Words) -> None:
-    """`by_numpy` as one loop, to be compiled: what it reads it reads once, and it never waits for the interpreter."""
-    for chunk in range(found.size):
-        total = _NOTHING
-        for place in range(book.size):
-            word = chunks[chunk, place]
-            total += (word ^ word >> _FOLD) * book[place]
-        found[chunk] = total
-
-
-@cache
-def compiled() -> Callable[[Words, Words, Words], None] | None:
-    """`word_by_word` for this CPU, for aligned arrays; None where numba is not installed, or is not for this numpy. Nothing of it
-    is kept on the disk."""
-    try:
-        import numba
-    except ImportError:
-        return None
-    if numba.config.DISABLE_JIT:
-        return None
-    book, chunks = (numba.types.Array(numba.uint64, axes, "C", readonly=True) for axes in (1, 2))
-    compile_ = numba.njit([(chunks, book, numba.uint64[::1])], nogil=True)
-    made: Callable[[Words, Words, Words], None] = compile_(word_by_word)
-    return made
-
-
 def _folded(words: Words) -> Words:
-    high = np.right_shift(words, _FOLD)
+    high = np.right_shift(words, loops.FOLD)
     return np.bitwise_xor(words, high, out=high)
 
 

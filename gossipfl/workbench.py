@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipfl import digest, sums
+from gossipfl import digest, loops, sums
 from gossipfl.errors import Misuse, Refused
 from gossipfl.learning import checks, compression, correction, mixing
 from gossipfl.learning.blocks import slices, square_sum
@@ -107,7 +107,13 @@ class Room:
         self._beside[piece.start] = beside
         return beside[: place.size]
 
-    def written(self, piece: slice) -> None:
+    def sums_of(self, piece: slice) -> loops.Words:
+        """Where the sums of these elements stand: for who takes them himself, and says so when they are `written`."""
+        if self.sums is None:
+            raise Misuse("a room is summed from its first piece on, or not at all")
+        return self.sums.of_chunks(piece.start * self.array.itemsize, (piece.stop - piece.start) * self.array.itemsize)
+
+    def written(self, piece: slice, *, summed: bool = False) -> None:
         """These elements, from where a chunk begins, will not change any more."""
         values = self.array[piece]
         at = piece.start * values.itemsize
@@ -115,7 +121,7 @@ class Room:
         if beside is not None and self._write is not None:
             values = beside[: values.size]
             self._write(at, values.data.cast("B"))
-        if self.sums is not None:
+        if self.sums is not None and not summed:
             self.sums.take(at, values)
         if self.leaves is not None and values.size:
             raw = values.data.cast("B")
@@ -134,10 +140,61 @@ class Room:
 def write_codes(room: Room, codes: Codes, model: Vector, reference: Vector, piece: slice) -> None:
     """A piece of the payload in this room."""
     if isinstance(codes, compression.Codes) and room.leaves is not None:
-        codes.encode(model, reference, piece, room.part(piece))
+        part, fast = room.part(piece), loops_for(piece, model, reference)
+        if fast is None or fast.differ(model[piece], reference[piece], part):
+            codes.encode(model, reference, piece, part)
     else:
         codes.encode(model, reference, piece)
     room.written(piece)
+
+
+def write_replicas(piece: slice, own: tuple[Room, Codes, Vector], theirs: tuple[Room, Codes, Vector]) -> Vector:
+    """A piece of both replicas, each (where it is written, what came over the link, the replica before); theirs - own."""
+    (room, sent, out), (room_in, came, into) = own, theirs
+    mine, peers = room.part(piece), room_in.part(piece)
+    apart, gone, got = np.empty_like(mine), sent.deltas, came.deltas
+    fast = None if gone is None or got is None else loops_for(piece, out, into, gone, got)
+    if fast is None or gone is None or got is None:
+        sent.decode(out, piece, mine)
+        came.decode(into, piece, peers)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.subtract(peers, mine, out=apart)
+    else:
+        found = room.sums_of(piece), room_in.sums_of(piece)
+        fast.meet(out[piece], gone[piece], into[piece], got[piece], mine, peers, apart, sums.weights(), *found)
+    for one in (room, room_in):
+        one.written(piece, summed=fast is not None)
+    return apart
+
+
+def move_by_flow(
+    piece: slice, lo: Vector, hi: Vector, share: float, model: Vector, divisor: float, moved: Room, flow_sums: sums.Sums
+) -> tuple[Vector, bool]:
+    """A piece of the model after its half of an exchange; the flow that moved it, and is all finite? `divisor` is the mass, below
+    0 at the higher id."""
+    after, fast = moved.part(piece), loops_for(piece, model)
+    at, is_lower = piece.start * after.itemsize, divisor > 0
+    if fast is None:
+        q = mixing.carry(lo[piece], hi[piece], share)
+        flow_sums.take(at, q)
+        mixing.apply(model[piece], q, abs(divisor), is_lower, out=after)
+        is_finite = bool(np.isfinite(after).all())
+    else:
+        q, found = np.empty_like(after), (flow_sums.of_chunks(at, after.nbytes), moved.sums_of(piece))
+        factors = np.float32(share), np.float32(divisor)
+        is_finite = not fast.move(lo[piece], hi[piece], model[piece], *factors, q, after, sums.weights(), *found)
+    moved.written(piece, summed=fast is not None)
+    return q, is_finite
+
+
+def loops_for(piece: slice, *vectors: Vector) -> loops.Loops | None:
+    """What deals with this piece of long float32 vectors in one loop, where that can be and the piece is whole chunks; else numpy
+    does."""
+    if (piece.stop - piece.start) * 4 % digest.CHUNK:
+        return None
+    if any(one.nbytes < loops.LARGE or one.dtype != np.float32 or not one.flags.aligned for one in vectors):
+        return None
+    return loops.compiled()
 
 
 class Own:
@@ -316,6 +373,8 @@ class Workbench:
     def __init__(self, bench: Bench, tensors: Tensors) -> None:
         self.bench = bench
         self.tensors = tensors
+        if bench.dtype == "float32" and 4 * bench.n_parameters >= loops.LARGE:
+            loops.compiled()  # now, and not amid the first exchange
         self._learner: Learner | None = None
         self._made: dict[int, list[bytes]] = {}
         self._threads: ThreadPoolExecutor | None = None
@@ -480,9 +539,8 @@ class Workbench:
         size = compression.payload_size(job.codec, p, model.size - p, model.itemsize)
         room = Room(self.tensors, size, np.uint8)
         codes = compression.codes_of(job.codec, room.array, like=model, n_parameters=p)
-        if isinstance(codes, compression.Codes) and codes.plain and p == model.size:
-            # then a piece of the vector is a piece of the payload
-            room.array = codes.codes
+        if codes.deltas is not None:
+            room.array = codes.deltas
             room.hashed()
         return room, codes
 
@@ -513,13 +571,7 @@ class Workbench:
         def meet(piece: slice) -> tuple[float, ...]:
             if answer is not None:
                 write_codes(answer, sent, model, out, piece)
-            mine, peers = own.part(piece), theirs.part(piece)
-            sent.decode(out, piece, mine)
-            came.decode(into, piece, peers)
-            with np.errstate(over="ignore", invalid="ignore"):
-                apart = np.subtract(peers, mine)
-            own.written(piece)
-            theirs.written(piece)
+            apart = write_replicas(piece, (own, sent, out), (theirs, came, into))
             inner = max(0, min(piece.stop, p) - piece.start)
             return square_sum(apart[:inner]), square_sum(apart[inner:])
 
@@ -534,22 +586,19 @@ class Workbench:
         clip = self.clip(job, distance)
         lo, hi = (own, theirs) if job.lower else (theirs, own)
         m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
-        share = mixing.flow_share(job.gamma, m_lo, m_hi, clip)
+        share = float(mixing.flow_share(job.gamma, m_lo, m_hi, clip))
+        divisor = job.mass if job.lower else -job.mass
         moved, flow_sums = self.room(model).summed(), sums.Sums(len(own.view))
         ledger = self.ledger(job, model[:p], held)
 
         def move(piece: slice) -> tuple[float, ...]:
-            q = mixing.carry(lo.array[piece], hi.array[piece], share)
-            flow_sums.take(piece.start * q.itemsize, q)
-            after = mixing.apply(model[piece], q, job.mass, job.lower, out=moved.part(piece))
-            fault = 0.0 if np.isfinite(after).all() else math.inf
-            moved.written(piece)
+            q, is_finite = move_by_flow(piece, lo.array, hi.array, share, model, divisor, moved, flow_sums)
             if ledger is not None and sparse:
                 fresh = np.not_equal(own.array[piece], out[piece]) | np.not_equal(theirs.array[piece], into[piece])
                 q = ledger.gathered(piece, q, fresh)
             square = 0.0 if ledger is None else ledger.book(piece, q)
             held.used(piece)
-            return square, fault
+            return square, 0.0 if is_finite else math.inf
 
         booked, faults = self.over(model, move)
         held.require_sound()

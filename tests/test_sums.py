@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
 
 import numpy as np
 import pytest
 
-from gossipfl import sums as room
+from gossipfl import loops
 from gossipfl.digest import CHUNK, replica_name, result_name
 from gossipfl.sums import WORDS, Sums, agreement, sum_of, weights
 
@@ -47,28 +46,14 @@ def test_pieces_in_any_order_give_the_sum_of_the_whole(dtype: str, chunks: int) 
 
 def test_a_large_blob_has_the_same_sum_whether_a_compiler_is_here_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba", reason="numba is not installed; it comes with gossipfl[fast]")
-    blob = np.random.default_rng(7).integers(0, 256, room.LARGE + 5 * CHUNK + 13, np.uint8)
+    blob = np.random.default_rng(7).integers(0, 256, loops.LARGE + 5 * CHUNK + 13, np.uint8)
     odd = np.empty(blob.size + 3, np.uint8)[3:]  # no word of it begins where a word may
     odd[:] = blob
     blob.flags.writeable = False
-    assert room.compiled() is not None
+    assert loops.compiled() is not None
     found = sum_of(blob), sum_of(odd), sum_of(blob.tobytes())
-    monkeypatch.setattr(room, "compiled", lambda: None)
+    monkeypatch.setattr(loops, "compiled", lambda: None)
     assert set(found) == {sum_of(blob)}
-
-
-def test_the_loop_that_is_compiled_is_the_formula() -> None:
-    chunks = np.random.default_rng(8).integers(0, 2**63, (3, WORDS), np.uint64)
-    looped, by_numpy = np.zeros(3, np.uint64), np.zeros(3, np.uint64)
-    with np.errstate(over="ignore"):
-        room.word_by_word(chunks, weights(), looped)
-    room.by_numpy(chunks, weights(), by_numpy)
-    assert (looped == by_numpy).all()
-
-
-def test_without_a_compiler_numpy_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "numba", None)  # as if it were not installed
-    assert room.compiled.__wrapped__() is None
 
 
 def test_every_flipped_bit_and_every_two_of_them_show() -> None:

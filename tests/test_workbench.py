@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gossipfl import digest, workbench
+from gossipfl import digest, loops, workbench
 from gossipfl.digest import chunk_count
 from gossipfl.protocol import events as ev
 from gossipfl.store import disk
@@ -122,6 +122,37 @@ def test_an_exchange_in_files_that_were_synced_leaves_the_same_on_disk(
         site.files.make_durable([found.model, found.own, found.theirs])
         on_disk = Files(RealDisk(site.folder))
         assert not on_disk.missing([found.model, found.own, found.theirs]), "each is checked against its sum"
+
+
+def test_an_exchange_by_compiled_loops_is_the_same_to_the_last_bit(
+    pair: tuple[Site, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba", reason="numba is not installed; it comes with gossipfl[fast]")
+    by_numpy, asked, fast = exchange(*pair), [], loops.compiled()
+    assert fast is not None
+    monkeypatch.setattr(loops, "LARGE", 0)
+    monkeypatch.setattr(loops, "compiled", lambda: asked.append(1) or fast)
+    again = tuple(Site(tmp_path / f"{name} again", pair[at].model_array, np.zeros(P, np.float32)) for at, name in enumerate("ab"))
+    looped = exchange(*again)
+    assert looped == by_numpy and len(asked) > 4 * 8, "names, digests and norms; nearly every piece of every walk"
+    for site, other, one in zip(pair, again, by_numpy[::-1], strict=True):
+        made = {one.model, one.own, one.theirs, one.payload} - {b""}
+        assert all(site.files.read(name) == other.files.read(name) for name in made)
+        other.files.make_durable(made)
+        assert not Files(RealDisk(other.folder)).missing(made), "each is checked against its sum"
+
+
+def test_where_one_end_has_a_compiler_and_the_other_has_not_both_compute_the_same(
+    pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba", reason="numba is not installed; it comes with gossipfl[fast]")
+    large = loops.LARGE
+
+    def change(stage: str) -> None:
+        monkeypatch.setattr(loops, "LARGE", 0 if stage == "sent" else large)
+
+    answered, mixed = exchange(*pair, change)
+    assert (answered.q, answered.own, answered.theirs) == (mixed.q, mixed.theirs, mixed.own)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives the temporaries back before it was told")

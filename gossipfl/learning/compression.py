@@ -235,6 +235,7 @@ class SparseCodes:
     """`Codes` of the largest deltas only. Pieces, but for the last, begin and end at a multiple of learning.sparse.SPAN."""
 
     plain: Final = False
+    deltas: Final = None
 
     def __init__(self, codec: str, payload: Payload, *, like: Vector, n_parameters: int) -> None:
         _require_split(like, n_parameters)
@@ -353,6 +354,8 @@ class Codes:
         self.scales: NDArray[Any] = _seen(payload, "<f4", n_scales, first)
         self.codes: NDArray[Any] = _seen(payload, self.kind.dtype, self.kind.span(slice(0, n_parameters)).stop, second)
         self.plain = not self.kind.scaled and self.codes.dtype == like.dtype
+        self.deltas: Vector | None = self.codes if self.plain and not n_moments else None
+        """where a piece of the payload is that of the vector's deltas"""
 
     def encode(self, y: Vector, ref: Vector, piece: slice, out: NDArray[Any] | None = None) -> None:
         """Write the codes of y - ref, and the moments of y. Raises: `Misuse` when they are not finite.
