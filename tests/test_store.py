@@ -470,6 +470,28 @@ def test_a_commit_of_a_name_that_is_not_here_changes_nothing(store: Store) -> No
     assert store.load() == {} and store.files.has(name)
 
 
+@pytest.mark.parametrize("file", ["rows.sqlite", "rows.sqlite-wal"])
+@pytest.mark.parametrize("back", [True, False])
+def test_nothing_is_committed_into_a_file_that_was_removed_or_replaced_under_a_running_node(
+    tmp_path: Path, file: str, back: bool
+) -> None:
+    """SQLite goes on with what it holds open, and the next process would find none of it."""
+    store = Store.open(tmp_path / "s")
+    store.commit([("a", "b", b"1")], [], [], 0, frozenset())
+    store.commit([("a", "b", b"2")], [], [], 0, frozenset())
+    os.rename(tmp_path / "s" / file, tmp_path / "moved")
+    if not back:
+        (tmp_path / "s" / file).write_bytes((tmp_path / "moved").read_bytes())
+    for _ in range(2):
+        with pytest.raises(StateError, match="has been removed or replaced while the node ran"):
+            store.commit([("a", "b", b"3")], [], [], 0, frozenset())
+    if back:
+        os.rename(tmp_path / "moved", tmp_path / "s" / file)
+    store.close()
+    with Store.open(tmp_path / "s") as again:
+        assert again.load() == {("a", "b"): b"2"}
+
+
 def test_rows_facts_and_files_are_there_after_a_restart(tmp_path: Path) -> None:
     with Store.open(tmp_path / "s") as store:
         name = store.files.put(content(9, LARGE))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from gossipfl.errors import Misuse
-from gossipfl.store.errors import AFRESH, Damaged, StateError, border
+from gossipfl.store.errors import AFRESH, Damaged, Gone, StateError, border
 
 FACTS: Final = 1_000_000
 """Facts kept, the newest: some weeks of a busy node and a few hundred MB. Their numbers show what was dropped."""
@@ -135,6 +135,8 @@ class SqliteRows:
         self._keep_facts = keep_facts
         self._lock = threading.Lock()
         self._failed = ""
+        self._written: tuple[tuple[int, int], ...] = ()
+        """which files are written to: they stay open, so that their names may be gone"""
         with border(f"open {path}"):
             self._head = os.open(path.with_suffix(".head"), os.O_RDWR | os.O_CREAT, 0o600)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -157,6 +159,7 @@ class SqliteRows:
         with self._lock:
             if self._failed:
                 raise StateError(f"the store stopped after an earlier failure: {self._failed}")
+            self._require_there()
             seal = replace(self._seal, commits=self._seal.commits + 1)
             for key, new in sums.items():
                 seal = seal.swap(self._checksums.get(key), new)
@@ -179,6 +182,7 @@ class SqliteRows:
                 else:
                     self._checksums[key] = new
             self._note_head()
+            self._written = self._written or self._there()
 
     def load(self) -> dict[Key, bytes]:
         """All rows, each checked, and all of them against the seal. Raises: Damaged."""
@@ -229,6 +233,19 @@ class SqliteRows:
             due = seal.last - seal.first + 1
             self._expect(facts == ((due, seal.first, seal.last) if due else (0, None, None)), "facts are missing")
             return seal
+
+    def _there(self) -> tuple[tuple[int, int], ...]:
+        """Which files stand under the names of the rows and their log now; none where one is gone."""
+        with suppress(FileNotFoundError):
+            found = (os.stat(f"{self.path}{end}") for end in ("", "-wal"))
+            return tuple((one.st_dev, one.st_ino) for one in found)
+        return ()
+
+    def _require_there(self) -> None:
+        """Raises: Gone where what was written now would be found by nobody: SQLite itself goes on without a word."""
+        if self._written and self._there() != self._written:
+            self._failed = f"{self.path}, or its log beside it, has been removed or replaced while the node ran"
+            raise Gone(f"{self._failed} -- if it was only moved, move it back as it is; else {AFRESH}")
 
     def _create(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
