@@ -27,6 +27,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from worlds import DAY, PSK, certificate_of, federation, keys_of, toy_specs
 
+from gossipfl.cli import handshake
 from gossipfl.node.client import CERTIFICATE_PATH, WEBSOCKET_PATH, Client
 from gossipfl.node.gate import Caps
 from gossipfl.node.logs import Log
@@ -229,11 +230,13 @@ async def served(handler: Any) -> TestServer:
     return server
 
 
-async def test_T11_a_compressed_answer_is_never_unpacked() -> None:
-    bomb = gzip.compress(bytes(64 * 2**20), 1)
+async def test_T11_a_compressed_answer_is_never_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = certificate_of("bert", 7, addresses=("http://bert.example:8470",)).encoded
+    bodies = [gzip.compress(bytes(64 * 2**20), 1), gzip.compress(newer), newer]
 
     async def answer(request: web.Request) -> web.Response:
-        return web.Response(body=bomb, headers={"Content-Encoding": "gzip"})
+        packed = {} if bodies[0] is newer else {"Content-Encoding": "gzip"}
+        return web.Response(body=bodies.pop(0), headers=packed)
 
     server = await served(answer)
     ports = Ports("anna", "bert", (f"http://127.0.0.1:{server.port}",))
@@ -242,9 +245,13 @@ async def test_T11_a_compressed_answer_is_never_unpacked() -> None:
     assert await client.newer(ports.certificates["bert"]) is None
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    with monkeypatch.context() as clock:
+        clock.setattr("time.time_ns", lambda: ports.now().wall_ns)
+        assert await client.newer(ports.certificates["bert"]) is None, "a certificate that is packed is none"
+        found = await client.newer(ports.certificates["bert"])
     await client.close()
     await server.close()
-    assert peak < 8 * 2**20
+    assert peak < 8 * 2**20 and found is not None and found.encoded == newer
 
 
 async def test_T11_neither_side_negotiates_compression() -> None:
@@ -474,6 +481,13 @@ async def test_T29_a_redirect_is_not_followed() -> None:
         await client.connect(known, known.addresses[0])
     assert await client.newer(known) is None
     await client.close()
+    membership: Any = SimpleNamespace(
+        neighbours=lambda me: ("bert",), member=lambda peer: SimpleNamespace(certificate_read=known),
+        admits=ports.members.admits, federation_id=ports.members.federation_id,
+    )  # fmt: skip
+    config: Any = SimpleNamespace(node=SimpleNamespace(id="anna", proxy=""))
+    looked = await handshake.dial_all(config, membership, keys_of("anna"), certificate_of("anna"), PSK)
+    assert "redirects are not followed" in looked["bert"].why, "neither does doctor"
     await inner.close()
     await outer.close()
     assert not visited

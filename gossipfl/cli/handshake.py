@@ -38,10 +38,10 @@ class Reached:
 async def dial_all(
     config: NodeConfig, membership: Membership, keys: NodeKeys, own: Certificate, psk: bytes
 ) -> dict[str, Reached]:
-    import aiohttp
+    from gossipfl.node.client import wary_session
 
     targets = [membership.member(peer).certificate_read for peer in membership.neighbours(config.node.id)]
-    async with aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar()) as http:
+    async with wary_session(DIAL_S) as http:
         dials = [_dial(http, config, membership, keys, own, psk, one) for one in targets if one.addresses]
         return {reached.peer: reached for reached in await asyncio.gather(*dials)}
 

@@ -42,16 +42,7 @@ class Client:
     @property
     def http(self) -> aiohttp.ClientSession:
         if self._http is None:
-            trace = aiohttp.TraceConfig()
-            trace.on_request_redirect.append(_no_redirect)
-            self._http = aiohttp.ClientSession(
-                trust_env=False,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trace_configs=[trace],
-                connector=aiohttp.TCPConnector(force_close=True, limit=0),
-                timeout=aiohttp.ClientTimeout(total=self.driver.caps.handshake_s),
-            )
+            self._http = wary_session(self.driver.caps.handshake_s)
         return self._http
 
     async def close(self) -> None:
@@ -130,6 +121,21 @@ class Client:
             if member == known.member and found.counter > known.counter and found.valid_at(time.time_ns()):
                 return found
         return None
+
+
+def wary_session(limit_s: float) -> aiohttp.ClientSession:
+    """What asks a peer's address: it unpacks nothing (T11), follows no redirect (T29), keeps no cookie and looks at no
+    environment. The one way for a node and for doctor."""
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(_no_redirect)
+    return aiohttp.ClientSession(
+        trust_env=False,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trace_configs=[trace],
+        connector=aiohttp.TCPConnector(force_close=True, limit=0),
+        timeout=aiohttp.ClientTimeout(total=limit_s),
+    )
 
 
 async def _no_redirect(*_: Any) -> None:
