@@ -558,6 +558,20 @@ async def test_the_admin_listener_says_how_the_node_is_and_takes_orders_with_the
             assert answer.status == 503 and "paused" in (await answer.json())["reasons"]
 
 
+async def test_a_running_node_hands_out_its_model_with_statistics_of_any_length(tmp_path: Path) -> None:
+    from gossipfl.cli.model import _asked
+
+    config = town(tmp_path, local_rounds=10**6)["a"]
+    driver = driver_of(config)
+    async with running(driver):
+        await until(lambda: len(driver.evaluations.history) > 0)  # no other reads what is frozen before many rounds have passed
+        driver.peer.frozen = bytes(60_000)
+        statistics, vector, stage = await asyncio.to_thread(_asked, config)
+        assert statistics == driver.peer.frozen and stage == driver.peer.stage
+        assert len(vector) == model(driver).nbytes
+        driver.peer.frozen = b""
+
+
 async def test_T30_logs_hold_no_keys_and_no_rows(tmp_path: Path) -> None:
     configs = town(tmp_path, local_rounds=5)
     drivers = [driver_of(config) for config in configs.values()]

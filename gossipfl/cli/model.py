@@ -69,14 +69,12 @@ def of_node(config: NodeConfig, membership: Membership) -> Released:
     except ConfigError as error:
         if error.exit_code is not Exit.STATE or "in use" not in str(error):
             raise
-    body, headers = _asked(config)
-    return released.from_answer(
-        body, bytes.fromhex(headers["X-Statistics"]), headers["X-Stage"], membership, config.node.id
-    )
+    statistics, vector, stage = _asked(config)
+    return released.from_answer(vector, statistics, stage, membership, config.node.id)
 
 
-def _asked(config: NodeConfig) -> tuple[bytes, Any]:
-    """The model's bytes from the node's admin listener."""
+def _asked(config: NodeConfig) -> tuple[bytes, bytes, str]:
+    """(frozen statistics, the model's bytes, stage), from the node's admin listener."""
     import http.client
     import urllib.request
 
@@ -86,11 +84,12 @@ def _asked(config: NodeConfig) -> tuple[bytes, Any]:
     try:
         known = json.loads(access.read_text(encoding="utf-8"))
         request = urllib.request.Request(
-            f"http://{known['address']}/model", headers={"Authorization": f"Bearer {known['token']}"}
+            f"http://{known['address']}/model?whole=1", headers={"Authorization": f"Bearer {known['token']}"}
         )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=ANSWER_S) as answer:
-            return answer.read(), answer.headers
+            body, begin = memoryview(answer.read()), int(answer.headers["X-Statistics"])
+            return bytes(body[:begin]), bytes(body[begin:]), str(answer.headers["X-Stage"])
     except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
         fault = Fault(str(access), None, f"the node runs, but does not answer: {error}", "try again, or stop the node first")
         raise ConfigError(fault, exit_code=Exit.UNREACHABLE) from None

@@ -78,11 +78,13 @@ class Admin:
         return web.json_response({"order": wanted})
 
     async def model(self, request: web.Request) -> web.Response:
-        """The model as it is now: its vector's bytes, with the frozen statistics in a header (hex)."""
+        """The model as it is now: its vector's bytes; with `?whole=1` the frozen statistics before them, whose length a header
+        tells: those of two thousand features are too long for a header."""
         self.must_know(request)
         peer = self.driver.peer
-        headers = {"X-Stage": peer.stage, "X-Statistics": peer.frozen.hex(), "X-Dtype": self.driver.parts.bench.dtype}
-        return web.Response(body=bytes(self.driver.store.files.read(peer.current["model"])), headers=headers)
+        before = peer.frozen if request.query.get("whole") else b""
+        headers = {"X-Stage": peer.stage, "X-Statistics": str(len(before)), "X-Dtype": self.driver.parts.bench.dtype}
+        return web.Response(body=before + bytes(self.driver.store.files.read(peer.current["model"])), headers=headers)
 
     def must_know(self, request: web.Request) -> None:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
