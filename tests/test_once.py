@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import nacl.bindings as sodium
@@ -10,6 +11,7 @@ from worlds import federation, keys_of, settings
 
 from gossipfl.errors import Refused
 from gossipfl.protocol.noise import Pair, agree
+from gossipfl.simulator import swarm
 from gossipfl.simulator.once import KEPT, Once
 from gossipfl.trust.identity import verify
 
@@ -67,3 +69,10 @@ def test_what_is_remembered_is_bounded() -> None:
     once.agreed = {(bytes(32), str(number).encode()): b"" for number in range(KEPT)}
     once.agree(pair(1), pair(2).public)
     assert len(once.agreed) == KEPT
+
+
+def test_a_seed_of_the_swarm_is_one_history_however_it_is_computed() -> None:
+    plan = swarm.Plan(3, 1, 0.02, (3, 4))
+    once, each = swarm.one(plan, 3), swarm.one(replace(plan, once=False), 3)
+    assert {**once, "cpu_s": 0} == {**each, "cpu_s": 0}
+    assert once["exchanges"] and not swarm.failed(once)

@@ -24,6 +24,9 @@ def swarm(
         Path | None,
         typer.Option("--out", help="File that gets one JSON line a seed: swarm.jsonl; of a single seed only where it is named."),
     ] = None,
+    each_end: Annotated[
+        bool, typer.Option("--each-end", help="Compute at each end what both compute alike: slower, and the same histories.")
+    ] = False,
     no_shrink: Annotated[bool, typer.Option("--no-shrink", help="Do not look for a smaller world that fails, too.")] = False,
     record: Annotated[
         Path | None, typer.Option("--record", help="Of one seed: a new folder for each node's recording (`gossipfl replay`).")
@@ -38,7 +41,7 @@ def swarm(
 
     off = tuple(sorted({name.strip() for name in without.split(",") if name.strip()}))
     _known(off)
-    plan = many.Plan(first_seed, seeds, hours, _span(nodes), off, until)
+    plan = many.Plan(first_seed, seeds, hours, _span(nodes), off, until, once=not each_end)
     wanted = range(first_seed, first_seed + seeds)
     alone = seeds == 1
     if record is not None and not alone:

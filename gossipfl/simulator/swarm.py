@@ -25,6 +25,8 @@ class Plan:
     nodes: tuple[int, int]
     without: tuple[str, ...] = ()
     until_s: float | None = None
+    once: bool = True
+    """is what both ends of a session compute alike computed once (simulator.once)? The lines are the same"""
 
     def fits(self, line: dict[str, Any]) -> bool:
         """Was this line made by a plan like this one?"""
@@ -48,7 +50,7 @@ def one(plan: Plan, seed: int, record: Path | None = None) -> dict[str, Any]:
 
     drawn = trial.draw(seed, plan.hours, plan.nodes, plan.without, plan.until_s)
     try:
-        line = trial.run(drawn, record=record).line()
+        line = trial.run(drawn, record=record, once=plan.once).line()
     except Exception as error:
         where = traceback.format_exc(limit=-3)
         outcome = trial.Outcome(drawn, {"never-raises": "violated"}, {}, {"world": f"{type(error).__name__}: {error}\n{where}"})
