@@ -362,6 +362,19 @@ def test_a_swarm_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert swarm.summary(list(held.values()))["failed"] == []
 
 
+def test_who_goes_on_hears_again_what_failed_and_what_other_code_has_run(tmp_path: Path) -> None:
+    path, plan = tmp_path / "swarm.jsonl", swarm.Plan(0, 2, SHORT, (3, 3), until_s=5.0)
+    first, second = swarm.run(plan, [0, 1], 1)
+    bad = {"at_s": 3.0, "node": "hospital-1", "event": "Commit", "detail": "it is gone"}
+    pool.append(path, first | {"invariants": {"bounds": "violated"}, "violations": {"bounds": bad}, "code": "of before"})
+    pool.append(path, second)
+    asked = ["swarm", "--seeds", "2", "--hours", str(SHORT), "--nodes", "3", "--until", "5", "--out", str(path)]
+    said = CliRunner().invoke(application(), asked)
+    assert said.exit_code == 1
+    assert "1 of them run by other code than this" in said.output
+    assert f"seed 0: {first['command']}" in said.output and "it is gone" in said.output
+
+
 def test_of_a_seed_that_is_done_nothing_stays_in_memory() -> None:
     """A day of seeds in one process grew by fourteen megabytes a seed."""
     seeds = [70_001, 70_002]

@@ -51,7 +51,12 @@ def swarm(
     lines = [before[seed] for seed in sorted(before)]
     left = [seed for seed in wanted if seed not in before]
     if before:
-        output.say(f"{len(before)} of {seeds} seeds are in {path} already")
+        this = many.code()
+        other = sum(line.get("code") != this for line in lines)
+        made = f", {other} of them run by other code than this: for this code name a new --out" if other else ""
+        output.say(f"{len(before)} of {seeds} seeds are in {path} already{made}")
+    for line in filter(many.failed, lines):
+        output.say(_tell(line))
     with _progress(seeds, len(before), json_) as step:
         for line in many.run(plan, left, processes or pool.cores(), record):
             if path is not None:

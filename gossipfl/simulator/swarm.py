@@ -5,6 +5,7 @@ Not here: what one seed is (trial.py), processes and the file (pool.py), what is
 
 from __future__ import annotations
 
+import hashlib
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gossipfl
 from gossipfl.simulator import pool
 
 
@@ -44,7 +46,15 @@ def done(path: Path, plan: Plan) -> dict[int, dict[str, Any]]:
     return pool.kept(path, seed, what="a record of a swarm")
 
 
-def one(plan: Plan, seed: int, record: Path | None = None) -> dict[str, Any]:
+def code() -> str:
+    """What says by which code a line was made: the same files, the same word."""
+    package = Path(gossipfl.__file__).parent
+    files = sorted(package.rglob("*.py"))
+    whole = b"".join(f"{file.relative_to(package).as_posix()}\0".encode() + file.read_bytes() + b"\0" for file in files)
+    return hashlib.sha256(whole).hexdigest()[:16]
+
+
+def one(plan: Plan, seed: int, record: Path | None = None, made_by: str = "") -> dict[str, Any]:
     """One seed, in a process of its own. An exception of the simulator itself is a failure, too."""
     from gossipfl.simulator import trial
 
@@ -55,12 +65,12 @@ def one(plan: Plan, seed: int, record: Path | None = None) -> dict[str, Any]:
         where = traceback.format_exc(limit=-3)
         outcome = trial.Outcome(drawn, {"never-raises": "violated"}, {}, {"world": f"{type(error).__name__}: {error}\n{where}"})
         line = outcome.line()
-    return line | {"span": list(plan.nodes)}
+    return line | {"span": list(plan.nodes), "code": made_by}
 
 
 def run(plan: Plan, seeds: Sequence[int], processes: int, record: Path | None = None) -> Iterator[dict[str, Any]]:
     """The line of each seed, as they come. `record`: a folder for the recordings of a single seed's nodes."""
-    yield from pool.run(partial(one, plan, record=record), seeds, processes)
+    yield from pool.run(partial(one, plan, record=record, made_by=code()), seeds, processes)
 
 
 def failed(line: dict[str, Any]) -> list[str]:
