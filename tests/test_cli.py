@@ -80,6 +80,14 @@ def test_what_init_writes_can_be_run_whatever_the_address(
     assert made.node.admin_address[1] != made.node.listen_address[1]  # type: ignore[index]
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("verb", [["node", "run"], ["federation", "show"], ["doctor"], ["federation", "create", "--study"]])
+def test_a_file_that_may_not_be_read_is_a_matter_of_permission_and_not_of_usage(verb: list[str]) -> None:
+    Path("file").write_text("")
+    Path("file").chmod(0)
+    assert run(*verb, "file", *["line"] * ("create" in verb)) == Exit.PERMISSION
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_what_a_full_disk_does_not_take_is_said_and_exits_73(lines: list[str]) -> None:
     assert run("federation", "create", "--task", "toy", *lines) == 0

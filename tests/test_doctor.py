@@ -18,6 +18,7 @@ import pytest
 from worlds import KEYRING
 
 from gossipfl import cli, config
+from gossipfl.cli import doctor
 from gossipfl.cli.egress import egress
 from gossipfl.digest import name_of
 from gossipfl.errors import Exit
@@ -127,6 +128,18 @@ def test_a_federation_file_that_the_node_would_refuse_exits_78(tomls: dict[str, 
     file.write_text(old.dump())
     code, _, (failed,) = examined(tomls["a"], "--offline")
     assert code == Exit.CONFIG and failed["check"] == "state" and "used version 2 already" in failed["found"]
+
+
+def test_a_file_of_somebody_else_is_a_matter_of_permission_and_not_of_the_check() -> None:
+    def state(patient: doctor.Patient) -> Any:
+        raise PermissionError(13, "Permission denied", "state/format")
+        yield
+
+    patient = doctor.Patient(Path("node.toml"), None)
+    patient.examine(state)
+    (found,) = patient.found
+    assert patient.exit_code == Exit.PERMISSION and found.result == "fail"
+    assert found.found == "state/format is not readable by this user" and found.fix
 
 
 def test_a_disk_without_room_for_the_record_exits_73(

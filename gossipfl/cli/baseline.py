@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gossipfl.simulator.baselines import Fitted
     from gossipfl.tasks import Site, Task
 
-TOML = Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.")]
+TOML = Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.", readable=False)]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 LOCAL_EPILOG: Final = (
@@ -35,7 +35,9 @@ FEDERATED: Final = "federated"
 
 def train_local(
     file: TOML = Path("node.toml"),
-    against: Annotated[Path | None, typer.Option("--against", help="A model file to judge by the same hold-out.")] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="A model file to judge by the same hold-out.", readable=False)
+    ] = None,
     task: Annotated[
         str | None, typer.Option("--task", help="Names the code of the other model's task, if not built in.")
     ] = None,

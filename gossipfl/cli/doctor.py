@@ -39,11 +39,11 @@ RECORD: Final = 400 * 2**20
 
 
 def doctor(
-    file: Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.")] = Path("node.toml"),
+    file: Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.", readable=False)] = Path("node.toml"),
     egress: Annotated[bool, typer.Option("--egress", help="Say to whom what will go, how much, and what never.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Dial nobody.")] = False,
     passphrase_file: Annotated[
-        Path | None, typer.Option("--passphrase-file", help="File with the passphrase of the keys.")
+        Path | None, typer.Option("--passphrase-file", help="File with the passphrase of the keys.", readable=False)
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -100,6 +100,9 @@ class Patient:
         except GossipError as error:
             self.failed(error.exit_code)
             self.found.append(Finding(name, "fail", str(error), ""))
+        except PermissionError as error:
+            self.failed(Exit.PERMISSION)
+            self.found.append(Finding(name, "fail", f"{error.filename} is not readable by this user", "run as the node's user"))
         except Exception as error:  # a fault in a task's own code, for instance
             self.failed(Exit.FAILED)
             what = f"the check itself failed: {type(error).__name__}: {error}"

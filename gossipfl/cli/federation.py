@@ -25,7 +25,7 @@ FILE: Final = "federation.json"
 SOON_S: Final = 5 * 86_400
 """A certificate that ends within five days is worth a warning: a long weekend passes quicker than one thinks."""
 
-FilePath = Annotated[Path, typer.Argument(metavar="FEDERATION", help="The federation file.")]
+FilePath = Annotated[Path, typer.Argument(metavar="FEDERATION", help="The federation file.", readable=False)]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -65,7 +65,7 @@ def create(
     task: Annotated[
         str, typer.Option("--task", help="breast-cancer, digits, heart, table, toy, or module:attribute.")
     ] = "",
-    study: Annotated[Path | None, typer.Option("--study", help="TOML file of the study's constants.")] = None,
+    study: Annotated[Path | None, typer.Option("--study", help="TOML file of the study's constants.", readable=False)] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", help="key=value for the task; the value may be JSON.")
     ] = None,
@@ -112,7 +112,7 @@ def create(
 def study(
     task: Annotated[str, typer.Option("--task", help="As for `federation create`.")] = "",
     members: Annotated[int, typer.Option("--members", min=2, help="How many will have data.")] = 5,
-    file: Annotated[Path | None, typer.Option("--study", help="TOML file of constants that are decided.")] = None,
+    file: Annotated[Path | None, typer.Option("--study", help="TOML file of constants that are decided.", readable=False)] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", help="key=value for the task; the value may be JSON.")
     ] = None,

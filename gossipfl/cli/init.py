@@ -32,7 +32,7 @@ def init(
     observer: Annotated[bool, typer.Option("--observer", help="No data: only follow the model.")] = False,
     days: Annotated[int, typer.Option("--days", min=1, max=30, help="Days for which the certificate is valid.")] = 30,
     passphrase_file: Annotated[
-        Path | None, typer.Option("--passphrase-file", help="Encrypt the key files with its line.")
+        Path | None, typer.Option("--passphrase-file", help="Encrypt the key files with its line.", readable=False)
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object, the line in it.")] = False,
 ) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gossipfl.tasks import Data
     from gossipfl.trust.membership import Membership
 
-TOML = Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.")]
+TOML = Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.", readable=False)]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 MODEL_EPILOG: Final = "Example: [bold]gossipfl node model node.toml --out model.safetensors[/bold]"
@@ -99,10 +99,14 @@ def _asked(config: NodeConfig) -> tuple[bytes, bytes, str]:
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A file of `gossipfl node model`.")],
-    rows: Annotated[Path, typer.Argument(metavar="ROWS", help="CSV or Parquet, one row a case; a label is not needed.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A file of `gossipfl node model`.", readable=False)],
+    rows: Annotated[
+        Path, typer.Argument(metavar="ROWS", help="CSV or Parquet, one row a case; a label is not needed.", readable=False)
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="Write CSV there instead of printing it.")] = None,
-    node: Annotated[Path | None, typer.Option("--node", help="node.toml whose \\[data] maps this site's columns.")] = None,
+    node: Annotated[
+        Path | None, typer.Option("--node", help="node.toml whose \\[data] maps this site's columns.", readable=False)
+    ] = None,
     task: Annotated[
         str | None, typer.Option("--task", help="Names the code of a task that is not built in; it will be run.")
     ] = None,

@@ -15,9 +15,11 @@ import typer
 from gossipfl.amounts import duration, size
 from gossipfl.cli import baseline, model
 
-TOML = Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.")]
+TOML = Annotated[Path, typer.Argument(metavar="NODE.TOML", help="The node's file.", readable=False)]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Passphrase = Annotated[Path | None, typer.Option("--passphrase-file", help="File with the passphrase of the keys.")]
+Passphrase = Annotated[
+    Path | None, typer.Option("--passphrase-file", help="File with the passphrase of the keys.", readable=False)
+]
 
 ANSWER_S: Final = 5.0
 

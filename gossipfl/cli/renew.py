@@ -14,13 +14,13 @@ EPILOG: Final = (
 
 
 def renew(
-    config: Annotated[Path, typer.Argument(metavar="NODE_TOML")] = Path("node.toml"),
+    config: Annotated[Path, typer.Argument(metavar="NODE_TOML", readable=False)] = Path("node.toml"),
     days: Annotated[int, typer.Option("--days", min=1, max=30, help="Days for which it is valid.")] = 30,
     new_keys: Annotated[
         bool, typer.Option("--new-keys", help="Make new node keys, too: after a theft of the old ones.")
     ] = False,
     passphrase_file: Annotated[
-        Path | None, typer.Option("--passphrase-file", help="Holds the passphrase of the key files.")
+        Path | None, typer.Option("--passphrase-file", help="Holds the passphrase of the key files.", readable=False)
     ] = None,
 ) -> None:
     """Sign a new certificate (counter + 1) with the addresses of node.toml; restart the node to use it."""

@@ -46,7 +46,9 @@ LINE_S: Final = 2.0
 
 
 def simulate(
-    scenario: Annotated[Path, typer.Argument(help="A scenario.toml; simulations/ has some, docs/simulate.md every key.")],
+    scenario: Annotated[
+        Path, typer.Argument(help="A scenario.toml; simulations/ has some, docs/simulate.md every key.", readable=False)
+    ],
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the file's.")] = None,
     hours: Annotated[float | None, typer.Option("--hours", help="Virtual hours, instead of the file's.")] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", min=2, help="How many, instead of the file's.")] = None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import stat
 import unicodedata
 from collections.abc import Sequence
@@ -384,7 +385,8 @@ def _read_private(path: Path, absent: str) -> bytes:
             if not stat.S_ISREG(mode):
                 raise _unusable(path, "is no regular file", "name the right file")
             if mode & 0o077:
-                raise _denied(path, f"can be used by others (mode {stat.S_IMODE(mode):04o})", f"run: chmod 600 {path}")
+                remedy = f"run: chmod 600 {shlex.quote(str(path))}"
+                raise _denied(path, f"can be used by others (mode {stat.S_IMODE(mode):04o})", remedy)
             return file.read(KEY_FILE_MAX + 1)
     except PermissionError:
         raise _denied(path, "may not be read by this user", "run as its owner, or change its owner") from None
