@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,24 @@ def test_the_longest_wait_is_where_nobody_else_is_to_blame() -> None:
     assert tell.aftermath(run, happening)[0].startswith("The other 1 made their part of 1 exchanges")
     run.lives = [*run.lives, Life("c", 10, "trainer", exchanges=[20.0], stages=[(50.0, "finished")])]
     assert tell.aftermath(run, happening)[0].startswith("The others that had not finished (1) made")
+
+
+def test_ctrl_c_leaves_figures_as_far_as_the_run_came(tmp_path: Path) -> None:
+    read = sc.load(write(tmp_path))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def press(progress: players.Progress) -> None:
+        if progress.virtual_s > 2400:
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        part = players.play(players.Stage(read.scenario, sc.federation(read), press))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not part.is_whole and 2400 < part.virtual_seconds < 2600
+    assert part.of("loss") and part.samples[-1].at_s == part.virtual_seconds
+    assert tell.told(part, read.scenario.at)[0].at == "0:30:00"
+    assert tell.outcome(part) == ["Interrupted at 0:41:00: what follows is as far as it came."]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -137,7 +137,10 @@ def _play(
     else:
         _closing(read, run, judged, page, time.time() - began)
     if not run.is_whole:
-        output.say(f"interrupted; the same command with --out {shlex.quote(str(folder))} goes on from here")
+        if any(folder.glob(f"{CHECKPOINT}*")):
+            output.say(f"interrupted; the same command with --out {shlex.quote(str(folder))} goes on from here")
+        else:
+            output.say("interrupted; figures and report are as far as it came")
         raise typer.Exit(INTERRUPTED)
     for kept in folder.glob(f"{CHECKPOINT}*"):
         kept.unlink()

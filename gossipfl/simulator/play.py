@@ -19,6 +19,7 @@ from gossipfl.simulator.conservation import MOVING_LAWS
 from gossipfl.simulator.federation import Federation
 from gossipfl.simulator.laws import NODE_LAWS
 from gossipfl.simulator.network import SECOND, Observer, Pace, World
+from gossipfl.simulator.patience import patience
 from gossipfl.simulator.recovery import DoubtsEnd
 from gossipfl.simulator.run import Run, clock
 from gossipfl.simulator.trace import Digests
@@ -143,13 +144,18 @@ def events(stage: Stage) -> Run:
     watch.truth.caught.update(world.trouble.hostile, liars)
     end_s, nodes = scenario.hours * 3600, len(made.membership.active)
     slices = max(20, min(SAMPLES, JUDGED_MAX // nodes))
-    for _ in range(slices):
-        world.run(end_s / slices)
-        sample = historian.sample(world)
-        stage.tell(_progress(world, made, end_s, sample.consensus, sample.quality))
+    with patience() as asked:
+        for _ in range(slices):
+            world.run(end_s / slices, asked.is_set)
+            sample = historian.sample(world)
+            stage.tell(_progress(world, made, end_s, sample.consensus, sample.quality))
+            if asked.is_set():
+                break
     historian.finish(world)
-    watch.over(_is_quiet(historian, end_s))
-    return _told(scenario, made, world, historian, watch, digests)
+    watch.over(not asked.is_set() and _is_quiet(historian, end_s))
+    run = _told(scenario, made, world, historian, watch, digests)
+    run.is_whole = not asked.is_set()
+    return run
 
 
 def _is_quiet(historian: Historian, end_s: float) -> bool:

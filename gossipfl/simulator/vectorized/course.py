@@ -5,11 +5,8 @@ Not here: what a round is (engine.py), what is asked for (simulate.py).
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import numpy as np
 from gossipfl.errors import Misuse
 from gossipfl.learning import compression as codecs
 from gossipfl.learning.correction import schedule
+from gossipfl.simulator.patience import patience
 from gossipfl.simulator.vectorized import checkpoint as disk
 from gossipfl.simulator.vectorized.draws import Integers
 from gossipfl.simulator.vectorized.engine import Engine
@@ -156,24 +154,3 @@ def message_bytes(engine: Engine, round: int) -> int:
     if codec == "none":
         return layout.size * itemsize
     return codecs.payload_size(codec, layout.n_parameters, layout.n_moments, itemsize)
-
-
-@contextmanager
-def patience() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event; the second one is an interrupt as always. Only a process's main thread can be patient."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before: Any = signal.getsignal(signal.SIGINT)
-
-    def heard(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, heard)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
