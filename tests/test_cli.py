@@ -232,6 +232,9 @@ def test_all_faults_of_a_schema_have_their_lines_in_the_study_file(lines: list[s
     [
         ('task = "table"\ntask_options = 5\n', "study.toml:2: task_options = 5: not a table"),
         ('task = "toi"\n', "study.toml:1: unknown task 'toi'"),
+        ('task = "toy"\n[task_options]\ndimension = "4"\n', "study.toml:3: task: 'toy': option dimension = '4' is not a whole"),
+        ('task = "toy"\n[task_options]\ndimension = -4\n', "'toy' makes no model"),
+        ('task = "breast-cancer"\n[task_options]\nl2 = "high"\n', "study.toml:3: task: 'breast-cancer': option l2 = 'high'"),
         ('task = "table"\n', "'table' needs a schema"),
         ('task = "table"\n[task_options]\nl3 = 1\n[task_options.schema]\n', "study.toml:3: task: 'table' has no option l3"),
     ],

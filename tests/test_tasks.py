@@ -183,6 +183,14 @@ def test_a_module_whose_own_lines_fail_is_named_with_its_line(
         load("broken_risk:risk")
 
 
+def test_options_of_a_wrong_type_are_all_told_before_the_task_is_made() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("toy", {"dimension": "x", "l2": True, "standardise": 1})
+    assert [fault.path[1] for fault in caught.value.faults] == ["dimension", "standardise", "l2"]  # type: ignore[union-attr]
+    assert "is not a whole number" in str(caught.value.faults[0]) and "write true or false" in str(caught.value.faults[1])
+    assert load("toy", {"dimension": 4, "l2": 1}).l2 == 1  # type: ignore[attr-defined]
+
+
 CALLED: list[str] = []
 
 

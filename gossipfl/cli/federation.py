@@ -313,13 +313,18 @@ class First:
 
 
 def first_model(study: Study) -> First:
-    """Layout and x^0 of a study. Raises ConfigError if the task cannot be loaded."""
+    """Layout and x^0 of a study. Raises ConfigError if the task cannot be loaded, or makes no model."""
     from gossipfl import digest, tasks
+    from gossipfl.errors import ConfigError, Fault, Misuse
     from gossipfl.tasks import fitting
 
     task = tasks.load(study.task, study.task_options)
-    layout = fitting.layout_of(task)
-    vector = fitting.start(task, layout, study.seed)
+    try:
+        layout = fitting.layout_of(task)
+        vector = fitting.start(task, layout, study.seed)
+    except Misuse as error:
+        fault = Fault("task", None, f"{study.task!r} makes no model: {error}", "correct the task or its [task_options]")
+        raise ConfigError(fault) from None
     return First(layout.digest, digest.name_of(vector.tobytes()), vector.nbytes)
 
 

@@ -193,6 +193,8 @@ def load(spec: str, options: Mapping[str, Any] | None = None) -> Task:
     made_by_call = _is_task_class(found) if isinstance(found, type) else _returns_task(found)
     if not made_by_call and (isinstance(found, type) or not isinstance(found, Task)):
         raise _no_task(spec, found)
+    if made_by_call:
+        _must_be_typed(spec, found, options or {})
     try:
         task = found(**(options or {})) if made_by_call else found
     except TypeError as error:
@@ -206,6 +208,29 @@ def _place(error: Exception) -> str:
     """Where an exception was raised, for who wrote the file; a SyntaxError says it itself."""
     frames = traceback.extract_tb(error.__traceback__)
     return "" if isinstance(error, SyntaxError) else f" ({frames[-1].filename}, line {frames[-1].lineno})"
+
+
+PLAIN: Final[dict[str, tuple[tuple[type, ...], str]]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "text"),
+    "bool": ((bool,), "true or false"),
+}
+"""Annotations of a task's options that are looked at, with what their values are."""
+
+
+def _must_be_typed(spec: str, found: Any, options: Mapping[str, Any]) -> None:
+    """An option whose parameter says that it is a number, a text or a truth value is one: a task may use it much later."""
+    faults = []
+    for name, parameter in inspect.signature(found).parameters.items():
+        said = parameter.annotation
+        kinds, words = PLAIN.get(said if isinstance(said, str) else getattr(said, "__name__", ""), ((object,), ""))
+        value = options.get(name, parameter.default)
+        if name in options and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and words)):
+            path = ("task_options", name)
+            faults.append(Fault("task", None, f"{spec!r}: option {name} = {value!r} is not {words}", f"write {words}", path))
+    if faults:
+        raise ConfigError(*faults)
 
 
 def _wrong_options(spec: str, found: Any, options: Mapping[str, Any], error: TypeError) -> Fault:
