@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from gossipfl.documents import Many, Strict, from_toml, read_text
+from gossipfl.documents import Many, Strict, from_toml, located, read_text, toml_lines
+from gossipfl.errors import ConfigError
 from gossipfl.trust.identity import ADDRESS, ADDRESS_MAX, ADDRESSES_MAX
 from gossipfl.trust.membership import valid_member_id
 
@@ -296,6 +299,24 @@ class NodeConfig(Strict):
 def load_node(path: Path) -> NodeConfig:
     """The node.toml at `path`; its paths are relative to its folder. Raises ConfigError with every fault."""
     return from_toml(NodeConfig, read_text(path), str(path), {"folder": path.resolve().parent})
+
+
+TABLES: Final[dict[str, tuple[str | int, ...]]] = {
+    "[data]": ("data",),
+    "[limits] device": ("limits", "device"),
+    **{f"[node] {name}": ("node", name) for name in ("lockstep", "listen", "admin")},
+}
+"""What rooms that do not know its file call a part of node.toml."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Faults that are found in parts of the node.toml at `path` by who does not know it leave this block with file and line."""
+    try:
+        yield
+    except ConfigError as error:
+        faults = located(error, str(path), toml_lines(read_text(path)), TABLES)
+        raise ConfigError(*faults, exit_code=error.exit_code) from None
 
 
 TEMPLATE: Final = """\

@@ -97,6 +97,20 @@ def test_a_misspelt_config_exits_78_with_its_line(tomls: dict[str, Path], examin
     assert "node.toml:" in failed[0]["found"] and "threads" in failed[0]["fix"]
 
 
+def test_what_a_task_finds_wrong_in_data_has_its_line_in_node_toml(
+    tomls: dict[str, Path], examined: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tomls["a"].read_text().replace("sites = 2", 'sites = 2\ndelimiter = ";"')
+    tomls["a"].write_text(text)
+    line = text[: text.index("delimiter")].count("\n") + 1
+    code, _, (failed,) = examined(tomls["a"], "--offline")
+    assert code == Exit.CONFIG and f"node.toml:{line}: [data]: the key 'delimiter' is for tables" in failed["found"]
+    for verb in (["node", "run"], ["train-local"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*verb, str(tomls["a"])])
+        assert ended.value.code == Exit.CONFIG and f"node.toml:{line}: [data]: " in capsys.readouterr().err
+
+
 def test_rows_that_are_not_there_exit_78_and_the_rest_is_still_checked(tomls: dict[str, Path], examined: Any) -> None:
     tomls["a"].write_text(tomls["a"].read_text().replace("site = 0", "site = 7"))
     code, said, failed = examined(tomls["a"], "--offline")

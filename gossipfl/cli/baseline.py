@@ -68,7 +68,7 @@ def _compare(file: Path, others: dict[str, Released], json_: bool) -> None:
     """Train alone, judge all, print them side by side."""
     from gossipfl import tasks
     from gossipfl.cli import output
-    from gossipfl.config import load_node
+    from gossipfl.config import load_node, naming
     from gossipfl.errors import ConfigError
     from gossipfl.learning.evaluation import figures
     from gossipfl.simulator import baselines
@@ -79,7 +79,8 @@ def _compare(file: Path, others: dict[str, Released], json_: bool) -> None:
     study = Membership.load(config.node.federation).study
     loaded = tasks.load(study.task, study.task_options)
     _has_data(config.data, file)
-    site = site_of(loaded, config.node.id, config.data.source(), study.holdout_key_bytes, study.holdout)
+    with naming(file):
+        site = site_of(loaded, config.node.id, config.data.source(), study.holdout_key_bytes, study.holdout)
     if not len(site.train) or not len(site.holdout):
         raise ConfigError(
             f"{file}: {len(site.train)} rows to train on and {len(site.holdout)} held out; both are needed -- name more "

@@ -224,10 +224,12 @@ def _model(patient: Patient) -> Iterator[Finding]:
 
 
 def _data(patient: Patient) -> Iterator[Finding]:
+    from gossipfl.config import naming
     from gossipfl.node.build import load_work
 
     config, membership = patient.has("config"), patient.has("membership")
-    patient.work = work = load_work(config, membership, False)
+    with naming(patient.file):
+        patient.work = work = load_work(config, membership, False)
     if work.site is None:
         yield Finding("data", "info", "an observer has none")
         return

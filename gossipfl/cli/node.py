@@ -61,14 +61,15 @@ def run(
 ) -> None:
     """Run the node until it is stopped. Logs go to stderr."""
     from gossipfl.cli import output
-    from gossipfl.config import load_node
+    from gossipfl.config import load_node, naming
 
     config = load_node(file)
     passphrase = output.passphrase(passphrase_file) if _is_encrypted(config.node_key) else None
 
     from gossipfl.node import Node
 
-    Node(config, passphrase=lambda: passphrase, accept_new_data=accept_new_data, record=record).run()
+    with naming(file):
+        Node(config, passphrase=lambda: passphrase, accept_new_data=accept_new_data, record=record).run()
     _leave_threads_behind()
     if threading.active_count() > 1:  # a local round that outlasts the drain; nothing waits for its result
         sys.stderr.flush()

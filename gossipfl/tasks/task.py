@@ -298,7 +298,7 @@ def settings(source: Mapping[str, Any], keys: Mapping[str, Key], where: str = "[
         value = source.get(name, key.default)
         wrong = not isinstance(value, key.kind) or (isinstance(value, bool) and key.kind is not bool)
         if wrong or not key.check(value):
-            faults.append(Fault(where, None, f"{name} = {value!r}", key.says or f"write a {_kind_name(key.kind)}"))
+            faults.append(Fault(where, None, f"{name} = {value!r}", key.says or f"write a {_kind_name(key.kind)}", (name,)))
     if faults:
         raise ConfigError(*faults)
     return {name: source.get(name, key.default) for name, key in keys.items()}
@@ -318,8 +318,9 @@ ELSEWHERE: Final = {
 def _unknown(where: str, name: str, keys: Mapping[str, Key]) -> Fault:
     if name in ELSEWHERE:
         takes = f"this study's task takes {', '.join(sorted(keys))}"
-        return Fault(where, None, f"the key {name!r} is for {ELSEWHERE[name]}, not for this study's task", f"remove it; {takes}")
-    return Fault(where, None, f"unknown key {name!r}", _closest(name, keys))
+        what = f"the key {name!r} is for {ELSEWHERE[name]}, not for this study's task"
+        return Fault(where, None, what, f"remove it; {takes}", (name,))
+    return Fault(where, None, f"unknown key {name!r}", _closest(name, keys), (name,))
 
 
 def data_folder(named: str | Path | None, environment: str | None, folder: str, obtain: str) -> Path:
