@@ -48,6 +48,15 @@ def split_address(text: str) -> tuple[str, int]:
     return found[1] or found[2], int(found[3])
 
 
+def joined_address(host: str, port: int) -> str:
+    """What `split_address` takes apart: an IPv6 address in brackets.
+
+    >>> joined_address("::1", 8471), joined_address("127.0.0.1", 8471)
+    ('[::1]:8471', '127.0.0.1:8471')
+    """
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _is_host(text: str) -> bool:
     """A name, or digits that are an IP address: 999.0.0.1 is neither."""
     if not re.fullmatch(r"[\d.]+|.*:.*", text, re.ASCII):

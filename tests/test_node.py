@@ -12,6 +12,7 @@ import math
 import random
 import re
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -556,6 +557,26 @@ async def test_the_admin_listener_says_how_the_node_is_and_takes_orders_with_the
         await until(lambda: drivers[0].peer.paused)
         async with http.get(base + "/readyz") as answer:
             assert answer.status == 503 and "paused" in (await answer.json())["reasons"]
+
+
+@pytest.mark.parametrize("host", ["[::1]", "127.0.0.2"])
+async def test_orders_are_taken_on_every_address_of_loopback(host: str, tmp_path: Path) -> None:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+            trial.bind((host.strip("[]"), 0))
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    town(tmp_path, local_rounds=10**6)
+    toml = tmp_path / "a" / "node.toml"
+    toml.write_text(re.sub(r'admin = ".*"', f'admin = "{host}:0"', toml.read_text()))
+    driver = driver_of(load_node(toml))
+    async with running(driver), aiohttp.ClientSession() as http:
+        assert driver.admin.startswith(f"{host}:")
+        await asyncio.to_thread(ask, toml, "/order", {"order": "pause"})
+        await until(lambda: driver.peer.paused)
+        for name in ("evil.example", "::1.evil.example", "[::2]", "127.0.0.1.evil.example", ""):
+            async with http.get(f"http://{driver.admin}/status", headers={"Host": name}) as answer:
+                assert answer.status in (400, 403)
 
 
 async def test_a_running_node_hands_out_its_model_with_statistics_of_any_length(tmp_path: Path) -> None:

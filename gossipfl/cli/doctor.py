@@ -360,6 +360,7 @@ def _holder(state: Path) -> int:
 def _ports(patient: Patient) -> Iterator[Finding]:
     import socket
 
+    from gossipfl.config import joined_address
     from gossipfl.node.server import port_taken
 
     config: NodeConfig = patient.has("config")
@@ -377,7 +378,7 @@ def _ports(patient: Patient) -> Iterator[Finding]:
                 trial.bind((host, port))
             except OSError as error:
                 raise port_taken(key, host, port, error) from None
-        yield Finding("ports", "ok", f"{key} {host}:{port} is free")
+        yield Finding("ports", "ok", f"{key} {joined_address(host, port)} is free")
 
 
 # ---- peers -----------------------------------------------------------------------------------------------------------

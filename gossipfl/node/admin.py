@@ -6,15 +6,18 @@ Not here: anything that a peer may reach.
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import os
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from gossipfl.config import joined_address
 from gossipfl.node.server import port_taken
 from gossipfl.node.status import expelled, status_of, unready
 from gossipfl.store.errors import border
@@ -27,8 +30,6 @@ ACCESS: Final = "admin.json"
 
 ORDERS: Final = frozenset({"pause", "resume", "leave", "finish", "stop"})
 BODY_MAX: Final = 4096
-HOSTS: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
-"""Names under which loopback is asked for: a web page that rebinds its own name to it is refused."""
 
 
 class Admin:
@@ -92,9 +93,18 @@ class Admin:
             raise web.HTTPForbidden(text=f"give the token of {ACCESS} in the state folder as bearer token")
 
 
+def _is_loopback(asked: str) -> bool:
+    """Is it loopback by its own name or number? A web page that rebinds a name of its own to it is refused."""
+    try:
+        host = urlsplit(f"//{asked}").hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 @web.middleware
 async def _from_here(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
-    if request.host.rsplit(":", 1)[0] not in HOSTS and request.host not in HOSTS:
+    if not _is_loopback(request.host):
         raise web.HTTPForbidden(text="the admin listener answers on loopback only")
     return await handler(request)
 
@@ -152,7 +162,7 @@ async def serve(driver: Driver) -> Callable[[], Awaitable[None]]:
         await runner.cleanup()
         raise port_taken("admin", host, port, error) from None
     bound = runner.addresses[0]
-    driver.admin = f"{bound[0]}:{bound[1]}"
+    driver.admin = joined_address(bound[0], bound[1])
     access = {"address": driver.admin, "token": token, "pid": os.getpid()}
     file = driver.parts.config.node.state / ACCESS
     _write(file, json.dumps(access))

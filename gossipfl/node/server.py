@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
+from gossipfl.config import joined_address
 from gossipfl.errors import ConfigError, Exit, Fault
 from gossipfl.node.client import CERTIFICATE_PATH, MESSAGE_MAX, WEBSOCKET_PATH
 from gossipfl.node.gate import Gate
@@ -102,7 +103,7 @@ async def serve(driver: Driver) -> Callable[[], Awaitable[None]]:
         bound = await lobby.listen(host, port)
     except OSError as error:
         raise port_taken("listen", host, port, error) from None
-    driver.listening = f"{bound[0]}:{bound[1]}"
+    driver.listening = joined_address(bound[0], bound[1])
 
     async def close() -> None:
         lobby.close()
@@ -118,7 +119,7 @@ async def _nothing() -> None:
 def port_taken(key: str, host: str, port: int, error: OSError) -> ConfigError:
     """The operator's: an address that cannot be had. Taken by somebody else (73), a service manager may try again; a port
     that needs rights (77) or an address that is not this machine's (78) stays so."""
-    where = f"cannot listen on {host}:{port}: {error.strerror or error}"
+    where = f"cannot listen on {joined_address(host, port)}: {error.strerror or error}"
     if error.errno == errno.EADDRINUSE:
         remedy = f"find who has it with `ss -ltnp 'sport = :{port}'` and stop it, or change {key} in node.toml"
         return ConfigError(Fault(f"[node] {key}", None, where, remedy), exit_code=Exit.STATE)
