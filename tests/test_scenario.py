@@ -238,6 +238,8 @@ def test_the_longest_wait_is_where_nobody_else_is_to_blame() -> None:
     assert tell.aftermath(run, happening)[0].startswith("The other 1 made their part of 1 exchanges")
     run.lives = [*run.lives, Life("c", 10, "trainer", exchanges=[20.0], stages=[(50.0, "finished")])]
     assert tell.aftermath(run, happening)[0].startswith("The others that had not finished (1) made")
+    assert tell.aftermath(run, happening)[1] == "b never made an exchange again."
+    assert tell.aftermath(dataclasses.replace(run, virtual_seconds=200.0), happening)[1] == "It was not over at the end."
 
 
 def test_ctrl_c_leaves_figures_as_far_as_the_run_came(tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def aftermath(run: Run, one: Happening) -> list[str]:
         said.append(f"{who} {during}; none of them waited longer than {run.lasts(waits[slow])} for one.")
     struck = [run.life(name) for name in one.nodes]
     back = {life.name: wait(life, one.end_s) for life in struck if one.end_s < life.finished_at() and not life.hostile}
-    if back and one.kind != "leave":
+    if back and one.begin_s < one.end_s >= run.virtual_seconds:
+        said.append("It was not over at the end.")
+    elif back and one.kind != "leave":
         slow = max(back, key=lambda name: back[name])
         if math.isinf(back[slow]):
             said.append(f"{slow} never made an exchange again.")
