@@ -90,13 +90,14 @@ def test_every_fault_is_said_at_once_with_its_line(tmp_path: Path) -> None:
         ("{ crash = 1 }", "{ crsh = 1 }", 23, "nothing that happens is called 'crsh' -- did you mean 'crash'?"),
         ("until_hours = 1.5", 'sessions = [["hospital-1", 0.5, 0.2]]', 11, "is up from hour 0.5 to 0.2"),
         ("until_hours = 1.5", 'sessions = "no.csv"', None, "no.csv"),
+        ("until_hours = 1.5", 'sessions = [["hospital-7", 0, 1], ["hospital-7", 1.5, 2]]', 11, "no node is called 'hospital-7'"),
         ("count = 4", 'count = 2\nobservers = ["hospital-1", "hospital-2"]', 5, "observers names all 2 nodes"),
     ],
 )
 def test_what_only_the_federation_shows_has_its_line_too(tmp_path: Path, old: str, new: str, line: int, what: str) -> None:
     with pytest.raises(ConfigError) as error:
         sc.federation(sc.load(write(tmp_path, GOOD.replace(old, new))))
-    assert what in str(error.value)
+    assert what in str(error.value) and len(error.value.faults) == 1
     assert line is None or error.value.faults[0].line == line  # type: ignore[union-attr]
 
 

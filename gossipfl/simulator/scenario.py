@@ -566,7 +566,7 @@ def strangers(read: Read, names: set[str]) -> list[Fault]:
         (("faults", "sessions"), tuple(name for name, *_ in getattr(scenario.faults, "sessions", ()))),
     ]
     for path, said in mentioned:
-        for name in said:
+        for name in dict.fromkeys(said):
             if name not in names:
                 found.append(read.fault(path, f"{'.'.join(map(str, path))}: no node is called {name!r}", _nodes(names)))
     return found
