@@ -177,6 +177,8 @@ def test_egress_names_every_receiver_and_what_never_goes(tomls: dict[str, Path],
     assert [one["peer"] for one in going["to"]] == ["b"]
     assert going["bytes_per_exchange"] > 4 * 31
     assert any("rows" in one for one in going["never"])
+    (sums,) = [one for one in going["what"] if one.startswith("statistics")]
+    assert "who gets them first reads this site's own" in sums and "once" not in sums, "as docs/threat-model.md says"
 
 
 def test_who_alone_can_be_dialled_is_asked_by_all_and_its_egress_counts_them(tomls: dict[str, Path]) -> None:

@@ -43,7 +43,10 @@ def egress(config: NodeConfig, membership: Membership, work: Work) -> dict[str, 
     before = 2 * _until_settled(membership) if features else 0
     whole = exchanges * (size + CONTROL) + before * (sums + CONTROL)
     least = study.minimum_count
-    told = f"count, sum, sum of squares of each of {features} features with {least} or more values, mixed with the others'"
+    told = (
+        f"count, sum, sum of squares of each of {features} features with {least} or more values; who gets them first reads this "
+        f"site's own, whoever later gets them the mixed ones"
+    )
     return {
         "to": [
             {"peer": peer, "addresses": list(membership.member(peer).certificate_read.addresses)}
@@ -52,7 +55,7 @@ def egress(config: NodeConfig, membership: Membership, work: Work) -> dict[str, 
         "what": [
             f"model updates: {layout.size:,} numbers, {size:,} bytes as {study.codec}, after training and mixing; encrypted, "
             "signed, to one neighbour at a time",
-            *([f"statistics, {sums:,} bytes, once a study: {told}"] if features else []),
+            *([f"statistics, {sums:,} bytes in each of about {before} exchanges before training: {told}"] if features else []),
             "of each exchange: member id, stage, counters, mass, rate, norms of gradients and differences, signatures",
             "this node's certificate, to whoever can reach its address; its IP address",
         ],
