@@ -681,6 +681,15 @@ def test_a_federation_file_never_goes_back_and_a_newer_one_is_taken(tmp_path: Pa
         build(configs["a"])
 
 
+def test_a_device_that_is_not_there_is_refused_at_the_start(tmp_path: Path) -> None:
+    town(tmp_path)
+    toml = tmp_path / "a" / "node.toml"
+    toml.write_text(toml.read_text() + '\ndevice = "cuda:99"\n')
+    with pytest.raises(ConfigError, match=r'cuda:99.*write device = "cpu"') as error:
+        build(load_node(toml))
+    assert error.value.exit_code == Exit.CONFIG and not (tmp_path / "a" / "state").exists()
+
+
 def test_changed_rows_are_refused_until_accepted(tmp_path: Path) -> None:
     config = town(tmp_path)["a"]
     build(config).store.close()

@@ -73,6 +73,8 @@ def build(
     me = member_of(config, membership)
     keys, certificate, psk = load_keys(config, membership, passphrase())
     work = load_work(config, membership, external)
+    if work.site is not None:
+        must_have_device(config)
     store = Store.open(config.node.state)
     try:
         rows = store.load()
@@ -339,6 +341,19 @@ def recorder_of(config: NodeConfig, settings: Settings, work: Work, log: Log) ->
     recorder = Recorder.create(folder, settings, shape, __version__, limit)
     log.say("recording", file=str(recorder.path), detail="control messages and names of tensors; no keys, no rows of data")
     return recorder
+
+
+def must_have_device(config: NodeConfig) -> None:
+    """That torch can use the device is seen at the start, not when the statistics stage has ended. Raises ConfigError."""
+    if config.limits.device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=config.limits.device)
+    except (RuntimeError, AssertionError) as error:
+        what = f"{config.limits.device}: {str(error).splitlines()[0]}"
+        raise ConfigError(Fault("[limits] device", None, what, 'write device = "cpu"')) from None
 
 
 def trainer(config: NodeConfig, work: Work, normaliser: normalisation.Normaliser) -> Any:
