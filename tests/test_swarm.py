@@ -22,6 +22,7 @@ from gossipfl.simulator import pool, shrink, swarm, trial
 from gossipfl.simulator.conservation import Account, ExactlyOnce, Half, Key
 from gossipfl.simulator.invariants import Checker, Watch
 from gossipfl.simulator.laws import DialsSeldom, HonestAgree
+from gossipfl.simulator.lines import Line, Lines
 from gossipfl.simulator.network import World
 from gossipfl.simulator.recovery import ComesTogether
 from gossipfl.simulator.witness import CourseRow, Doubt, Fellow, Life, Paper, Truth, digest, replica, summed
@@ -304,6 +305,14 @@ def test_a_hundred_short_bad_days_break_no_law(tens: int) -> None:
     for seed in range(10 * tens, 10 * tens + 10):
         outcome = trial.run(trial.draw(seed, SHORT, (3, 6)), twice=seed == 10 * tens)
         assert outcome.ok, json.dumps(outcome.line(), indent=1)
+
+
+@pytest.mark.parametrize("bandwidth, lasts_s", [(0.0, 1.0), (100_000.0, 1.0), (500.0, 5.0)])
+def test_on_a_slow_line_nodes_have_as_many_turns_not_as_many_seconds(bandwidth: float, lasts_s: float) -> None:
+    """gossipfl swarm --first-seed 1664 --seeds 1 --hours 24 --nodes 11: an exchange took 4.5 s, and a turn was given one."""
+    _, specs = trial.federation_of(trial.draw(0, SHORT, (3, 3)))
+    world = World(specs, 0, lines=Lines(Line(bandwidth_bytes_s=bandwidth)))
+    assert trial.turn_lasts_s(world) == lasts_s
 
 
 def test_a_second_run_waits_for_statistics_as_the_first_did() -> None:
