@@ -9,7 +9,7 @@ that being chosen flatters nobody:
 
 * A ladder of budgets, each 4/3 of the one below. FedAvg's is in rounds; at the same rung the ledger has a tenth of its bytes.
 * FedAvg has six trials at each rung; that with the best mean share on validation parts (16 nodes, seeds 10 to 19) is chosen; of
-  equal ones that with the better least split, then the first. The ledger has one setting for all rungs, from validation parts, too.
+  equal ones that with the better least split, then the first. The ledger has one setting for all rungs, from them, too.
 * What is chosen is run at every rung on test parts of seeds 30 to 39, never used for choosing nor looked at before; those of
   0 to 4, looked at before, stand beside. A method's bytes are those of the lowest rung from which on the mean over splits of the
   worst node's share is at .99. FedAvg's ladder goes two rungs further up: where it is not there, it takes more than the last.
@@ -104,8 +104,8 @@ FEDAVG: Final = ((5, 0.95, 0.1), (3, 0.95, 0.1), (10, 0.95, 0.1), (10, 0.98, 0.0
 """Local steps, momentum, eta."""
 
 LEDGER: Final = ((10, 0.95, 0.05, 4, 0.85, "sign:0.1", 8),)
-"""Local steps, momentum, eta, exchanges a round, theta, codec, rounds of release: one for all rungs, which beat theta .7, 1 and 1.25
-at 60 kB on the validation parts."""
+"""Local steps, momentum, eta, exchanges a round, theta, codec, rounds of release: one for all rungs, which at 60 kB beat theta .7
+and 1 on validation parts."""
 
 RELEASE: Final = "sign:0.3"
 """In eight rounds it brings the models as near as int4 in five, for 56 % of its bytes (100 rounds, seeds 10 to 19: .9911)."""
