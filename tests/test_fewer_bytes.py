@@ -57,7 +57,7 @@ def test_fedavg_has_no_fewer_trials_and_a_longer_ladder() -> None:
 
 
 def test_what_is_measured_is_measured_on_splits_that_chose_nothing() -> None:
-    assert not {*script.FRESH, *script.SEEN} & set(script.VALIDATION)
+    assert not {seed for seeds in script.TESTS.values() for seed in seeds} & set(script.VALIDATION)
 
 
 def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
@@ -66,3 +66,14 @@ def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
     known = script.Known(path)
     known.measure(one.setting, "test", [0, 1])
     assert known.get(one.setting, "test", [0, 1]) == one and path.read_text("utf-8").count("\n") == 1
+
+
+def test_the_document_says_what_the_results_say() -> None:
+    known, page = script.Known(script.RESULTS), (ROOT / "docs/benchmarks.md").read_text("utf-8")
+    for line in (*script.table(known, script.TUNED), *script.verdict(known, script.TUNED)):
+        assert line in page
+
+
+def test_splits_put_together_are_the_splits_of_both() -> None:
+    both = script.together(found(1, [0.9, 1.0]), found(1, [0.8]))
+    assert both.shares == [0.9, 1.0, 0.8] and len(both.sent) == len(both.messages) == 3
