@@ -4,16 +4,16 @@
     python simulations/fewer_bytes.py --results new.jsonl          the chosen ones, on test parts, and what comes out
     python simulations/fewer_bytes.py                              what the committed results say; nothing is run
 
-digits with labels of Dirichlet(.1), 30 % absent each round, an MLP of 2,410 numbers, among 16 and among 100 nodes. Measured so
-that being chosen flatters nobody:
+digits with labels of Dirichlet(.1), 30 % absent each round, an MLP of 2,410 numbers, among 16 nodes. Measured so that
+being chosen flatters nobody:
 
 * A ladder of budgets, each 4/3 of the one below. FedAvg's is in rounds; at the same rung the ledger has a tenth of its bytes.
 * FedAvg has six trials at each rung; that with the best mean share on validation parts (16 nodes, seeds 10 to 19) is chosen; of
   equal ones that with the better least split, then the first. The ledger has one setting for all rungs, from them, too.
-* What is chosen is run at every rung on test parts of seeds 30 to 39, never used for choosing nor looked at before; those of
-  0 to 4, looked at before, stand beside. A method's bytes are those of the lowest rung from which on the mean over splits of the
-  worst node's share is at .99. FedAvg's ladder goes two rungs further up: where it is not there, it takes more than the last.
-  Among 100 nodes the same settings are measured, neither method tuned anew.
+* What is chosen is run at every rung on test parts of seeds 30 to 39, never used for choosing nor looked at before. Beside stand
+  those of 20 to 29, on which a first ladder was read, and of 0 to 4, looked at before. A method's bytes are those of the lowest
+  rung from which on the mean over splits of the worst node's share is at .99. FedAvg's ladder goes two rungs further up: where it
+  is not there, it takes more than the last. `--nodes 100` measures the same settings among more nodes, neither method tuned anew.
 * *Promised* is the lowest rung from which on the validation mean is at .99 with one standard error to spare: what a user would
   take, who has no test rows.
 
