@@ -25,7 +25,7 @@ from gossipfl.simulator.bench import one, tune
 from gossipfl.simulator.bench.compare import compare
 from gossipfl.simulator.bench.document import between, document, inserted, keep
 from gossipfl.simulator.bench.network import NETWORKS, Batch, Network, Work, passed
-from gossipfl.simulator.bench.page import _decades
+from gossipfl.simulator.bench.page import _decades, page
 from gossipfl.simulator.bench.question import Ask, Question
 from gossipfl.simulator.bench.recipe import changed, recipe
 from gossipfl.simulator.bench.summary import summarise
@@ -89,6 +89,12 @@ def test_no_method_and_an_unknown_compression_are_refused_before_a_run() -> None
         asked()
     with pytest.raises(ConfigError, match=r"unknown compression 'int9' -- use none, .*topk"):
         asked("gossip+int9")
+
+
+@pytest.mark.parametrize("method", ["centralized+int8", "local+topk:0.1"])
+def test_a_reference_sends_nothing_that_could_be_compressed(method: str) -> None:
+    with pytest.raises(ConfigError, match="a reference sends nothing"):
+        Question.of("breast-cancer", [method, "ledger"])
 
 
 def test_a_run_has_another_key_where_its_result_may_differ_and_only_there() -> None:
@@ -428,6 +434,36 @@ def test_what_diverged_or_was_refused_is_named_and_has_no_other_sentence() -> No
     assert len(said) == 2 and "diverged in 1 of 2" in said[0] and "eigenvalue" in said[1]
 
 
+def test_a_finite_model_that_ran_away_is_averaged_into_no_figure_and_drawn_in_no_curve(tmp_path: Path) -> None:
+    curve = [
+        {"round": at, "bytes_per_node": 9.0 * at, "worst": 0.9, "mean": 0.9, "seconds": {"usual": 1.0 * at}} for at in (1, 2)
+    ]
+    sites = {"score": [0.9, None], "own_log_loss": []}
+    more: dict[str, Any] = {"curve": curve, "bytes_per_node": 18.0, "consensus": 0.1, "sites": sites}
+    lines = [made_line("gossip", seed, worst, **more) for seed, worst in enumerate((0.9, None))]
+    lines += [made_line("local", seed, 0.6, sites={"score": [0.6, 0.6], "own_log_loss": []}) for seed in range(2)]
+    found = summarise(lines, ["local", "gossip"])
+    row = found.row("gossip")
+    assert row is not None and row.diverged == 1 and not row.sites
+    assert all(np.isnan([row.brier, row.calibration, row.log_loss, row.consensus]))
+    text = page(asked("gossip", seeds=2), found, lines, results.manifest(0, ["t"], 0.0) | {"commit": None})
+    assert "gossip diverged in 1 of 2 splits" in text and "<polyline" not in text and ">nan" not in text
+
+
+def test_bytes_are_compared_in_a_sentence_and_none_is_made_of_nothing_sent() -> None:
+    def said(mine: float) -> list[str]:
+        sent = {"fedavg": 8.0, "gossip": mine}
+        lines = [
+            made_line(method, 0, 0.9, curve=[{"round": 1, "bytes_per_node": sent[method], "worst": 0.9, "mean": 0.9}])
+            for method in ("fedavg", "gossip")
+        ]
+        return [line[2:] for line in sentences(verdict(summarise(lines, ["fedavg", "gossip"]))) if "with FedAvg to" in line]
+
+    assert said(2.0) == ["gossip: a node sends 4.0 times fewer bytes than with FedAvg to 99%."]
+    assert said(16.0) == ["gossip: a node sends 2.0 times as many bytes as with FedAvg to 99%."]
+    assert said(0.0) == []
+
+
 def test_sites_that_gain_are_counted_where_both_models_have_a_figure() -> None:
     federated = made_line("gossip", 0, 0.9, sites={"score": [0.8, 0.9, 0.7], "own_log_loss": [0.5, None, 0.4]})
     alone = made_line("local", 0, 0.5, sites={"score": [0.9, 0.5, 0.6], "own_log_loss": [0.6, 0.1, 0.3]})
@@ -507,6 +543,23 @@ def test_an_unfinished_benchmark_is_compared_split_by_split(tmp_path: Path) -> N
         folders.write(tmp_path / name, asked("gossip", seeds=3), found, lines, results.manifest(0, ["t"], 0.0) | {"commit": None})
     gossip = compare(tmp_path / "a", tmp_path / "b").changes[1]
     assert gossip.method == "gossip" and gossip.gain.middle == 0.0
+
+
+def test_a_comparison_names_what_diverged_and_a_folder_that_is_no_benchmark_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, worst in (("a", 0.9), ("b", None)):
+        lines = [made_line("gossip", 0, 0.9), made_line("gossip", 1, worst)]
+        (tmp_path / name).mkdir()
+        found = summarise(lines, ["gossip"])
+        folders.write(tmp_path / name, asked("gossip", seeds=2), found, lines, results.manifest(0, ["t"], 0.0) | {"commit": None})
+    assert typed("compare", str(tmp_path / "a"), str(tmp_path / "b")) == Exit.OK
+    assert "DIVERGED in 1 splits of B" in capsys.readouterr().out
+    (tmp_path / "b" / folders.SUMMARY).write_text('{"methods": []}')
+    assert typed("compare", str(tmp_path / "a"), str(tmp_path / "b")) == Exit.CONFIG
+    assert "it lacks metric, task" in capsys.readouterr().err
+    assert typed("document", str(tmp_path / "nowhere")) == Exit.CONFIG == typed("document", str(tmp_path / "a"))
+    assert "no benchmark's folder lies in it" in capsys.readouterr().err
 
 
 def test_a_method_that_diverged_has_its_row_in_the_document(tmp_path: Path) -> None:
@@ -651,3 +704,9 @@ def test_a_suite_beside_a_dataset_and_a_negative_skew_are_refused_as_usage(
     wrong: tuple[str, ...], tmp_path: Path
 ) -> None:
     assert typed("breast-cancer", *wrong, "--out", str(tmp_path)) == Exit.USAGE
+
+
+def test_a_suite_has_its_own_settings_and_drops_none_that_is_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert typed("--suite", "standard", "--rounds", "5", "--seeds", "1", "--out", str(tmp_path)) == Exit.USAGE
+    said = capsys.readouterr().err
+    assert "--rounds" in said and "--seeds" in said and not list(tmp_path.iterdir())

@@ -21,6 +21,8 @@ EPILOG: Final = (
 )
 
 METHODS: Final = "centralized,local,fedavg,fedprox,gossip,ledger"
+DROPOUT: Final = 0.3
+SEEDS: Final = 5
 
 
 def bench(
@@ -40,11 +42,11 @@ def bench(
     ] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", min=2, help="Sites; the dataset's own number.")] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Budget; the dataset's own.")] = None,
-    dropout: Annotated[float, typer.Option("--dropout", min=0.0, max=0.95, help="Share absent in each round.")] = 0.3,
+    dropout: Annotated[float, typer.Option("--dropout", min=0.0, max=0.95, help="Share absent in each round.")] = DROPOUT,
     stragglers: Annotated[
         float, typer.Option("--stragglers", min=0.0, max=1.0, help="Share of sites that manage half of a round's local steps.")
     ] = 0.0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Splits, 0 to N-1.")] = 5,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Splits, 0 to N-1.")] = SEEDS,
     alpha: Annotated[
         float | None, typer.Option("--alpha", min=0.001, help="Label skew of digits and breast-cancer: Dirichlet's.")
     ] = None,
@@ -78,6 +80,12 @@ def bench(
         raise typer.BadParameter(f"{dataset} and --suite {suite}: name either a dataset or a suite")
     if suite is not None:
         known("suite", suite, SUITES)
+        given = {
+            "--methods": methods != METHODS, "--topology": topology, "--nodes": nodes, "--rounds": rounds,
+            "--dropout": dropout != DROPOUT, "--stragglers": stragglers, "--seeds": seeds != SEEDS, "--alpha": alpha,
+        }  # fmt: skip
+        if changed := [name for name, value in given.items() if value]:
+            raise typer.BadParameter(f"a suite has settings of its own; leave out {', '.join(changed)}, or name a dataset")
         top = out or Path("runs") / f"bench-{suite}"
         asked = [(top / name.replace(" ", "-"), question) for name, question in SUITES[suite]()]
     elif dataset is None:
@@ -196,10 +204,11 @@ def _compare(paths: list[Path], json_: bool) -> None:
     rows = [
         (change.method, figure(change.before), figure(change.after),
          *(figure(value, signed=True) for value in (change.gain.middle, change.gain.low, change.gain.high)),
-         *(_or_dash(value) for value in change.rounds), *(size(value) for value in change.bytes_per_node))
+         *(_or_dash(value) for value in change.rounds), *(size(value) for value in change.bytes_per_node),
+         " ".join(f"DIVERGED in {count} splits of {name}" for name, count in zip("AB", change.diverged, strict=True) if count))
         for change in found.changes
     ]  # fmt: skip
-    header = ("method", "share A", "share B", "B - A", "from", "to", "rounds A", "rounds B", "bytes A", "bytes B")
+    header = ("method", "share A", "share B", "B - A", "from", "to", "rounds A", "rounds B", "bytes A", "bytes B", "")
     output.table(
         "worst node over centralized, with the 95 % interval of the difference; rounds and bytes to 99 %", header, rows
     )
@@ -341,7 +350,7 @@ def _cost(row: Row) -> list[str]:
         "-" if reference else size(row.bytes_per_node),
         figure(row.brier),
         figure(row.calibration),
-        "-" if reference else f"{row.consensus:.1g}",
+        "-" if reference or row.diverged else f"{row.consensus:.1g}",
         f"{row.cpu_s:.1f}",
     ]
 

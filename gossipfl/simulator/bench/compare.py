@@ -26,6 +26,8 @@ class Change:
     """worst node over centralized, means over splits"""
     gain: Interval
     """over the splits that both have; no interval where seeds differ"""
+    diverged: tuple[int, int]
+    """splits of each, whose method then has no mean and no share"""
     rounds: tuple[float | None, float | None]
     bytes_per_node: tuple[float | None, float | None]
     """to 99 % of centralized"""
@@ -71,6 +73,7 @@ def _change(method: str, before: Any, after: Any, is_paired: bool, ratio: tuple[
         old,
         new,
         gain,
+        (before["diverged"], after["diverged"]),
         (goals[0]["rounds"], goals[1]["rounds"]),
         (goals[0]["bytes_per_node"], goals[1]["bytes_per_node"]),
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gossipfl.amounts import figure, size
+from gossipfl.errors import ConfigError, Fault
 from gossipfl.learning.evaluation import label
 from gossipfl.simulator import results as writing
 from gossipfl.simulator.bench import folder as folders
@@ -63,9 +64,11 @@ def between(page: str) -> str:
 
 def document(results: Path) -> str:
     """The results, as text. **Raises**: ConfigError for a folder without results."""
-    found = {
-        path.name: folders.summary(path) for path in sorted(results.iterdir()) if (path / folders.SUMMARY).is_file()
-    }
+    made = sorted(path for path in results.glob("*") if (path / folders.SUMMARY).is_file())
+    if not made:
+        remedy = "name the folder above those that `gossipfl bench` has written, such as simulations/results"
+        raise ConfigError(Fault(str(results), None, "no benchmark's folder lies in it", remedy))
+    found = {path.name: folders.summary(path) for path in made}
     manifests = [json.loads((results / name / "manifest.json").read_text("utf-8")) for name in found]
     newest = max(manifests, key=lambda one: str(one["began"]))
     networks: Mapping[str, str] = next(iter(found.values()))["networks"]
@@ -78,8 +81,8 @@ def document(results: Path) -> str:
         ),
         networks="\n".join(f"* {name}: {says}" for name, says in networks.items()),
     )
-    made = zip(found.items(), manifests, strict=True)
-    return head + "".join(_section(name, one, manifest) for (name, one), manifest in made)
+    sections = zip(found.items(), manifests, strict=True)
+    return head + "".join(_section(name, one, manifest) for (name, one), manifest in sections)
 
 
 def _section(name: str, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
@@ -172,7 +175,7 @@ def _without_folder(command: list[str]) -> list[str]:
 def keep(suite: Path, results: Path) -> list[Path]:
     """What is committed of a finished suite, copied into `results`. **Returns**: the files."""
     made = []
-    for path in sorted(suite.iterdir()):
+    for path in sorted(suite.glob("*")):
         if (path / folders.SUMMARY).is_file():
             (results / path.name).mkdir(parents=True, exist_ok=True)
             for name in KEPT:

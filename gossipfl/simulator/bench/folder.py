@@ -89,6 +89,8 @@ def summary(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / SUMMARY).read_text("utf-8"))
         rows = {row["method"]: row for row in found["methods"]}
+        if lacking := sorted({"task", "metric", "train_rows", "test_rows"} - set(found)):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "name a folder that `gossipfl bench` has written"
         raise ConfigError(Fault(str(folder / SUMMARY), None, f"no summary of a benchmark: {error}", remedy)) from None

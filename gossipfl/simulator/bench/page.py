@@ -47,7 +47,7 @@ def page(asked: Question, found: Summary, lines: Sequence[Line], manifest: Mappi
     from markupsafe import Markup
 
     plain = [line for line in lines if not line["is_slow"]]
-    methods = [row.method for row in found.rows if not row.is_reference]
+    methods = [row.method for row in found.rows if not row.is_reference and not row.diverged]  # else it has no curve, either
     looks = {name: (COLOURS[at % len(COLOURS)], DASHES[at // len(COLOURS) % 3]) for at, name in enumerate(methods)}
 
     def over_time(network: str, node: str) -> Markup:
@@ -78,7 +78,7 @@ def page(asked: Question, found: Summary, lines: Sequence[Line], manifest: Mappi
             _curves(plain, looks, lambda line, point: point["bytes_per_node"], "bytes that a node has sent", found)
         ),
         timed=timed,
-        dots=Markup(_dots(default.method if default else "", plain)),
+        dots=Markup(_dots(default.method if default and not default.diverged else "", plain)),
         dotted=plain[0]["seed"],
         overhead=OVERHEAD,
         size=size,

@@ -138,6 +138,9 @@ class Question:
                 if not is_compression(codec):
                     what = f"{method}: unknown compression {codec!r}"
                     raise ConfigError(Fault("method", None, what, f"use {COMPRESSIONS}"))
+            if base(method) in REFERENCES and "+" in method:
+                remedy = f"name {base(method)} alone, or compress a method that exchanges models, such as ledger+int8"
+                raise ConfigError(Fault("method", None, f"{method}: a reference sends nothing to be compressed", remedy))
             if method.count("+") > 2:
                 remedy = "name one of the training and one of the release, such as ledger+sign:0.1+int4"
                 raise ConfigError(Fault("method", None, f"{method} says three codecs", remedy))

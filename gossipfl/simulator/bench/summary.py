@@ -28,6 +28,9 @@ NODES: Final = ("worst", "low", "median", "mean")
 MEASURES: Final = ("brier", "calibration", "log_loss", "consensus", "bytes_per_node", "exchanges", "cpu_s")
 """Figures of a line that are averaged over splits as they are."""
 
+QUALITY: Final = ("brier", "calibration", "log_loss", "consensus")
+"""Of MEASURES, those that a method with a diverged run has not, even where a model that ran away is finite."""
+
 SLOW: Final = next(network.name for network in NETWORKS if network.slow_times > 1)
 """The network with a slow site."""
 
@@ -164,6 +167,7 @@ def summarise(
 def _row(method: str, by: Mapping[str, Mapping[int, Line]], slow: Sequence[Line]) -> Row:
     lines, fedavg, alone = by[method], by.get("fedavg", {}), by.get("local", {})
     held = [lines[seed] for seed in sorted(lines)]
+    diverged = sum(line["diverged"] > 0 for line in held)
     metric = held[0]["metric"]
     ratio = (
         float(np.mean([line["train_rows"] for line in held])),
@@ -179,7 +183,7 @@ def _row(method: str, by: Mapping[str, Mapping[int, Line]], slow: Sequence[Line]
         method,
         metric,
         len(held),
-        sum(line["diverged"] > 0 for line in held),
+        diverged,
         {name: _mean(line["score"][name] for line in held) for name in NODES},
         shares,
         sorted(lines),
@@ -191,9 +195,9 @@ def _row(method: str, by: Mapping[str, Mapping[int, Line]], slow: Sequence[Line]
         reached(held, slow, "worst"),
         reached(held, slow, "mean"),
         _others(held, slow),
-        **{name: _mean(line.get(name) for line in held) for name in MEASURES},
+        **{name: _mean(None if diverged and name in QUALITY else line.get(name) for line in held) for name in MEASURES},
         sites={}
-        if method in REFERENCES
+        if diverged or method in REFERENCES
         else _gains(metric, [(lines[seed], alone[seed]) for seed in sorted(lines) if seed in alone]),
     )
 

@@ -110,11 +110,9 @@ def _beside(row: Row) -> Said:
 
 def _bytes(row: Row, fedavg: Row) -> list[Said]:
     mine, theirs = row.worst_reached.bytes_per_node, fedavg.worst_reached.bytes_per_node
-    if mine is None or theirs is None:
+    if not mine or not theirs:  # not reached, or reached before anybody has sent anything
         return []
-    return [
-        Said(mine <= theirs, f"{row.method}: a node sends {_times(mine, theirs)} bytes as with FedAvg to {GOAL:.0%}.")
-    ]
+    return [Said(mine <= theirs, f"{row.method}: a node sends {_times(mine, theirs)} with FedAvg to {GOAL:.0%}.")]
 
 
 def _time(row: Row, fedavg: Row) -> list[Said]:
@@ -153,7 +151,7 @@ def _span(given: Interval) -> str:
 
 
 def _times(mine: float, theirs: float) -> str:
-    return f"{theirs / mine:.1f} times fewer" if mine <= theirs else f"{mine / theirs:.1f} times as many"
+    return f"{theirs / mine:.1f} times fewer bytes than" if mine <= theirs else f"{mine / theirs:.1f} times as many bytes as"
 
 
 def _span_of(seconds: float) -> str:
