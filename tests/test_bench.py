@@ -434,6 +434,29 @@ def test_what_diverged_or_was_refused_is_named_and_has_no_other_sentence() -> No
     assert len(said) == 2 and "diverged in 1 of 2" in said[0] and "eigenvalue" in said[1]
 
 
+def test_what_is_refused_in_some_splits_is_said_with_how_many_as_the_table_has_the_others() -> None:
+    lines = [made_line("gossip", seed, 0.9) for seed in range(3)] + [made_line("d2", 0, 0.9)]
+    found = summarise(lines, ["gossip", "d2"], {"d2": "an eigenvalue of -.5"})
+    said = "- d2 was not run in 2 of 3 splits, and its figures are of the others: an eigenvalue of -.5"
+    assert sentences(verdict(found))[-1] == said
+
+
+def test_the_page_says_what_tuning_chose() -> None:
+    lines = [made_line("gossip", 0, 0.9, bytes_per_node=1.0, consensus=0.1)]
+    tuned = replace(asked("gossip", seeds=1), changes={Ask("gossip", 0): {"eta": 0.25, "steps": 20}})
+    text = page(tuned, summarise(lines, ["gossip"]), lines, results.manifest(0, ["t"], 0.0) | {"commit": None})
+    assert "gossip, seed 0: eta 0.25, steps 20." in text and "chosen on validation rows" in text
+
+
+def test_what_diverges_only_with_a_slow_site_is_named_and_keeps_its_other_figures() -> None:
+    lines = [made_line("gossip", seed, 0.9) for seed in range(2)]
+    lines += [made_line("gossip", seed, worst, is_slow=True) for seed, worst in enumerate((0.9, None))]
+    found = summarise(lines, ["gossip"])
+    row = found.row("gossip")
+    assert row is not None and (row.diverged, row.diverged_slow) == (0, 1) and row.share.middle == 1.0
+    assert sentences(verdict(found))[-1] == "- gossip diverged in 1 of 2 splits with a slow site: it has no time there."
+
+
 def test_a_finite_model_that_ran_away_is_averaged_into_no_figure_and_drawn_in_no_curve(tmp_path: Path) -> None:
     curve = [
         {"round": at, "bytes_per_node": 9.0 * at, "worst": 0.9, "mean": 0.9, "seconds": {"usual": 1.0 * at}} for at in (1, 2)
@@ -554,7 +577,7 @@ def test_a_comparison_names_what_diverged_and_a_folder_that_is_no_benchmark_is_r
         found = summarise(lines, ["gossip"])
         folders.write(tmp_path / name, asked("gossip", seeds=2), found, lines, results.manifest(0, ["t"], 0.0) | {"commit": None})
     assert typed("compare", str(tmp_path / "a"), str(tmp_path / "b")) == Exit.OK
-    assert "DIVERGED in 1 splits of B" in capsys.readouterr().out
+    assert "B: DIVERGED in 1" in capsys.readouterr().out
     (tmp_path / "b" / folders.SUMMARY).write_text('{"methods": []}')
     assert typed("compare", str(tmp_path / "a"), str(tmp_path / "b")) == Exit.CONFIG
     assert "it lacks metric, task" in capsys.readouterr().err

@@ -205,7 +205,7 @@ def _compare(paths: list[Path], json_: bool) -> None:
         (change.method, figure(change.before), figure(change.after),
          *(figure(value, signed=True) for value in (change.gain.middle, change.gain.low, change.gain.high)),
          *(_or_dash(value) for value in change.rounds), *(size(value) for value in change.bytes_per_node),
-         " ".join(f"DIVERGED in {count} splits of {name}" for name, count in zip("AB", change.diverged, strict=True) if count))
+         ", ".join(f"{name}: DIVERGED in {count}" for name, count in zip("AB", change.diverged, strict=True) if count))
         for change in found.changes
     ]  # fmt: skip
     header = ("method", "share A", "share B", "B - A", "from", "to", "rounds A", "rounds B", "bytes A", "bytes B", "")
@@ -280,8 +280,9 @@ def _closing(found: Summary) -> None:
     print()
     print(f"{name} on {found.test_rows:,} test rows, {splits}; intervals are 95 %")
     output.table(
-        "", ("method", "worst node", "5 %", "median", "mean", "share", "from", "to", ""), map(_quality, found.rows)
-    )
+        "", ("method", "worst node", "5 %", "median", "mean", "share", "from", "to", ""),
+        [_quality(row, len(found.seeds)) for row in found.rows],
+    )  # fmt: skip
     print()
     single = (f"DeLong, split {found.seeds[0]}",) if found.metric == "auc" else ()
     output.table(
@@ -321,11 +322,12 @@ def _time(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _quality(row: Row) -> list[str]:
+def _quality(row: Row, splits: int) -> list[str]:
     score = [figure(row.score[name]) for name in ("worst", "low", "median", "mean")]
-    note = f"DIVERGED in {row.diverged} of {row.runs}" if row.diverged else ""
+    notes = [f"DIVERGED in {row.diverged} of {row.runs}"] if row.diverged else []
+    notes += [f"only {row.runs} of {splits} splits"] if row.runs < splits else []
     share = row.share
-    return [row.method, *score, *(figure(value) for value in (share.middle, share.low, share.high)), note]
+    return [row.method, *score, *(figure(value) for value in (share.middle, share.low, share.high)), ", ".join(notes)]
 
 
 def _difference(row: Row, has_auc: bool) -> list[str]:

@@ -87,6 +87,8 @@ class Row:
     bytes_per_node: float
     exchanges: float
     cpu_s: float
+    diverged_slow: int = 0
+    """runs with a slow site, in which a node diverged: it then has no time there"""
     sites: Mapping[str, float] = field(default_factory=dict)
     """means over splits: `of` so many sites the federated model is `better` than the site's own on all test rows, and of
     `own_of` sites with rows of their own held out it has the lower log loss on these at `own_better`; `own_loss` and
@@ -196,6 +198,7 @@ def _row(method: str, by: Mapping[str, Mapping[int, Line]], slow: Sequence[Line]
         reached(held, slow, "mean"),
         _others(held, slow),
         **{name: _mean(None if diverged and name in QUALITY else line.get(name) for line in held) for name in MEASURES},
+        diverged_slow=sum(line["diverged"] > 0 for line in slow),
         sites={}
         if diverged or method in REFERENCES
         else _gains(metric, [(lines[seed], alone[seed]) for seed in sorted(lines) if seed in alone]),

@@ -50,7 +50,18 @@ def verdict(found: Summary) -> list[Said]:
         for row in found.rows
         if row.diverged
     ]
-    return said + [Said(False, f"{name} was not run: {why}") for name, why in found.refused.items()]
+    said += [
+        Said(False, f"{row.method} diverged in {row.diverged_slow} of {row.runs} splits with a slow site: it has no time there.")
+        for row in found.rows
+        if row.diverged_slow
+    ]
+    return said + [Said(False, f"{name} was not run{_parts(name, found)}: {why}") for name, why in found.refused.items()]
+
+
+def _parts(name: str, found: Summary) -> str:
+    """In how many splits a method was not run, where it was in others: a graph that is drawn anew may suit it in some."""
+    row, all_ = found.row(name), len(found.seeds)
+    return "" if row is None else f" in {all_ - row.runs} of {all_} splits, and its figures are of the others"
 
 
 def _of(row: Row, found: Summary) -> list[Said]:
