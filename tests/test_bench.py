@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from gossipfl import cli
+from gossipfl.cli.bench import _closing
 from gossipfl.errors import ConfigError, Exit, Misuse
 from gossipfl.learning.comparing import corrected_t
 from gossipfl.learning.evaluation import auc_interval
@@ -439,6 +440,17 @@ def test_what_is_refused_in_some_splits_is_said_with_how_many_as_the_table_has_t
     found = summarise(lines, ["gossip", "d2"], {"d2": "an eigenvalue of -.5"})
     said = "- d2 was not run in 2 of 3 splits, and its figures are of the others: an eigenvalue of -.5"
     assert sentences(verdict(found))[-1] == said
+
+
+def test_an_experimental_method_is_marked_wherever_its_figures_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [made_line(method, 0, 0.9, bytes_per_node=1.0, consensus=0.1) for method in ("noloco", "gossip")]
+    found = summarise(lines, ["noloco", "gossip"])
+    assert [row.as_json()["is_experimental"] for row in found.rows] == [True, False]
+    text = page(asked("noloco", "gossip", seeds=1), found, lines, results.manifest(0, ["t"], 0.0) | {"commit": None})
+    assert text.count("(experimental)") == 1
+    _closing(found)
+    marked = [line for line in capsys.readouterr().out.splitlines() if line.endswith("experimental")]
+    assert len(marked) == 1 and marked[0].startswith("noloco")
 
 
 def test_the_page_says_what_tuning_chose() -> None:

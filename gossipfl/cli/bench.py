@@ -326,6 +326,7 @@ def _quality(row: Row, splits: int) -> list[str]:
     score = [figure(row.score[name]) for name in ("worst", "low", "median", "mean")]
     notes = [f"DIVERGED in {row.diverged} of {row.runs}"] if row.diverged else []
     notes += [f"only {row.runs} of {splits} splits"] if row.runs < splits else []
+    notes += ["experimental"] if row.is_experimental else []
     share = row.share
     return [row.method, *score, *(figure(value) for value in (share.middle, share.low, share.high)), ", ".join(notes)]
 

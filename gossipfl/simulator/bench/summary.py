@@ -111,12 +111,16 @@ class Row:
         return not self.is_reference and method_of(base(self.method)).has_server
 
     @property
+    def is_experimental(self) -> bool:
+        return not self.is_reference and method_of(base(self.method)).is_experimental
+
+    @property
     def sign(self) -> int:
         """1 where more is better."""
         return -1 if self.metric in LOWER_IS_BETTER else 1
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "is_experimental": self.is_experimental}
 
 
 @dataclass(frozen=True)
