@@ -29,7 +29,7 @@ HOURS: Final = 0.05
 NODES: Final = (3, 6)
 
 SEARCH: Final = """
-import json, sys
+import gc, json, sys
 from gossipfl.simulator import invariants, trial
 law, first, last, hours, low, high = sys.argv[1], *map(int, sys.argv[2:4]), float(sys.argv[4]), *map(int, sys.argv[5:7])
 
@@ -52,6 +52,7 @@ for seed in range(first, last):
     except Exception as error:
         broken = {"never-raises": f"{type(error).__name__}: {error}"}
     print(json.dumps({"seed": seed, "broken": broken}), flush=True)
+    gc.collect()  # a world is a ring of references, and frozen while it runs
     if law in broken or (law == "" and broken):
         break
 """
