@@ -61,8 +61,8 @@ def proposal(world: World, sender: str, recipient: str, /, **changed: Any) -> ms
     """What an honest sender would propose next, with fields changed before it is signed with the sender's own key."""
     peer = world.nodes[sender].peer
     link = peer.link(recipient)
-    size = peer.settings.model_size
-    manifest = peer.manifest(recipient, link, link.high + 1, "propose", "model", bytes(32), size)
+    size, scalars = peer.settings.model_size, peer.scalars("model")
+    manifest = peer.manifest(recipient, link, link.high + 1, "propose", "model", bytes(32), size, **scalars)
     raw = ms.encode(msgspec.structs.replace(manifest, **changed))
     return ms.Propose(raw, keys_of(sender).sign("manifest", raw))
 

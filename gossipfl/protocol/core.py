@@ -120,6 +120,20 @@ class Conn:
     """in lockstep: a proposal whose round has not come here yet"""
 
 
+class Links(dict[str, Link]):
+    """What is remembered of each peer; of one that was never met that is nothing."""
+
+    def __missing__(self, peer: str) -> Link:
+        return Link(peer)
+
+
+class Neighbours(dict[str, Neighbour]):
+    """What is known of each peer now; asked for, it is made."""
+
+    def __missing__(self, peer: str) -> Neighbour:
+        return self.setdefault(peer, Neighbour(peer))
+
+
 OnEnd = Callable[[Any], None]
 
 
@@ -128,7 +142,7 @@ class Hands:
     """The jobs that run: which event ends which, and the one-at-a-time queue of those that change a model."""
 
     number: int = 0
-    ends: dict[int, tuple[OnEnd, frozenset[bytes]]] = field(default_factory=dict)
+    ends: dict[int, tuple[OnEnd, ev.Job]] = field(default_factory=dict)
     busy: int = 0
     """job that holds the model, 0 for none"""
     queue: deque[tuple[Callable[[int], ev.Job], OnEnd, bytes]] = field(default_factory=deque)
@@ -141,15 +155,22 @@ class Core:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.me = settings.me
-        self.links: dict[str, Link] = {}
+        self.links = Links()
+        self.link = self.links.__getitem__
+        """what is remembered of a peer"""
         self.doubtful: set[str] = set()
         """peers with whom an exchange is in doubt"""
-        self.needed: dict[str, frozenset[bytes]] = {}
+        self.needed: dict[str, set[bytes]] = {}
         """what each link needs on disk"""
         self.conns: dict[int, Conn] = {}
         self.by_peer: dict[str, Conn] = {}
-        self.neighbours: dict[str, Neighbour] = {}
-        self.certificates: dict[bytes, Certificate] = {}
+        self.neighbours = Neighbours()
+        self.neighbour = self.neighbours.__getitem__
+        """what is known of a peer now"""
+        self.finished: set[str] = set()
+        """neighbours that have last said that they have finished"""
+        self.certificates: dict[str, dict[bytes, Certificate]] = {}
+        """of each member, by digest, in the order in which they came"""
         self.fresh_rows: dict[tuple[str, str], bytes | None] = {}
         self.current: dict[str, bytes] = {"model": b"", "statistics": b""}
         self.base: dict[str, bytes] = {"model": b"", "statistics": b""}
@@ -162,6 +183,8 @@ class Core:
         self.trained = False
         self.corrected_now = True
         """does `correction` stand for all flows, with no recomputation under way?"""
+        self.turns = 0
+        """exchanges that this node wanted and that came to an end, or to nothing"""
         self.paused = False
         self.stopping = False
         self.hands = Hands()
@@ -224,18 +247,24 @@ class Core:
         if gone:
             rows.append(("link", gone, None))
         self.fresh_rows = {}
-        durable = self.state_names().union(*(self.needed[link.peer] for link in links))
-        self.do(ev.Commit(tuple(rows), tuple(sorted(durable - {b""})), facts, self.live()))
+        durable = self.state_names()
+        for link in links:
+            durable |= self.needed[link.peer]
+        durable.discard(b"")
+        self.do(ev.Commit(tuple(rows), tuple(sorted(durable)), facts, self.live()))
 
     def live(self) -> frozenset[bytes]:
         """Every name that anything here still needs."""
-        names = self.state_names()
-        names.update(*self.needed.values(), self.mixing.values(), *(used for _, used in self.hands.ends.values()))
-        names.update(needs for _, _, needs in self.hands.queue)
-        names.update(half[0].root for conn in self.conns.values() for half in (conn.inbound, conn.reply) if half)
+        names = self.state_names().union(self.mixing.values())
         names.add(self.correction)
+        for _, job in self.hands.ends.values():
+            names |= ev.names(job)
+        for _, _, needs in self.hands.queue:
+            names.add(needs)
+        for conn in self.conns.values():
+            names.update(half[0].root for half in (conn.inbound, conn.reply) if half)
         names.discard(b"")
-        return frozenset(names)
+        return frozenset(names).union(*self.needed.values())
 
     # ---- jobs ----------------------------------------------------------------------------------------------------
 
@@ -243,7 +272,7 @@ class Core:
         """A job beside the others (training, encoding, reading)."""
         self.hands.number += 1
         job = make(self.hands.number)
-        self.hands.ends[job.job] = (end, ev.names(job))
+        self.hands.ends[job.job] = (end, job)
         self.do(job)
 
     def change(self, make: Callable[[int], ev.Job], end: OnEnd, needs: bytes = b"") -> None:
@@ -267,14 +296,10 @@ class Core:
 
     # ---- who and which -------------------------------------------------------------------------------------------
 
-    def neighbour(self, peer: str) -> Neighbour:
-        found = self.neighbours.get(peer)
-        if found is None:
-            found = self.neighbours[peer] = Neighbour(peer)
-        return found
-
-    def link(self, peer: str) -> Link:
-        return self.links.get(peer) or Link(peer)
+    def is_at(self, peer: str, stage: str) -> None:
+        """The neighbour says where in the study it is."""
+        self.neighbour(peer).stage = stage
+        (self.finished.add if stage == "finished" else self.finished.discard)(peer)
 
     def hold(self, link: Link) -> None:
         """From now on this is what is remembered of the peer."""

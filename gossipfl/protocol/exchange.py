@@ -51,17 +51,13 @@ class Exchanges(Greeting):
 
     # ---- initiator -----------------------------------------------------------------------------------------------
 
-    def is_in_doubt(self, peer: str) -> bool:
-        """Does an exchange on this link wait for the peer: my proposal, or my reply that it has not yet confirmed?"""
-        return peer in self.doubtful
-
     def is_idle(self, peer: str) -> bool:
         """Is nothing under way on this link, so that a new exchange may begin?
 
         Neither a proposal of mine in doubt, nor a reply that the peer has not yet said to have applied: a proposal that
         follows an exchange which the peer still has in doubt would be out of place there."""
         conn = self.by_peer.get(peer)
-        if self.is_in_doubt(peer) or peer in self.encoding or peer in self.mixing:
+        if peer in self.doubtful or peer in self.encoding or peer in self.mixing:
             return False
         return conn is None or not (conn.inbound or conn.reply)
 
@@ -85,7 +81,7 @@ class Exchanges(Greeting):
         if isinstance(event, ev.Failed) or overtaken or conn is None or not conn.greeted or conn.inbound:
             self.on_let_go(peer)
             return
-        manifest = self.manifest(peer, link, k, "propose", space, event.root, event.size)
+        manifest = self.manifest(peer, link, k, "propose", space, event.root, event.size, **self.scalars(space))
         raw = ms.encode(manifest)
         signature, mass_peer = self.settings.sign("manifest", raw), self.mass(peer, space)
         pending = Pending(k, link.done, space, raw, signature, event.root, event.size, mass_peer)
@@ -111,12 +107,14 @@ class Exchanges(Greeting):
         pending = link.pending
         if pending is None or pending.abort or conn.peer in self.mixing or conn.reply:
             return
-        reply = ms.decode_manifest(message.manifest)
-        if reply.answers != pending.digest:
+        reply, asked = ms.decode_manifest(message.manifest), pending.digest
+        if reply.answers != asked:
             return
         self.verify(conn, "manifest", reply.certificate, message.manifest, message.signature)
         proposal = ms.decode_manifest(pending.manifest)
-        self.check_manifest(conn, link, reply, "reply", proposal.space, proposal.membership, pending.mass_peer, proposal)
+        self.check_manifest(
+            conn, link, reply, "reply", proposal.space, proposal.membership, pending.mass_peer, proposal
+        )
         if not (reply.k == pending.k and reply.prev == pending.prev and reply.epoch == link.epoch):
             raise Refused("gap", "the reply's epoch or counters are not those of the proposal")
         is_leak = reply.leak in (1.0, 1 - self.settings.leak) or proposal.membership != self.settings.members.version
@@ -126,9 +124,7 @@ class Exchanges(Greeting):
             )
         receipt = ms.decode_receipt(message.receipt)
         self.verify(conn, "receipt", reply.certificate, message.receipt, message.receipt_signature)
-        expected = ms.Receipt(
-            proposal.federation, conn.peer, self.me, proposal.epoch, proposal.k, pending.digest, pending.root
-        )
+        expected = ms.Receipt(proposal.federation, conn.peer, self.me, proposal.epoch, proposal.k, asked, pending.root)
         if receipt != expected:
             raise Refused("malformed", "the receipt is not for this proposal")
         conn.reply = (reply, message)
@@ -205,14 +201,14 @@ class Exchanges(Greeting):
         if isinstance(event, ev.Failed):
             self.abort(link, pending, event)
             return
-        space = reply.space
+        space, asked = reply.space, pending.digest
         self.apply(event, space)
-        link = self.done(link, event, space, pending.k, pending.digest, reply.size)
+        link = self.done(link, event, space, pending.k, asked, reply.size)
         receipt = self.receipt(reply, digest(message.manifest))
         facts = (
             self.note("ingress", peer=peer, space=space, epoch=epoch, k=pending.k, role="reply", bytes=reply.size,
                       root=reply.root.hex(), distance=_short(event.distance), clip=_short(event.clip)),
-            self.note("receipt", peer=peer, epoch=epoch, k=pending.k, of=pending.digest.hex(),
+            self.note("receipt", peer=peer, epoch=epoch, k=pending.k, of=asked.hex(),
                       signature=message.receipt_signature.hex()),
         )  # fmt: skip
         self.commit(*facts, links=(link,))
@@ -224,8 +220,10 @@ class Exchanges(Greeting):
             conn.due = done
         self.on_exchanged(peer, space, reply.stage, True)
 
-    def done(self, link: Link, mixed: ev.Mixed, space: str, k: int, proposal: bytes, size: int) -> Link:
-        """The link after exchange k, at either end."""
+    def done(
+        self, link: Link, mixed: ev.Mixed, space: str, k: int, proposal: bytes, size: int, answered: Answered | None = None
+    ) -> Link:  # fmt: skip
+        """The link after exchange k, at either end; the responder's holds what it has `answered`."""
         agreed = References(mixed.own, mixed.theirs)
         return msgspec.structs.replace(
             link,
@@ -233,12 +231,13 @@ class Exchanges(Greeting):
             high=max(k, link.high),
             last=proposal,
             pending=None,
-            answered=None,
+            answered=answered,
             model=agreed if space == "model" else link.model,
             statistics=agreed if space == "statistics" else link.statistics,
             flow=mixed.flow if space == "model" else link.flow,
             given=mixed.flow if space == "statistics" else link.given,
             exchanges=link.exchanges + 1,
+            sent=link.sent + (answered.size if answered else 0),
             received=link.received + size,
         )
 
@@ -376,7 +375,7 @@ class Exchanges(Greeting):
                 f"{self.me} uses other normalisation statistics (or none yet) than {conn.peer}; both take the smaller digest, "
                 f"then exchange again",
             )
-        if not self.neighbour(conn.peer).allow_inbound(self.now.mono_ns, self.settings.inbound_per_minute):
+        if not self.neighbour(conn.peer).allow_inbound(self.now.mono_ns, self.settings.inbound_per_minute, self.turns):
             raise Refused(
                 "quota",
                 f"{conn.peer} begins more than {self.settings.inbound_per_minute:g} exchanges a minute; raise "
@@ -400,11 +399,11 @@ class Exchanges(Greeting):
         if peer in self.mixing or link.epoch != manifest.epoch or link.done != manifest.prev:
             return
         self.mixing[peer] = manifest.root
-        kappa = min(manifest.kappa, self.kappa(space))
-        tau = min(manifest.tau, self.tau(space))
-        leak = 1 - self.settings.leak if kappa else 1.0
-        gradient = self.gradient if space == "model" else 0.0
-        scalars = {"kappa": kappa, "tau": tau, "leak": leak, "gradient": gradient}
+        scalars = self.scalars(space)
+        gradient = scalars["gradient"]
+        kappa = scalars["kappa"] = min(manifest.kappa, scalars["kappa"])
+        tau = scalars["tau"] = min(manifest.tau, scalars["tau"])
+        leak = scalars["leak"] = 1 - self.settings.leak if kappa else 1.0
 
         def make(job: int) -> ev.Job:
             return self.mix_job(job, link, manifest, gradient, kappa, tau, leak)
@@ -428,14 +427,8 @@ class Exchanges(Greeting):
                 self.refuse(conn, Refused(event.reason, event.detail), manifest.k)
             return
         space = manifest.space
-        reply = msgspec.structs.replace(
-            self.manifest(peer, link, manifest.k, "reply", space, event.payload, event.size),
-            answers=proposal,
-            clip=event.clip,
-            cap=event.cap,
-            q=event.q,
-            **scalars,
-        )
+        found = {"answers": proposal, "clip": event.clip, "cap": event.cap, "q": event.q}
+        reply = self.manifest(peer, link, manifest.k, "reply", space, event.payload, event.size, **scalars, **found)
         raw, receipt = ms.encode(reply), self.receipt(manifest, proposal)
         sign = self.settings.sign
         answered = Answered(
@@ -443,8 +436,7 @@ class Exchanges(Greeting):
             event.size, event.clip, reply.gamma, reply.mass, manifest.mass, event.q,
         )  # fmt: skip
         self.apply(event, space)
-        link = self.done(link, event, space, manifest.k, proposal, manifest.size)
-        link = msgspec.structs.replace(link, answered=answered, sent=link.sent + event.size)
+        link = self.done(link, event, space, manifest.k, proposal, manifest.size, answered)
         facts = (
             self.note("ingress", peer=peer, space=space, epoch=link.epoch, k=manifest.k, role="propose",
                       bytes=manifest.size, root=manifest.root.hex(), distance=_short(event.distance), clip=_short(event.clip)),

@@ -79,14 +79,15 @@ class Greeting(Terms):
     def remember(self, certificate: Certificate) -> bool:
         """Keep the newest certificates of each member, under which older manifests may still be signed. False for one
         that is older than the newest seen: its key may have been replaced because it was stolen."""
-        held = [known for known in self.certificates.values() if known.member == certificate.member]
-        if any(known.counter > certificate.counter for known in held):
+        held = self.certificates.setdefault(certificate.member, {})
+        if any(known.counter > certificate.counter for known in held.values()):
             return False
-        if certificate.digest not in self.certificates:
-            self.certificates[certificate.digest] = certificate
+        if certificate.digest not in held:
+            before = sorted(held.values(), key=lambda known: known.counter)
+            held[certificate.digest] = certificate
             self.fresh_rows["certificate", certificate.digest.hex()] = certificate.encoded
-            for oldest in sorted(held, key=lambda known: known.counter)[: max(0, len(held) + 1 - CERTIFICATES_KEPT)]:
-                del self.certificates[oldest.digest]
+            for oldest in before[: max(0, len(held) - CERTIFICATES_KEPT)]:
+                del held[oldest.digest]
                 self.fresh_rows["certificate", oldest.digest.hex()] = None
         return True
 
@@ -129,11 +130,10 @@ class Greeting(Terms):
     def may_rest(self, conn: Conn) -> bool:
         """May this session end, because it is quiet, nothing is owed over it, and either side can begin another?"""
         peer = conn.peer
-        finished = self.stage == "finished", self.neighbour(peer).stage == "finished"
         return (
             conn.greeted
             and self.now.mono_ns - conn.used_ns >= REST_NS - TOGETHER_NS
-            and finished[0] == finished[1]
+            and (self.stage == "finished") == (peer in self.finished)
             and peer in self.settings.dialable
             and bool(self.settings.certificate.addresses)
             and not (conn.inbound or conn.reply or conn.early or conn.again_ns)
@@ -175,7 +175,8 @@ class Greeting(Terms):
             self.commit(links=(msgspec.structs.replace(link, answered=closed(link.answered)),))
         conn.greeted = True
         neighbour.greeted()
-        neighbour.stage, neighbour.statistics = hello.stage, hello.statistics
+        neighbour.statistics = hello.statistics
+        self.is_at(conn.peer, hello.stage)
         neighbour.versions = {"membership": str(hello.membership), "stage": hello.stage}
         neighbour.is_now("connected", self.now.wall_ns)
         seconds = hello.wall_s - self.now.wall_ns // 10**9

@@ -117,15 +117,16 @@ class Link(Row, frozen=True):
             self.epoch, self.done, pending.k if pending else 0, pending.digest if pending else b"", self.last
         )
 
-    def names(self) -> frozenset[bytes]:
+    def names(self) -> set[bytes]:
         """Every name that this link still needs on disk."""
-        found = {self.model.own, self.model.theirs, self.statistics.own, self.statistics.theirs, self.flow}
-        found |= {self.given, *self.owed}
+        model, statistics = self.model, self.statistics
+        found = {model.own, model.theirs, statistics.own, statistics.theirs, self.flow, self.given, *self.owed}
         if self.pending:
             found.add(self.pending.root)
         if self.answered:  # confirmed or not: a peer whose folder is an older copy asks for the same reply again
             found.add(self.answered.root)
-        return frozenset(found - {b""})
+        found.discard(b"")
+        return found
 
 
 def digest(manifest: bytes) -> bytes:
@@ -208,9 +209,5 @@ def closed(answered: Answered) -> Answered:
     return msgspec.structs.replace(answered, open=False)
 
 
-def encode_row(row: Row) -> bytes:
-    return msgspec.msgpack.encode(row)
-
-
-def decode_link(value: bytes) -> Link:
-    return msgspec.msgpack.decode(value, type=Link)
+encode_row: Final = msgspec.msgpack.Encoder().encode
+decode_link: Final = msgspec.msgpack.Decoder(Link).decode

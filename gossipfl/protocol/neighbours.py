@@ -43,9 +43,9 @@ class Bucket:
         self.level -= 1
         return True
 
-    def earn(self) -> None:
-        """One more token, whatever the time."""
-        self.level = min(self.size, self.level + 1)
+    def earn(self, tokens: int) -> None:
+        """So many more, whatever the time."""
+        self.level = min(self.size, self.level + tokens)
 
 
 @dataclass(slots=True)
@@ -65,6 +65,8 @@ class Neighbour:
     why: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     inbound: Bucket = field(default_factory=lambda: Bucket(BURST))
+    turns: int = 0
+    """of this node, when an exchange that the neighbour begins was last asked for"""
     notes: Bucket = field(default_factory=lambda: Bucket(NOTES))
 
     @property
@@ -89,8 +91,11 @@ class Neighbour:
         """An exchange with it is done."""
         self.backoff_ns = self.retry_ns = 0
 
-    def allow_inbound(self, now_ns: int, per_minute: float) -> bool:
-        """May this neighbour begin one more exchange now?"""
+    def allow_inbound(self, now_ns: int, per_minute: float, turns: int) -> bool:
+        """May this neighbour begin one more exchange now? One for each turn of this node since it last asked, so that the study's
+        own pace sets what others may begin, and so many a minute beside."""
+        self.inbound.earn(turns - self.turns)
+        self.turns = turns
         return self.inbound.take(now_ns, per_minute)
 
     def may_be_noted(self, now_ns: int) -> bool:

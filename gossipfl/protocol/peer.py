@@ -20,7 +20,7 @@ from gossipfl.protocol import messages as ms
 from gossipfl.protocol.core import TOGETHER_NS, Conn, Settings
 from gossipfl.protocol.events import Instant
 from gossipfl.protocol.greeting import AT_REST, GREETING_NS, IDLE_NS
-from gossipfl.protocol.link import Row, begin_anew, decode_link
+from gossipfl.protocol.link import Row, begin_anew, decode_link, encode_row
 from gossipfl.protocol.lockstep import InStep
 from gossipfl.protocol.neighbours import choose
 from gossipfl.trust.identity import Certificate
@@ -87,7 +87,8 @@ class Peer(InStep):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.certificates = {certificate.digest: certificate for certificate in settings.certificates}
+        for certificate in settings.certificates:
+            self.certificates.setdefault(certificate.member, {})[certificate.digest] = certificate
         self.frozen = b""
         self.frozen_by: tuple[bytes, bytes] = (b"", b"")
         self.estimate: ms.Normalisation | None = None
@@ -132,10 +133,13 @@ class Peer(InStep):
             return self.out
         if not isinstance(event, ev.Alarm):
             getattr(self, HEARD_BY.get(type(event), "ended"))(event)
-        if now.mono_ns >= self.care_at:
+        if self.conns and now.mono_ns >= self.care_at:
             self.keep_alive()
         self.go_on()
-        self.set_alarm()
+        at = self.next_alarm()
+        if at != self.wake:
+            self.wake = at
+            self.do(ev.Wake(at))
         return self.out
 
     def started(self, event: ev.Started) -> None:
@@ -147,7 +151,7 @@ class Peer(InStep):
                 self.hold(decode_link(value))
             elif kind == "certificate":
                 certificate = Certificate.decode(value)
-                self.certificates[certificate.digest] = certificate
+                self.certificates.setdefault(certificate.member, {})[certificate.digest] = certificate
         course = event.rows.get(("course", self.me))
         if course is not None:
             self.resume(msgspec.msgpack.decode(course, type=Course))
@@ -204,7 +208,10 @@ class Peer(InStep):
         self.current["statistics"] = event.statistics
         anew, missing = [], event.missing
         for _, link in sorted(self.links.items()):
-            given, owed = b"" if link.given in missing else link.given, tuple(one for one in link.owed if one not in missing)
+            given, owed = (
+                b"" if link.given in missing else link.given,
+                tuple(one for one in link.owed if one not in missing),
+            )
             if (given, owed) != (link.given, link.owed):
                 link = msgspec.structs.replace(link, given=given, owed=owed)
                 anew.append(begin_anew(link, link.epoch + 1, self.now.wall_ns // 10**9, None))
@@ -241,10 +248,10 @@ class Peer(InStep):
         )  # fmt: skip
         self.checkpoint_at = self.now.mono_ns + self.settings.checkpoint_ns
         self.saved = (self.current["model"], self.local_round)
-        return [("course", self.me, msgspec.msgpack.encode(course))]
+        return [("course", self.me, encode_row(course))]
 
     def state_names(self) -> set[bytes]:
-        return {self.current["model"], self.current["statistics"], *self.base.values()}
+        return {*self.current.values(), *self.base.values()}
 
     def live(self) -> frozenset[bytes]:
         names = super().live()
@@ -339,7 +346,9 @@ class Peer(InStep):
         with nobody else any more, may never see everybody. One among many cannot say what the statistics are (ADR 34)."""
         neighbours = self.settings.members.neighbours(self.me)
         names = [name for peer in neighbours if (name := self.neighbour(peer).statistics) in self.candidates]
-        names = sorted(names, key=names.count, reverse=True)  # who lies is one of the fewer, a hair's breadth beside the others
+        names = sorted(
+            names, key=names.count, reverse=True
+        )  # who lies is one of the fewer, a hair's breadth beside the others
         used = [ms.decode_normalisation(self.candidates[name].normalisation) for name in names]
         majority = (one for one in used if 2 * sum(alike(one, other) for other in used) > len(neighbours))
         return next((one for one in majority if self.is_of_this_study(one)), None)
@@ -550,8 +559,7 @@ class Peer(InStep):
         if not owed and self.stage != "finished":
             return []
         if self.stage == "finished":
-            neighbours = self.settings.members.neighbours(self.me)
-            owed = owed | {peer for peer in neighbours if self.neighbour(peer).stage != "finished"}
+            owed = owed | (set(self.settings.members.neighbours(self.me)) - self.finished)
         return [
             peer
             for peer in sorted(owed)
@@ -597,8 +605,7 @@ class Peer(InStep):
     def turn_over(self) -> None:
         """An exchange is done, or nothing came of it: the next one of this turn at once, or rest until the next turn."""
         self.turn, self.turn_peer, self.to_begin = "rest", "", max(0, self.to_begin - 1)
-        for neighbour in self.neighbours.values():
-            neighbour.inbound.earn()  # so that the study's own pace sets what others may begin
+        self.turns += 1
         self.turn_next = self.now.mono_ns + (0 if self.to_begin else self.settings.turn_ns)
 
     def on_given_back(self) -> None:
@@ -613,7 +620,7 @@ class Peer(InStep):
             self.turn_over()
 
     def on_exchanged(self, peer: str, space: str, stage: str, initiated: bool) -> None:
-        self.neighbour(peer).stage = stage
+        self.is_at(peer, stage)
         if self.settings.lockstep:
             self.turn_next = self.now.mono_ns
         elif self.stage == "training" and self.most_have_finished():
@@ -639,9 +646,7 @@ class Peer(InStep):
     def most_have_finished(self) -> bool:
         """Training against finished peers, who book no flow, would draw everybody's model to this site's own optimum.
         Most of them must say so: one among many cannot end a study."""
-        neighbours = self.settings.members.neighbours(self.me)
-        finished = [peer for peer in neighbours if self.neighbour(peer).stage == "finished"]
-        return 2 * len(finished) > len(neighbours)
+        return 2 * len(self.finished) > len(self.settings.members.neighbours(self.me))
 
     def finish(self) -> None:
         self.stage = "finished"
@@ -705,12 +710,6 @@ class Peer(InStep):
         self.drop(conn)
         self.neighbour(conn.peer).is_now("silent", self.now.wall_ns, why)
         self.do(ev.Close(conn.id, why))
-
-    def set_alarm(self) -> None:
-        at = self.next_alarm()
-        if at != self.wake:
-            self.wake = at
-            self.do(ev.Wake(at))
 
     def next_alarm(self) -> int | None:
         if self.stopped or not self.running:
@@ -796,7 +795,9 @@ def bookings(rows: Mapping[tuple[str, str], bytes], missing: Collection[bytes]) 
     was brought, is missing. None where nothing is."""
     links = [decode_link(value) for (kind, _), value in sorted(rows.items()) if kind == "link"]
     brought = [name for link in links for name in (link.given, *link.owed) if name]
-    stood = [msgspec.msgpack.decode(value, type=Course).statistics for (kind, _), value in rows.items() if kind == "course"]
+    stood = [
+        msgspec.msgpack.decode(value, type=Course).statistics for (kind, _), value in rows.items() if kind == "course"
+    ]
     if not any(name in missing for name in (*stood, *brought)):
         return None
     return tuple(name for name in brought if name not in missing)

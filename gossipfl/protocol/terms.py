@@ -6,6 +6,7 @@ Everything here is arithmetic and comparison on the state of core.py; nothing is
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from gossipfl.errors import Refused
 from gossipfl.protocol import messages as ms
@@ -18,7 +19,7 @@ class Terms(Core):
 
     def reference(self, link: Link, space: str) -> References:
         agreed = link.references(space)
-        return References(agreed.own or self.base[space], agreed.theirs or self.base[space])
+        return agreed if agreed.own else References(self.base[space], self.base[space])
 
     def codec(self, space: str) -> str:
         return self.settings.codec if space == "model" else "f64"
@@ -56,7 +57,15 @@ class Terms(Core):
         rate = self.settings.eta(min(self.local_round, self.settings.local_rounds // 2))
         return self.settings.clip * rate * self.settings.local_steps * self.gradient
 
-    def manifest(self, peer: str, link: Link, k: int, role: str, space: str, root: bytes, size: int) -> ms.Manifest:
+    def scalars(self, space: str) -> dict[str, float]:
+        """What this node would say in a proposal of now."""
+        gradient = self.gradient if space == "model" else 0.0
+        return {"kappa": self.kappa(space), "tau": self.tau(space), "gradient": gradient}
+
+    def manifest(
+        self, peer: str, link: Link, k: int, role: str, space: str, root: bytes, size: int, **said: Any
+    ) -> ms.Manifest:
+        """What is said of this payload, with the scalars that are `said` and, in a reply, what was found."""
         return ms.Manifest(
             federation=self.settings.members.federation_id,
             membership=self.settings.members.version,
@@ -76,9 +85,7 @@ class Terms(Core):
             statistics=self.normalisation if space == "model" else b"",
             mass=self.mass(self.me, space),
             gamma=self.gamma(space),
-            kappa=self.kappa(space),
-            tau=self.tau(space),
-            gradient=self.gradient if space == "model" else 0.0,
+            **said,
         )
 
     def cap_norm(self, kappa: float, mine: float, theirs: float, peer: str) -> float:
@@ -130,15 +137,15 @@ class Terms(Core):
             raise Refused("implausible", "mass or gamma is not what federation file and study say")
 
     def verify(self, conn: Conn, kind: str, certificate: bytes, payload: bytes, signature: bytes) -> None:
-        known = self.certificates.get(certificate)
-        if known is None or known.member != conn.peer:
+        known = self.certificates.get(conn.peer, {}).get(certificate)
+        if known is None:
             raise Refused("auth", f"signed under a certificate of {conn.peer} that this node has never seen; reconnect")
         self.settings.verify(kind, payload, signature, known.signing)
 
     def verify_any(self, conn: Conn, kind: str, payload: bytes, signature: bytes) -> None:
         """Verify under any certificate of this peer's, the newest first: a receipt names none."""
-        known = [held for held in self.certificates.values() if held.member == conn.peer]
-        for held in sorted(known, key=lambda each: -each.counter):
+        known = self.certificates.get(conn.peer, {})
+        for held in sorted(known.values(), key=lambda each: -each.counter):
             try:
                 self.settings.verify(kind, payload, signature, held.signing)
             except Refused:

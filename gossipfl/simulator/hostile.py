@@ -59,7 +59,8 @@ def manifest(node: Node, end: End, payload: bytes) -> ms.Manifest:
     link = core.link(end.peer)
     space = "statistics" if core.stage == "statistics" else "model"
     k = max(link.high, link.done) + 1
-    return core.manifest(end.peer, link, k, "propose", space, offer(node, payload), len(payload))
+    root = offer(node, payload)
+    return core.manifest(end.peer, link, k, "propose", space, root, len(payload), **core.scalars(space))
 
 
 def signed(node: Node, said: ms.Manifest) -> ms.Propose:
