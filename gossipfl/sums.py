@@ -20,6 +20,8 @@ from gossipfl.digest import CHUNK, chunk_count
 WORDS: Final = loops.WORDS
 """64-bit words in a chunk."""
 
+WORD: Final = np.dtype("<u8")
+
 Words = NDArray[np.uint64]
 
 
@@ -42,29 +44,24 @@ class Sums:
     so that no two places that mean the same in two floats of a word fall together.
     """
 
+    __slots__ = ("_loops", "size", "sums")
+
     def __init__(self, size: int) -> None:
         self.size = size
-        self.sums = np.zeros(chunk_count(size), "<u8")
+        self.sums = np.zeros(chunk_count(size), WORD)
         self._loops = loops.compiled() if size >= loops.LARGE else None
 
     def take(self, at: int, piece: NDArray[Any]) -> None:
         """`piece` stands `at` so many bytes from the blob's beginning, which is where a chunk begins."""
-        raw = piece.view(np.uint8)
-        whole = raw.size // CHUNK
-        first, cut = at // CHUNK, whole * CHUNK
+        first, (whole, rest) = at // CHUNK, divmod(piece.nbytes, CHUNK)
         if whole:
-            words, found = raw[:cut].view("<u8"), self.sums[first : first + whole]
+            words, found = piece.view(np.uint8)[: whole * CHUNK].view(WORD), self.sums[first : first + whole]
             if self._loops is not None and words.flags.aligned:
                 self._loops.sum_chunks(words, weights(), found)
             else:
                 np.einsum("ij,j->i", _folded(words.reshape(whole, WORDS)), weights(), out=found)
-        if rest := raw.size - cut:
-            if rest % 8:
-                last = np.zeros(-(-rest // 8), "<u8")
-                last.view(np.uint8)[:rest] = raw[cut:]
-            else:
-                last = raw[cut:].view("<u8")
-            self.sums[first + whole] = np.dot(_folded(last), weights()[: last.size])
+        if rest:
+            self.sums[first + whole] = _sum(piece.view(np.uint8)[whole * CHUNK :] if whole else piece)
 
     def of_chunks(self, at: int, size: int) -> Words:
         """Where the sums of the chunks of so many bytes stand: for who takes them himself."""
@@ -73,6 +70,17 @@ class Sums:
     @property
     def digest(self) -> bytes:
         return hashlib.sha256(self.size.to_bytes(8, "little") + self.sums.tobytes()).digest()
+
+
+def _sum(chunk: NDArray[Any]) -> np.uint64:
+    """The sum of one chunk, or of the beginning of one."""
+    if chunk.nbytes % 8:
+        words = np.zeros(-(-chunk.nbytes // 8), WORD)
+        words.view(np.uint8)[: chunk.nbytes] = chunk.view(np.uint8)
+    else:
+        words = chunk.view(WORD)
+    found: np.uint64 = np.dot(_folded(words), weights()[: words.size])
+    return found
 
 
 def _folded(words: Words) -> Words:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gossipfl import digest, loops, sums
 from gossipfl.errors import Misuse, Refused
 from gossipfl.learning import checks, compression, correction, mixing
-from gossipfl.learning.blocks import slices, square_sum
+from gossipfl.learning.blocks import factor, is_finite, require_alike, slices, square_sum
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
 from gossipfl.store.errors import ROTTED, Damaged, Gone, Missing, StateError
@@ -41,6 +41,8 @@ THREADS: Final = min(4, os.cpu_count() or 1)
 
 FREED: Final = 16 << 20
 """Bytes: more than the temporaries of all threads that walk a vector."""
+
+BYTE: Final = np.dtype(np.uint8)
 
 HEARD: Final = 1e-3
 """A member is in the statistics once so much of its share has come."""
@@ -69,39 +71,43 @@ class Room:
     """Space of the store's to compute into: in RAM when small, else a mapped file, so that O(P) work needs no O(P) memory.
 
     Kept under a name by `Workbench.keep`; dropped, it is gone. What it will be named by, or checked by, is taken piece by
-    piece while each is in cache: `written` says that one is done. Where writing costs less than computing in the file's pages, a
-    `part` is computed beside it."""
+    piece while each is in cache: `written` says that one is done. One of a single piece, which stays in cache, is looked at when
+    it is asked for. Where writing costs less than computing in the file's pages, a `part` is computed beside it."""
 
-    __slots__ = ("_beside", "_free", "_write", "array", "leaves", "sums", "view")
+    __slots__ = ("_beside", "_free", "_sum", "_write", "array", "is_small", "leaves", "sums", "view")
 
-    def __init__(self, tensors: Tensors, size: int, dtype: Any) -> None:
-        dtype = np.dtype(dtype)
+    def __init__(self, tensors: Tensors, size: int, dtype: np.dtype[Any]) -> None:
         self.view = tensors.scratch(size * dtype.itemsize)
         self.array: Vector = np.frombuffer(self.view, dtype)
-        self._write = tensors.writer(self.view)
-        self._beside: dict[int, Vector] = {}
-        """parts that are being computed, by where they begin"""
-        self._free: list[Vector] = []
-        """used again: new ones would fault on every page, too"""
+        self.is_small = len(self.view) <= PIECE
         self.leaves: list[bytes] | None = None
         """the hashes of its chunks, where its name is that of its content"""
         self.sums: sums.Sums | None = None
         """where its name says what it was computed from"""
+        self._sum = b""
+        if not self.is_small:
+            self._write = tensors.writer(self.view)
+            self._beside: dict[int, Vector] = {}
+            """parts that are being computed, by where they begin"""
+            self._free: list[Vector] = []
+            """used again: new ones would fault on every page, too"""
 
     def hashed(self) -> Room:
         """This room, whose every piece will be hashed when it is written."""
-        self.leaves = [b""] * digest.chunk_count(len(self.view))
+        if not self.is_small:
+            self.leaves = [b""] * digest.chunk_count(len(self.view))
         return self
 
     def summed(self) -> Room:
         """This room, whose every piece will be summed when it is written."""
-        self.sums = sums.Sums(len(self.view))
+        if not self.is_small:
+            self.sums = sums.Sums(len(self.view))
         return self
 
     def part(self, piece: slice) -> Vector:
         """Where these elements are to be computed, and may be read until they are `written`."""
         place = self.array[piece]
-        if self._write is None:
+        if self.is_small or self._write is None:
             return place
         beside = self._free.pop() if self._free else np.empty(PIECE // place.itemsize, place.dtype)
         self._beside[piece.start] = beside
@@ -115,6 +121,8 @@ class Room:
 
     def written(self, piece: slice, *, summed: bool = False) -> None:
         """These elements, from where a chunk begins, will not change any more."""
+        if self.is_small:
+            return
         values = self.array[piece]
         at = piece.start * values.itemsize
         beside = self._beside.pop(piece.start, None)
@@ -132,14 +140,17 @@ class Room:
 
     @property
     def sum(self) -> bytes:
-        if self.sums is None:
-            raise Misuse("a room is summed from its first piece on, or not at all")
-        return self.sums.digest
+        """Of all that was written."""
+        if not self._sum:
+            if self.sums is None and not self.is_small:
+                raise Misuse("a room is summed from its first piece on, or not at all")
+            self._sum = sums.sum_of(self.array) if self.sums is None else self.sums.digest
+        return self._sum
 
 
 def write_codes(room: Room, codes: Codes, model: Vector, reference: Vector, piece: slice) -> None:
     """A piece of the payload in this room."""
-    if isinstance(codes, compression.Codes) and room.leaves is not None:
+    if isinstance(codes, compression.Codes) and codes.deltas is not None:
         part, fast = room.part(piece), loops_for(piece, model, reference)
         if fast is None or fast.differ(model[piece], reference[piece], part):
             codes.encode(model, reference, piece, part)
@@ -157,8 +168,7 @@ def write_replicas(piece: slice, own: tuple[Room, Codes, Vector], theirs: tuple[
     if fast is None or gone is None or got is None:
         sent.decode(out, piece, mine)
         came.decode(into, piece, peers)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.subtract(peers, mine, out=apart)
+        np.subtract(peers, mine, out=apart)
     else:
         found = room.sums_of(piece), room_in.sums_of(piece)
         fast.meet(out[piece], gone[piece], into[piece], got[piece], mine, peers, apart, sums.weights(), *found)
@@ -168,23 +178,22 @@ def write_replicas(piece: slice, own: tuple[Room, Codes, Vector], theirs: tuple[
 
 
 def move_by_flow(
-    piece: slice, lo: Vector, hi: Vector, share: float, model: Vector, divisor: float, moved: Room, flow_sums: sums.Sums
+    piece: slice, lo: Vector, hi: Vector, share: Any, model: Vector, mass: Any, lower: bool, moved: Room, flow_sums: sums.Sums
 ) -> tuple[Vector, bool]:
-    """A piece of the model after its half of an exchange; the flow that moved it, and is all finite? `divisor` is the mass, below
-    0 at the higher id."""
+    """A piece of the model after its half of an exchange; the flow that moved it, and is all finite? `share` and `mass` are of
+    the model's dtype."""
     after, fast = moved.part(piece), loops_for(piece, model)
-    at, is_lower = piece.start * after.itemsize, divisor > 0
+    at = piece.start * after.itemsize
     if fast is None:
-        q = mixing.carry(lo[piece], hi[piece], share)
+        q = mixing.carry_piece(lo[piece], hi[piece], share)
         flow_sums.take(at, q)
-        mixing.apply(model[piece], q, abs(divisor), is_lower, out=after)
-        is_finite = bool(np.isfinite(after).all())
+        all_finite = is_finite(mixing.apply_piece(model[piece], q, mass, lower, after))
     else:
         q, found = np.empty_like(after), (flow_sums.of_chunks(at, after.nbytes), moved.sums_of(piece))
-        factors = np.float32(share), np.float32(divisor)
-        is_finite = not fast.move(lo[piece], hi[piece], model[piece], *factors, q, after, sums.weights(), *found)
+        factors = share, mass if lower else -mass
+        all_finite = not fast.move(lo[piece], hi[piece], model[piece], *factors, q, after, sums.weights(), *found)
     moved.written(piece, summed=fast is not None)
-    return q, is_finite
+    return q, all_finite
 
 
 def loops_for(piece: slice, *vectors: Vector) -> loops.Loops | None:
@@ -200,6 +209,8 @@ def loops_for(piece: slice, *vectors: Vector) -> loops.Loops | None:
 class Own:
     """What a job reads of its node's own vectors: each piece is summed while it is in cache, so that nothing is made of a file
     that has changed on the disk since it was written (ADR 29). What is in memory cannot have, and costs nothing."""
+
+    __slots__ = ("seen", "tensors")
 
     def __init__(self, tensors: Tensors) -> None:
         self.tensors = tensors
@@ -222,26 +233,27 @@ class Own:
 
     def require_sound(self) -> None:
         """Raises: StateError where a file no longer holds what was written."""
-        if any(not summed.digest.startswith(due) for _, summed, due in self.seen):
-            raise StateError(ROTTED)
+        for _, summed, due in self.seen:
+            if not summed.digest.startswith(due):
+                raise StateError(ROTTED)
 
 
-@dataclass(frozen=True)
 class Ledger:
     """One link's flow and the running correction, before and after an exchange, dealt with piece by piece.
 
     Under a sparse codec the flow, P numbers, is followed by P counts (learning.correction.since_last), signed as the flow; one
     that was booked under another codec has none yet, and they begin at 0."""
 
-    job: ev.Mix
-    before: Vector | None
-    ran: Vector | None
-    after: Room
-    drift: Room
+    __slots__ = ("after", "before", "drift", "gain", "job", "keep", "mass", "ran", "size")
+
+    def __init__(self, job: ev.Mix, before: Vector | None, ran: Vector | None, after: Room, drift: Room) -> None:
+        self.job, self.before, self.ran, self.after, self.drift = job, before, ran, after, drift
+        self.size = drift.array.size
+        self.gain, self.keep, self.mass = correction.factors(job.kappa, job.leak, job.mass, like=drift.array)
 
     def gathered(self, piece: slice, q: Vector, came: NDArray[np.bool_]) -> Vector:
         """q over the exchanges in which each coordinate's difference has gathered; the counts go on."""
-        part, size = self.of(piece), self.drift.array.size
+        part, size = self.of(piece), self.size
         counts = slice(size + part.start, size + part.stop)
         q, came, after = (one[: part.stop - part.start] for one in (q, came, self.after.array[counts]))
         has_counts = self.before is not None and self.before.size > size
@@ -253,33 +265,32 @@ class Ledger:
     def book(self, piece: slice, q: Vector) -> float:
         """The flow with q booked and nothing capped; its sum of squares."""
         part = self.of(piece)
-        q, job, after = q[: part.stop - part.start], self.job, self.after.array[part]
         before = None if self.before is None else self.before[part]
-        correction.book(before, q, job.kappa, job.leak, 1.0, job.lower, out=after)
-        return square_sum(after)
+        after, q = self.after.array[part], q[: part.stop - part.start]
+        return square_sum(correction.book_piece(before, q, self.gain, self.keep, self.job.lower, after))
 
     def close(self, piece: slice, cap: float) -> tuple[float, ...]:
         """Cap the flow, and move the correction by what the flow has changed."""
         after = self.after.array[piece]
         if cap != 1:
             np.multiply(after, after.dtype.type(cap), out=after)
-        ran, before = (None if one is None else one[piece] for one in (self.ran, self.before))
-        correction.advance(ran, before, after, self.job.mass, out=self.drift.part(piece))
-        if self.after.array.size == self.drift.array.size:
+        ran, before = None if self.ran is None else self.ran[piece], None if self.before is None else self.before[piece]
+        correction.advance_piece(ran, before, after, self.mass, self.drift.part(piece))
+        if self.after.array.size == self.size:
             self.after.written(piece)
         self.drift.written(piece)
         return ()
 
     def of(self, piece: slice) -> slice:
         """Those of these elements that are parameters."""
-        size = self.drift.array.size
-        return slice(min(piece.start, size), min(piece.stop, size))
+        return slice(min(piece.start, self.size), min(piece.stop, self.size))
 
 
 class Learner(Protocol):
     """What trains: one site's data, model and loss (learning.training.Trainer, or a task's own)."""
 
-    def train(self, vector: Vector, correction: Vector | None, plan: Any, rng: np.random.Generator) -> Any: ...
+    def train(self, vector: Vector, correction: Vector | None, plan: Any, rng: Any) -> Any:
+        """`rng` is a generator, or None where the learner says `draws = False`: seeding takes longer than a small model."""
 
 
 @dataclass(frozen=True)
@@ -323,10 +334,6 @@ def keep_what_is_freed() -> None:
     fault on each of their pages again: a third of the CPU of an exchange with the correction. Elsewhere this does nothing."""
     block = bytes(FREED)  # nobody touches its pages
     del block
-
-
-def finite(vector: Vector) -> bool:
-    return all(bool(np.isfinite(vector[piece]).all()) for piece in slices(vector.size))
 
 
 def statistics_reader(
@@ -373,6 +380,8 @@ class Workbench:
     def __init__(self, bench: Bench, tensors: Tensors) -> None:
         self.bench = bench
         self.tensors = tensors
+        self.dtypes: dict[str, np.dtype[Any]] = {"model": np.dtype(bench.dtype), "statistics": np.dtype("float64")}
+        """of the vectors of each space"""
         if bench.dtype == "float32" and 4 * bench.n_parameters >= loops.LARGE:
             loops.compiled()  # now, and not amid the first exchange
         self._learner: Learner | None = None
@@ -388,7 +397,8 @@ class Workbench:
         What the job made is pinned until `release`: a commit between its end and the core's hearing of it must not
         remove what the core does not know of yet. May be called from several threads, for different jobs."""
         try:
-            event: ev.Event = getattr(self, METHODS[type(job)])(job)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by looking
+                event: ev.Event = getattr(self, METHODS[type(job)])(job)
         except Refused as refusal:
             event = ev.Failed(job.job, refusal.reason, refusal.detail)
         except Missing as lost:
@@ -420,16 +430,13 @@ class Workbench:
 
     # ---- tensors -------------------------------------------------------------------------------------------------
 
-    def dtype(self, space: str) -> str:
-        return self.bench.dtype if space == "model" else "float64"
-
     def vector(self, name: bytes, space: str = "model") -> Vector:
-        return self.tensors.array(name, self.dtype(space))
+        return self.tensors.array(name, self.dtypes[space])
 
-    def checked(self, name: bytes, dtype: str) -> Vector:
+    def checked(self, name: bytes, space: str) -> Vector:
         """That own vector, of which every piece was looked at before it is used."""
         own = Own(self.tensors)
-        vector = own.vector(name, dtype)
+        vector = own.vector(name, self.dtypes[space])
         if own.seen:
             self.over(vector, own.used)
             own.require_sound()
@@ -444,8 +451,9 @@ class Workbench:
 
     def over(self, vector: Vector, work: Callable[[slice], tuple[float, ...]]) -> list[float]:
         """`work` on every piece of a vector; the sums of what it returns. In threads where that is worth it."""
-        step = PIECE // vector.itemsize
-        pieces = list(slices(vector.size, step))
+        if vector.nbytes <= PIECE:
+            return list(work(slice(0, vector.size)))
+        pieces = list(slices(vector.size, PIECE // vector.itemsize))
         if len(pieces) < 2 * THREADS or THREADS == 1:
             found = [work(piece) for piece in pieces]
         else:
@@ -454,8 +462,12 @@ class Workbench:
                 self._threads = ThreadPoolExecutor(THREADS, "gossipfl-mix")
             share = -(-len(pieces) // THREADS)
             shares = [pieces[at : at + share] for at in range(0, len(pieces), share)]
-            done = self._threads.map(lambda mine: [work(piece) for piece in mine], shares)
-            found = [one for some in done for one in some]
+
+            def work_quietly(mine: list[slice]) -> list[tuple[float, ...]]:
+                with np.errstate(over="ignore", invalid="ignore"):  # each thread has its own
+                    return [work(piece) for piece in mine]
+
+            found = [one for some in self._threads.map(work_quietly, shares) for one in some]
         return [math.fsum(column) if all(map(math.isfinite, column)) else math.nan for column in zip(*found, strict=True)]
 
     # ---- jobs ----------------------------------------------------------------------------------------------------
@@ -467,13 +479,14 @@ class Workbench:
     def train(self, job: ev.Train) -> ev.Event:
         if self._learner is None:
             self._learner = self.bench.learner(None)
-        start = self.checked(job.model, self.bench.dtype)
-        drift = self.checked(job.correction, self.bench.dtype) if job.correction else None
-        rng = np.random.Generator(np.random.PCG64([*self.bench.seed, job.local_round]))
+        start = self.checked(job.model, "model")
+        drift = self.checked(job.correction, "model") if job.correction else None
+        seed, draws = [*self.bench.seed, job.local_round], getattr(self._learner, "draws", True)
+        rng = np.random.Generator(np.random.PCG64(seed)) if draws else None
         outcome = self._learner.train(start, drift, self.bench.plan(job.steps, job.eta), rng)
         moved = self.room(start)
         np.subtract(outcome.vector, start, out=moved.array)
-        if not finite(moved.array):
+        if not is_finite(moved.array):
             return ev.Failed(
                 job.job,
                 "nonfinite",
@@ -486,12 +499,12 @@ class Workbench:
 
     def absorb(self, job: ev.Absorb) -> ev.Event:
         own = Own(self.tensors)
-        model, displacement = own.vector(job.model, self.bench.dtype), self.vector(job.displacement)
+        model, displacement = own.vector(job.model, self.dtypes["model"]), self.vector(job.displacement)
         moved = self.room(model).summed()
 
         def add(piece: slice) -> tuple[float, ...]:
             after = np.add(model[piece], displacement[piece], out=moved.part(piece))
-            fault = 0.0 if np.isfinite(after).all() else math.inf
+            fault = 0.0 if is_finite(after) else math.inf
             moved.written(piece)
             own.used(piece)
             return (fault,)
@@ -504,7 +517,8 @@ class Workbench:
 
     def encode(self, job: ev.Encode) -> ev.Encoded:
         held = Own(self.tensors)
-        model, reference = held.vector(job.model, self.dtype(job.space)), self.vector(job.reference, job.space)
+        model, reference = held.vector(job.model, self.dtypes[job.space]), self.vector(job.reference, job.space)
+        require_alike(model, reference)
         if compression.millionths(job.codec):
             reference = self.expected(job, reference, self.vector(job.reference_in, job.space))[0].array
         payload, codes = self.payload(job, model)
@@ -537,7 +551,7 @@ class Workbench:
         """Room for C(model - reference), the reference being the replica of this node at the peer."""
         p = self.split(job.space, model)
         size = compression.payload_size(job.codec, p, model.size - p, model.itemsize)
-        room = Room(self.tensors, size, np.uint8)
+        room = Room(self.tensors, size, BYTE)
         codes = compression.codes_of(job.codec, room.array, like=model, n_parameters=p)
         if codes.deltas is not None:
             room.array = codes.deltas
@@ -550,12 +564,13 @@ class Workbench:
         Two walks over the vectors, each piece written and summed while it is in cache: first both replicas and their
         distance, which decides the clip; then the flow q, which nobody needs but for its sum, and the model."""
         held = Own(self.tensors)
-        model = held.vector(job.model, self.dtype(job.space))
+        model = held.vector(job.model, self.dtypes[job.space])
         p = self.split(job.space, model)
         # replicas of models are not summed again: q compares them with the peer's; those of statistics are, for what is given
         # back is subtracted, and what stood under an absurd amount would have lost its digits (ADR 29)
         read = self.tensors.array if job.space == "model" else held.vector
-        out, into = (read(name, model.dtype) for name in (job.reference_out, job.reference_in))
+        out, into = read(job.reference_out, model.dtype), read(job.reference_in, model.dtype)
+        require_alike(model, out, into)
         sparse = compression.millionths(job.codec) > 0
         if sparse:
             out, into = (room.array for room in self.expected(job, out, into))
@@ -572,7 +587,7 @@ class Workbench:
             if answer is not None:
                 write_codes(answer, sent, model, out, piece)
             apart = write_replicas(piece, (own, sent, out), (theirs, came, into))
-            inner = max(0, min(piece.stop, p) - piece.start)
+            inner = min(max(p - piece.start, 0), apart.size)
             return square_sum(apart[:inner]), square_sum(apart[inner:])
 
         squares = self.over(model, meet)
@@ -586,19 +601,18 @@ class Workbench:
         clip = self.clip(job, distance)
         lo, hi = (own, theirs) if job.lower else (theirs, own)
         m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
-        share = float(mixing.flow_share(job.gamma, m_lo, m_hi, clip))
-        divisor = job.mass if job.lower else -job.mass
+        share, mass = (factor(one, model) for one in (mixing.flow_share(job.gamma, m_lo, m_hi, clip), job.mass))
         moved, flow_sums = self.room(model).summed(), sums.Sums(len(own.view))
         ledger = self.ledger(job, model[:p], held)
 
         def move(piece: slice) -> tuple[float, ...]:
-            q, is_finite = move_by_flow(piece, lo.array, hi.array, share, model, divisor, moved, flow_sums)
+            q, all_finite = move_by_flow(piece, lo.array, hi.array, share, model, mass, job.lower, moved, flow_sums)
             if ledger is not None and sparse:
                 fresh = np.not_equal(own.array[piece], out[piece]) | np.not_equal(theirs.array[piece], into[piece])
                 q = ledger.gathered(piece, q, fresh)
             square = 0.0 if ledger is None else ledger.book(piece, q)
             held.used(piece)
-            return square, 0.0 if is_finite else math.inf
+            return square, 0.0 if all_finite else math.inf
 
         booked, faults = self.over(model, move)
         held.require_sound()
@@ -622,7 +636,7 @@ class Workbench:
             drift = self.keep(job.job, ledger.drift, result(made_from, "correction", clip, cap))
         if job.space == "model" and job.peer:
             seen = self.watched(p)
-            q = mixing.carry(lo.array[seen], hi.array[seen], share)
+            q = mixing.carry_piece(lo.array[seen], hi.array[seen], share)
             self.straightness.setdefault(job.peer, checks.Straightness()).add(q)
         payload = job.payload if answer is None else self.keep(job.job, answer)
         before = job.reference_out, job.reference_in
@@ -682,17 +696,18 @@ class Workbench:
         if job.flow:
             before = self.tensors.array(job.flow, parameters.dtype)
             # counts that stand behind it do not begin where a chunk does
-            check = held.vector if before.size == parameters.size else self.checked
-            before = check(job.flow, self.dtype(job.space))
+            is_plain = before.size == parameters.size
+            before = held.vector(job.flow, parameters.dtype) if is_plain else self.checked(job.flow, job.space)
+            require_alike(parameters, before[: parameters.size])
         if job.correction:
-            ran = held.vector(job.correction, self.dtype(job.space))
+            ran = held.vector(job.correction, parameters.dtype)
+            require_alike(parameters, ran)
         width = 2 if compression.millionths(job.codec) else 1
         after = Room(self.tensors, width * parameters.size, parameters.dtype).summed()
         return Ledger(job, before, ran, after, self.room(parameters).summed())
 
     def undo(self, job: ev.Undo) -> ev.Undone:
-        dtype = self.dtype(job.space)
-        own, theirs, model = (self.checked(name, dtype) for name in (job.own, job.theirs, job.model))
+        own, theirs, model = (self.checked(name, job.space) for name in (job.own, job.theirs, job.model))
         y_lo, y_hi = (own, theirs) if job.lower else (theirs, own)
         m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
         moved = self.room(model).summed()
@@ -707,9 +722,9 @@ class Workbench:
         return ev.Undone(job.job, self.keep(job.job, moved, result(origin(job))))
 
     def give_back(self, job: ev.GiveBack) -> ev.GivenBack:
-        left = np.array(self.checked(job.model, "float64"))
+        left = np.array(self.checked(job.model, "statistics"))
         for name in job.flows:
-            np.subtract(left, self.checked(name, "float64"), out=left)
+            np.subtract(left, self.checked(name, "statistics"), out=left)
         own = self.room(left)
         np.copyto(own.array, left)
         return ev.GivenBack(job.job, self.keep(job.job, own))
@@ -718,10 +733,10 @@ class Workbench:
         if not job.flows:
             return ev.Corrected(job.job, b"")
         p = self.bench.n_parameters
-        flows: Sequence[Vector] = [self.checked(name, self.bench.dtype)[:p] for name in job.flows]
+        flows: Sequence[Vector] = [self.checked(name, "model")[:p] for name in job.flows]
         drift = self.room(flows[0])
         correction.from_flows(flows, job.mass, out=drift.array)
         return ev.Corrected(job.job, self.keep(job.job, drift))
 
     def estimate(self, job: ev.Estimate) -> ev.Estimated:
-        return ev.Estimated(job.job, *self.bench.estimate(self.checked(job.model, "float64")))
+        return ev.Estimated(job.job, *self.bench.estimate(self.checked(job.model, "statistics")))

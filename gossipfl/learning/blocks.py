@@ -49,11 +49,11 @@ def slices(size: int, block: int = BLOCK) -> Iterator[slice]:
 
 def require_alike(*vectors: Vector) -> None:
     """Raises `Misuse` unless all have one shape, (..., P), and one dtype, float32 or float64."""
-    first = vectors[0]
-    if first.dtype not in _DTYPES:
-        raise Misuse(f"a vector has dtype {first.dtype}; use one of {DTYPES}")
+    shape, dtype = vectors[0].shape, vectors[0].dtype
+    if dtype not in _DTYPES:
+        raise Misuse(f"a vector has dtype {dtype}; use one of {DTYPES}")
     for vector in vectors:
-        if not vector.ndim or vector.shape != first.shape or vector.dtype != first.dtype:
+        if not shape or vector.shape != shape or vector.dtype != dtype:
             shapes = [(v.shape, v.dtype.name) for v in vectors]
             raise Misuse(f"vectors must be rows of one length and dtype, got {shapes}; they must come from one Layout")
 
@@ -87,8 +87,9 @@ def norm(vector: Vector | Iterable[Vector]) -> float:
     """
     pieces = (vector[piece] for piece in slices(vector.size)) if isinstance(vector, np.ndarray) else vector
     total = 0.0
-    for piece in pieces:
-        total += square_sum(piece)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for piece in pieces:
+            total += square_sum(piece)
     return math.sqrt(total)
 
 
@@ -98,25 +99,31 @@ def square_sum(piece: Vector) -> float:
     Of less than `LONG` it is numpy's own sum of products in float64, the same bits on any CPU; a longer one's rows are OpenBLAS's
     in the vector's own dtype, whose order of adding is that of its kernel for this CPU: relative errors stay below 1e-7. In
     rows, because OpenBLAS takes threads of its own for a dot product of more than 10,000, which wait by spinning: where several
-    threads walk a vector that had doubled the CPU time of a whole exchange."""
+    threads walk a vector that had doubled the CPU time of a whole exchange. Numpy tells of what overflows, unless the
+    caller's error state says otherwise."""
     if not piece.size:
         return 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        whole = piece.size - piece.size % ROW if piece.size >= LONG else 0
-        rest = piece[whole:].astype(np.float64)
-        total = float(np.add.reduce(rest * rest))
-        if not whole:
-            return total
-        rows = piece[:whole].reshape(-1, ROW)
-        squares = float(np.vecdot(rows, rows).sum(dtype=np.float64))
-        if not TINY * whole < squares < math.inf:
-            rows = rows.astype(np.float64)
-            squares = float(np.vecdot(rows, rows).sum())
-        return squares + total
+    whole = piece.size - piece.size % ROW if piece.size >= LONG else 0
+    rest = piece[whole:].astype(np.float64)
+    total = float(np.add.reduce(rest * rest))
+    if not whole:
+        return total
+    rows = piece[:whole].reshape(-1, ROW)
+    squares = float(np.vecdot(rows, rows).sum(dtype=np.float64))
+    if not TINY * whole < squares < math.inf:
+        rows = rows.astype(np.float64)
+        squares = float(np.vecdot(rows, rows).sum())
+    return squares + total
+
+
+def is_finite(vector: Vector) -> bool:
+    """Is every element a finite number; of any length, without a temporary of its size."""
+    if vector.size <= BLOCK:
+        return bool(np.logical_and.reduce(np.isfinite(vector)))
+    return all(is_finite(vector[piece]) for piece in slices(vector.size))
 
 
 def difference_norm(a: Vector, b: Vector) -> float:
     """norm(a - b) without a temporary of their size."""
     require_alike(a, b)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return norm(np.subtract(a[piece], b[piece], dtype=np.float64) for piece in slices(a.size))
+    return norm(np.subtract(a[piece], b[piece], dtype=np.float64) for piece in slices(a.size))

@@ -36,12 +36,17 @@ from numpy.typing import NDArray
 
 from gossipfl.errors import Misuse, Refused
 from gossipfl.learning import sparse
-from gossipfl.learning.blocks import Vector, require_alike, room_for, slices
+from gossipfl.learning.blocks import Vector, is_finite, require_alike, room_for, slices
 
 Payload = bytes | bytearray | memoryview | NDArray[np.uint8]
 
 ROW: Final = 1024
 """int8: parameters under one scale. 4 bytes in 1024 cost .4 %; BLOCK is a multiple of it."""
+
+SCALE: Final = np.dtype("<f4")
+
+NOTHING: Final = np.empty(0, SCALE)
+"""Where a payload has no such part: nobody reads or writes it."""
 
 WALK: Final = 2 * sparse.SPAN
 """Elements of a vector that `encode` and `decode` take at a time."""
@@ -258,8 +263,7 @@ class SparseCodes:
         """Write the largest deltas of y - ref, and the moments of y. Raises: `Misuse` when they are not finite."""
         write = _write_signs if self.codec.startswith("sign:") else _write_bf16
         for span, n, count, values, places in self._spans(piece):
-            with np.errstate(over="ignore", invalid="ignore"):
-                delta = np.subtract(y[span], ref[span]).astype(np.float32, copy=False)
+            delta = np.subtract(y[span], ref[span]).astype(np.float32, copy=False)
             chosen = sparse.largest(delta, count)
             write(delta[chosen], values)
             sparse.write_places(chosen, n, places)
@@ -279,8 +283,7 @@ class SparseCodes:
             chosen = sparse.read_places(places, n, count)
             part = out[_shifted(span, piece.start)]
             part[...] = ref[span]
-            with np.errstate(over="ignore", invalid="ignore"):
-                part[chosen] = np.add(part[chosen], sent, dtype=out.dtype)
+            part[chosen] = np.add(part[chosen], sent, dtype=out.dtype)
         outer = _outer(piece, self.n_parameters)
         out[_shifted(outer, piece.start)] = self.moments[_shifted(outer, self.n_parameters)]
 
@@ -332,28 +335,33 @@ def _magnitudes(sent: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.abs(sent).astype(np.float64).mean(axis=1).astype(np.float32))
 
 
+@lru_cache(maxsize=64)  # of a study's one layout
+def _parts(codec: str, n_parameters: int, dtype: np.dtype[Any]) -> tuple[Codec, np.dtype[Any], np.dtype[Any], int, int]:
+    """(codec, dtypes of codes and moments, how many scales, how many codes)."""
+    kind = _codec(codec)
+    n_scales = -(-n_parameters // ROW) if kind.scaled else 0
+    return kind, np.dtype(kind.dtype), dtype.newbyteorder("<"), n_scales, kind.span(slice(0, n_parameters)).stop
+
+
 class Codes:
     """A payload of the right length, and what its codes mean: `encode` and `decode` for a piece of a vector at a time.
 
     Pieces are slices of the vector, (P + M,); each but the last begins and ends at a multiple of `ROW`. Different pieces
-    may be handled in different threads. Nothing is allocated that is larger than a piece.
+    may be handled in different threads. Nothing is allocated that is larger than a piece. Numpy tells of what overflows, unless
+    the caller's error state says otherwise.
     """
 
     def __init__(self, codec: str, payload: Payload, *, like: Vector, n_parameters: int) -> None:
         """`like`: any vector of this layout. Raises: `Refused("codec")`, `Refused("size")`."""
-        self.kind = _codec(codec)
         _require_split(like, n_parameters)
         n_moments = like.size - n_parameters
-        size = _require_size(codec, payload, n_parameters, n_moments, like.itemsize)
-        moments = np.dtype(like.dtype).newbyteorder("<")
-        n_scales = -(-n_parameters // ROW) if self.kind.scaled else 0
+        self.n_parameters, self.size = n_parameters, _require_size(codec, payload, n_parameters, n_moments, like.itemsize)
+        self.kind, codes, moments, n_scales, n_codes = _parts(codec, n_parameters, like.dtype)
         first = n_moments * moments.itemsize
-        second = first + 4 * n_scales
-        self.n_parameters, self.size = n_parameters, size
         self.moments: NDArray[Any] = _seen(payload, moments, n_moments, 0)
-        self.scales: NDArray[Any] = _seen(payload, "<f4", n_scales, first)
-        self.codes: NDArray[Any] = _seen(payload, self.kind.dtype, self.kind.span(slice(0, n_parameters)).stop, second)
-        self.plain = not self.kind.scaled and self.codes.dtype == like.dtype
+        self.scales: NDArray[Any] = _seen(payload, SCALE, n_scales, first)
+        self.codes: NDArray[Any] = _seen(payload, codes, n_codes, first + 4 * n_scales)
+        self.plain = not self.kind.scaled and codes == like.dtype
         self.deltas: Vector | None = self.codes if self.plain and not n_moments else None
         """where a piece of the payload is that of the vector's deltas"""
 
@@ -362,15 +370,14 @@ class Codes:
 
         `out`: where to write plain codes, if not in their place in the payload."""
         inner, of, outer = self._split(piece)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if self.plain:
-                delta = np.subtract(y[inner], ref[inner], out=self.codes[inner] if out is None else out)
-            else:
-                delta = np.subtract(y[inner], ref[inner])
-                self.kind.pack(delta, self.codes[self.kind.span(inner)], self.scales[of])
+        if self.plain:
+            delta = np.subtract(y[inner], ref[inner], out=self.codes[inner] if out is None else out)
+        else:
+            delta = np.subtract(y[inner], ref[inner])
+            self.kind.pack(delta, self.codes[self.kind.span(inner)], self.scales[of])
         if outer.start < outer.stop:
             self.moments[_shifted(outer, self.n_parameters)] = y[outer]
-        if not (np.isfinite(delta).all() and (outer.start == outer.stop or np.isfinite(y[outer]).all())):
+        if not (is_finite(delta) and (outer.start == outer.stop or is_finite(y[outer]))):
             raise Misuse(
                 "the vector or its distance to the reference is not finite; check a trained model before encoding"
             )
@@ -378,9 +385,8 @@ class Codes:
     def decode(self, ref: Vector, piece: slice, out: Vector) -> None:
         """Write ref + decoded, and the moments as sent, into `out`, which is this piece of the result."""
         inner, of, outer = self._split(piece)
-        with np.errstate(over="ignore", invalid="ignore"):
-            delta = self.kind.unpack(self.codes[self.kind.span(inner)], self.scales[of])[: inner.stop - inner.start]
-            np.add(ref[inner], delta, out=out[_shifted(inner, piece.start)], casting="same_kind")
+        delta = self.kind.unpack(self.codes[self.kind.span(inner)], self.scales[of])[: inner.stop - inner.start]
+        np.add(ref[inner], delta, out=out[_shifted(inner, piece.start)], casting="same_kind")
         if outer.start < outer.stop:
             out[_shifted(outer, piece.start)] = self.moments[_shifted(outer, self.n_parameters)]
 
@@ -427,7 +433,7 @@ def _require_size(codec: str, payload: Payload, n_parameters: int, n_moments: in
 
 
 def _seen(payload: Payload, dtype: Any, count: int, offset: int) -> NDArray[Any]:
-    return np.frombuffer(payload, dtype, count, offset) if count else np.empty(0, dtype)
+    return np.frombuffer(payload, dtype, count, offset) if count else NOTHING
 
 
 def _require_split(vector: Vector, n_parameters: int) -> None:
@@ -472,8 +478,9 @@ def encode(
     _require_split(y, n_parameters)
     buffer = _room(payload_size(codec, n_parameters, y.size - n_parameters, y.itemsize), out)
     codes = codes_of(codec, buffer.data, like=y, n_parameters=n_parameters)
-    for piece in slices(y.size, WALK):
-        codes.encode(y, ref, piece)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for piece in slices(y.size, WALK):
+            codes.encode(y, ref, piece)
     return buffer
 
 
@@ -491,8 +498,9 @@ def decode(codec: str, payload: Payload, ref: Vector, *, n_parameters: int, out:
     codes = codes_of(codec, payload, like=ref, n_parameters=n_parameters)
     codes.require_sound()
     replica = room_for(ref, out)
-    for piece in slices(ref.size, WALK):
-        codes.decode(ref, piece, replica[piece])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for piece in slices(ref.size, WALK):
+            codes.decode(ref, piece, replica[piece])
     return replica
 
 

@@ -15,8 +15,8 @@ a flow or correction of zeros.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Final, Literal
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,18 +48,12 @@ def kappa(theta: float, gamma: float, eta: float, h_ref: float) -> float:
     return theta / (gamma * eta * h_ref)
 
 
-def _booked(
-    flow: Vector | None, q: Vector, kappa: Scalars, leak: Scalars, lower: bool
-) -> Iterator[tuple[slice, Vector]]:
-    """Piece by piece Phi leak +- kappa q, each in a fresh small array."""
-    keep, gain = factor(leak, q), factor(kappa, q)
-    for piece in slices(q.shape[-1]):
-        added = np.multiply(q[..., piece], gain)
-        if flow is None:
-            yield piece, added if lower else np.negative(added, out=added)
-            continue
-        kept = np.multiply(flow[..., piece], keep)
-        yield piece, (np.add if lower else np.subtract)(kept, added, out=kept)
+def book_piece(flow: Vector | None, q: Vector, gain: Any, keep: Any, lower: bool, out: Vector | None = None) -> Vector:
+    """keep Phi +- gain q of a piece that fits a cache, and nothing asked: the vectors are alike, the factors of their dtype."""
+    booked: Vector = np.multiply(q, gain if lower else -gain, out=out if flow is None else None)
+    if flow is not None:
+        booked = np.add(np.multiply(flow, keep, out=out), booked, out=out)
+    return booked
 
 
 def book(
@@ -82,10 +76,11 @@ def book(
     """
     _require_factors(kappa, leak, cap)
     require_alike(q, q if flow is None else flow)
-    booked, share = room_for(q, out), factor(cap, q)
+    booked, gain, keep, share = room_for(q, out), factor(kappa, q), factor(leak, q), factor(cap, q)
     with np.errstate(over="ignore", invalid="ignore"):
-        for piece, value in _booked(flow, q, kappa, leak, lower):
-            np.multiply(value, share, out=booked[..., piece])
+        for piece in slices(q.shape[-1]):
+            before, value = None if flow is None else flow[..., piece], booked[..., piece]
+            np.multiply(book_piece(before, q[..., piece], gain, keep, lower, value), share, out=value)
     return booked
 
 
@@ -107,8 +102,22 @@ def booked_norm(flow: Vector | None, q: Vector, kappa: float, leak: float, lower
     """The norm that `book` with cap = 1 would give: what `cap_factor` wants, without a vector of its size."""
     _require_factors(kappa, leak, 1.0)
     require_alike(q, q if flow is None else flow)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return norm(value for _, value in _booked(flow, q, kappa, leak, lower))
+    gain, keep = factor(kappa, q), factor(leak, q)
+    return norm(
+        book_piece(None if flow is None else flow[piece], q[piece], gain, keep, lower) for piece in slices(q.size)
+    )
+
+
+def factors(kappa: float, leak: float, mass: float, like: Vector) -> tuple[Any, Any, Any]:
+    """(gain, keep, divisor) of `book_piece` and `advance_piece`. **Raises**: `Misuse` as `book` and `advance`."""
+    _require_factors(kappa, leak, 1.0)
+    _require_mass(mass)
+    return factor(kappa, like), factor(leak, like), factor(mass, like)
+
+
+def _require_mass(mass: Scalars) -> None:
+    if not all_positive(mass):
+        raise Misuse(f"mass is {mass}; masses are finite and above 0")
 
 
 def _require_factors(kappa: Scalars, leak: Scalars, cap: Scalars) -> None:
@@ -147,8 +156,7 @@ def from_flows(flows: Sequence[Vector], mass: float, out: Vector | None = None) 
     """
     if not flows:
         raise Misuse("from_flows needs at least one flow; a node without flows has no correction (None)")
-    if not (math.isfinite(mass) and mass > 0):
-        raise Misuse(f"mass is {mass}; masses are finite and above 0")
+    _require_mass(mass)
     require_alike(*flows)
     correction = room_for(flows[0], out)
     for piece in slices(correction.size):
@@ -169,16 +177,23 @@ def advance(
     Equal to `from_flows` of the new flows but for rounding, at the cost of one link instead of all; a node recomputes F
     from its flows at every start. `out` may be `correction`.
     """
-    if not all_positive(mass):
-        raise Misuse(f"mass is {mass}; masses are finite and above 0")
+    _require_mass(mass)
     require_alike(after, *(vector for vector in (correction, before) if vector is not None))
     advanced, divisor = room_for(after, out), factor(mass, after)
     for piece in slices(after.shape[-1]):
-        new = after[..., piece]
-        step = np.negative(new) if before is None else np.subtract(before[..., piece], new)
-        np.divide(step, divisor, out=step)
-        advanced[..., piece] = step if correction is None else np.add(correction[..., piece], step, out=step)
+        ran, old = (None if one is None else one[..., piece] for one in (correction, before))
+        advance_piece(ran, old, after[..., piece], divisor, advanced[..., piece])
     return advanced
+
+
+def advance_piece(
+    correction: Vector | None, before: Vector | None, after: Vector, divisor: Any, out: Vector
+) -> None:
+    """`advance` of a piece that fits a cache, and nothing asked: the vectors are alike, `divisor` is of their dtype."""
+    step = np.negative(after) if before is None else np.subtract(before, after)
+    np.divide(step, divisor, out=out if correction is None else step)
+    if correction is not None:
+        np.add(correction, step, out=out)
 
 
 def schedule(name: str, eta: float, round: int, rounds: int, floor: float = 0.02) -> float:

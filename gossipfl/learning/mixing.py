@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from gossipfl.learning.blocks import (
 )
 
 __all__ = [
-    "apply", "carry", "clip_factor", "clip_threshold", "difference_norm", "flow_share", "flow_step", "mu", "norm", "predict",
+    "apply", "apply_piece", "carry", "carry_piece", "clip_factor", "clip_threshold", "difference_norm", "flow_share", "flow_step",
+    "mu", "norm", "predict",
 ]  # fmt: skip
 
 FINITE: Final = sys.float_info.max
@@ -131,8 +132,14 @@ def carry(y_lo: Vector, y_hi: Vector, share: Scalars, out: Vector | None = None)
     q = room_for(y_lo, out)
     with np.errstate(over="ignore", invalid="ignore"):
         for piece in slices(q.shape[-1]):
-            np.subtract(y_hi[..., piece], y_lo[..., piece], out=q[..., piece])
-            np.multiply(q[..., piece], scale, out=q[..., piece])
+            carry_piece(y_lo[..., piece], y_hi[..., piece], scale, q[..., piece])
+    return q
+
+
+def carry_piece(y_lo: Vector, y_hi: Vector, scale: Any, out: Vector | None = None) -> Vector:
+    """`carry` of a piece that fits a cache, and nothing asked: the vectors are alike, and `scale` is of their dtype."""
+    q: Vector = np.subtract(y_hi, y_lo, out=out)
+    np.multiply(q, scale, out=q)
     return q
 
 
@@ -149,12 +156,16 @@ def apply(model: Vector, q: Vector, mass: Scalars, lower: bool, out: Vector | No
         raise Misuse(f"mass is {mass}; masses are finite and above 0")
     divisor = factor(mass, model)
     moved = room_for(model, out)
-    move = np.add if lower else np.subtract
     with np.errstate(over="ignore", invalid="ignore"):
         for piece in slices(moved.shape[-1]):
-            step = np.divide(q[..., piece], divisor)
-            move(model[..., piece], step, out=moved[..., piece])
+            apply_piece(model[..., piece], q[..., piece], divisor, lower, moved[..., piece])
     return moved
+
+
+def apply_piece(model: Vector, q: Vector, divisor: Any, lower: bool, out: Vector) -> Vector:
+    """`apply` to a piece that fits a cache, and nothing asked: the vectors are alike, and `divisor` is of their dtype."""
+    (np.add if lower else np.subtract)(model, np.divide(q, divisor), out=out)
+    return out
 
 
 def predict(

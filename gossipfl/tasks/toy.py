@@ -103,12 +103,15 @@ TOY_KEYS = {
 class ToyTrainer:
     """Gradient steps on the mean of all rows, one ufunc at a time: the same bits on any machine."""
 
+    draws = False
+    """nothing at random"""
+
     def __init__(self, x: Floats) -> None:
         a, b = np.split(np.asarray(x, dtype=np.float64), 2, axis=1)
         self.a, self.ab = _sums(x)
         self.constant = float((a * b * b).mean(axis=0).sum() / 2)
 
-    def train(self, vector: Vector, correction: Vector | None, plan: Plan, rng: np.random.Generator) -> Outcome:
+    def train(self, vector: Vector, correction: Vector | None, plan: Plan, rng: object) -> Outcome:
         """y <- y - eta (a y - ab + l2 y + proximal (y - x) + F), `plan.steps` times, over all rows.
 
         **Raises**: Misuse but for plain SGD on all rows.
@@ -119,10 +122,14 @@ class ToyTrainer:
             raise Misuse("toy takes plain sgd on all rows, without momentum")
         y = np.array(vector, dtype=np.float64)
         passed, gradients = np.empty((2, plan.steps, y.size))  # (H, d) each
-        for step in range(plan.steps):
-            gradient = self.a * y - self.ab + plan.l2 * y + plan.proximal * (y - vector)
-            passed[step], gradients[step] = y, gradient
-            y = y - plan.eta * (gradient if correction is None else gradient + correction)
+        for before, gradient in zip(passed, gradients, strict=True):
+            before[:] = y
+            np.subtract(self.a * y, self.ab, out=gradient)
+            if plan.l2:
+                gradient += plan.l2 * y
+            if plan.proximal:
+                gradient += plan.proximal * (y - vector)
+            y -= plan.eta * (gradient if correction is None else gradient + correction)
         losses = (self.a * passed * passed / 2 - self.ab * passed).sum(axis=1) + self.constant
         norms = np.sqrt(np.square(gradients).sum(axis=1))
         return Outcome(y, plan.steps, sum(norms.tolist()) / plan.steps, sum(losses.tolist()) / plan.steps)
