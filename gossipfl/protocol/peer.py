@@ -53,7 +53,7 @@ Turn = Literal["rest", "training", "reading", "waiting", "choosing", "exchanging
 
 
 UNDER_WAY: Final = frozenset({"waiting", "choosing", "exchanging"})
-"""A turn that lasts no longer than patience."""
+"""A turn that lasts no longer than patience; with an exchange of statistics, than a session may be silent (ADR 40)."""
 
 
 class Course(Row, frozen=True):
@@ -600,6 +600,8 @@ class Peer(InStep):
             self.turn_over()
             return
         self.turn = "exchanging"
+        if space == "statistics":  # one at a time: each moves half of what it found at its beginning, two would go too far
+            self.turn_until = self.now.mono_ns + max(self.settings.patience_ns, IDLE_NS)
         self.propose(peer, space)
 
     def turn_over(self) -> None:
