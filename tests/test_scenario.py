@@ -15,7 +15,7 @@ from gossipfl.errors import ConfigError
 from gossipfl.simulator import expect, tell
 from gossipfl.simulator import play as players
 from gossipfl.simulator import scenario as sc
-from gossipfl.simulator.faults import STRIKES, Faults
+from gossipfl.simulator.faults import CLASSES, STRIKES, Faults
 from gossipfl.simulator.run import Happening, Life, Run, Sample, Span, as_json
 
 GOOD = """\
@@ -220,6 +220,57 @@ def test_the_history_is_that_of_the_world(run: Run) -> None:
     assert run.faults["crash"] == 1
     assert run.samples[-1].exchanges == run.exchanges
     assert run.samples[-1].sent == run.sent == sum(life.received for life in run.lives)
+
+
+CHANCE = """\
+question = "What happened, in words?"
+hours = 1
+[nodes]
+count = {count}
+[faults]
+preset = "hostile"
+{more}
+"""
+
+
+def test_what_went_wrong_by_chance_is_told_in_words_and_no_honest_node_is_called_a_liar(tmp_path: Path) -> None:
+    more = "".join(f"{name} = {value}\n" for name, value in {
+        "partition_per_hour": 6, "partition_s": 60, "partition_shape": '"any"', "straggler_share": 0.3, "on_hours": 0.3,
+        "off_hours": 0.05, "late_share": 0.2, "leave_share": 0.2, "leave_hours": 0.5, "clock_skew_s": 9, "clock_drift_ppm": 99,
+        "drip_per_hour": 20, "disk_full_per_hour": 1, "io_error_per_hour": 1, "bit_rot_per_hour": 3, "pause_per_hour": 2,
+        "restart_storm_per_hour": 1, "blackout_per_hour": 1,
+    }.items())  # fmt: skip
+    read = sc.load(write(tmp_path, CHANCE.format(count=6, more=more)))
+    found = players.play(players.Stage(read.scenario, sc.federation(read)))
+    said = [(one, tell.in_words(found, one)) for one in found.happenings]
+    assert {one.kind for one, _ in said} >= set(CLASSES) - {"refused", "clock", "half-open", "duplicate"}
+    assert not [text for one, text in said if f"{one.kind} at " in text or "for 0 s" in text or "{" in text]
+    liars = {life.name for life in found.lives if life.hostile}
+    lies = [text for one, text in said if one.kind == "hostile"]
+    assert lies and {text.split(" lied to ")[0] for text in lies} <= liars
+    assert tell.outcome(found)[0].count("honest nodes") == ("All" in tell.outcome(found)[0])
+
+
+@pytest.mark.parametrize("shape", ["halves", "isolated", "ring"])
+def test_who_is_cut_off_by_a_partition_is_told_by_its_shape(shape: str, tmp_path: Path) -> None:
+    one = f'[[at]]\nhour = 0.5\nkind = "partition"\nvalue = "{shape}"'
+    read = sc.load(write(tmp_path, CHANCE.format(count=5, more=one).replace('preset = "hostile"', f"""\
+partition_per_hour = 4
+partition_shape = "{shape}"
+until_hours = 0.4""")))  # fmt: skip
+    found = players.play(players.Stage(read.scenario, sc.federation(read)))
+    assert len(found.happenings) > 1 and found.planned()
+    for happening in found.happenings:
+        assert len(happening.nodes) == (1 if shape == "isolated" else 5)
+        says = {"halves": "two halves", "isolated": f"{happening.nodes[0]} and the others", "ring": "only its two neighbours"}
+        assert says[shape] in tell.in_words(found, happening)
+
+
+def test_a_ring_of_three_is_told_although_it_parts_nobody(tmp_path: Path) -> None:
+    ring = 'partition_per_hour = 9\npartition_shape = "ring"'
+    read = sc.load(write(tmp_path, CHANCE.format(count=3, more="").replace('preset = "hostile"', ring)))
+    found = players.play(players.Stage(read.scenario, sc.federation(read)))
+    assert "only its two neighbours" in tell.in_words(found, found.happenings[0])
 
 
 def test_one_seed_is_one_history(run: Run, tmp_path: Path) -> None:

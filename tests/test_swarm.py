@@ -15,11 +15,13 @@ from test_imports import imports
 from typer.testing import CliRunner
 
 from gossipfl.cli import application
+from gossipfl.errors import ConfigError
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import limits
 from gossipfl.protocol import messages as ms
 from gossipfl.simulator import pool, shrink, swarm, trial
 from gossipfl.simulator.conservation import Account, ExactlyOnce, Half, Key
+from gossipfl.simulator.faults import NO_FAULTS
 from gossipfl.simulator.invariants import Checker, Watch
 from gossipfl.simulator.laws import DialsSeldom, HonestAgree
 from gossipfl.simulator.lines import Line, Lines
@@ -369,6 +371,19 @@ def test_a_swarm_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert sorted(held) == [0, 1]
     assert not swarm.done(path, swarm.Plan(0, 3, SHORT, (3, 5), until_s=5.0))
     assert swarm.summary(list(held.values()))["failed"] == []
+
+
+@pytest.mark.parametrize("seeds", ["1", "2"])
+def test_a_file_that_cannot_be_written_is_said_before_a_seed_is_run(tmp_path: Path, seeds: str) -> None:
+    out = tmp_path / "nowhere" / "swarm.jsonl"
+    said = CliRunner().invoke(application(), ["swarm", "--seeds", seeds, "--hours", "10000", "--out", str(out)])
+    assert isinstance(said.exception, ConfigError) and said.exception.exit_code == 73
+    assert "cannot be written: No such file or directory" in str(said.exception)
+
+
+def test_what_a_swarm_counts_as_faults_are_faults(tmp_path: Path) -> None:
+    (line,) = swarm.run(swarm.Plan(0, 1, SHORT, (3, 3), until_s=5.0), [0], 1)
+    assert line["faults"]["dial"] and not NO_FAULTS & set(swarm.summary([line])["faults"])
 
 
 def test_who_goes_on_hears_again_what_failed_and_what_other_code_has_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -204,9 +205,10 @@ def test_a_straggler_s_rounds_take_longer_and_nobody_else_s() -> None:
     assert 10 * slow.peer.local_round < fast.peer.local_round
 
 
-def test_a_trace_says_when_a_node_is_up() -> None:
-    up = Faults(sessions=(("b", 0.1, 0.2), ("b", 0.3, 0.4)))
-    world, _ = small_world("abc", up)
+@pytest.mark.parametrize("until", [math.inf, 0.05, 0.25])
+def test_a_trace_says_when_a_node_is_up_also_when_all_else_has_healed(until: float) -> None:
+    up = Faults(sessions=(("b", 0.1, 0.2), ("b", 0.3, 0.4)), until_hours=until)
+    world, _ = small_world("abc", up, Strike(0.29 * 3600, "crash", ("b",)), Strike(0.395 * 3600, "crash", ("b",)))
     seen = []
     for at in range(36, 1800, 36):
         world.run(at - world.mono / SECOND)

@@ -47,6 +47,8 @@ def swarm(
     if record is not None and not alone:
         raise typer.BadParameter("--record is of one seed: name it with --first-seed N --seeds 1")
     path = Path("swarm.jsonl") if out is None and not alone else out
+    if path is not None:
+        pool.open_for_more(path)
     before = {} if alone or path is None else {seed: line for seed, line in many.done(path, plan).items() if seed in wanted}
     lines = [before[seed] for seed in sorted(before)]
     left = [seed for seed in wanted if seed not in before]
@@ -72,10 +74,9 @@ def swarm(
     else:
         rows = [(name, *counts.values()) for name, counts in summary["invariants"].items()]
         output.table("", ("law", "held", "violated", "unknown"), rows)
-        faults = sum(summary["faults"].get(name, 0) for name in summary["faults"] if name not in ("exchange", "dial"))
         print(
             f"{summary['seeds']} seeds, {summary['virtual_hours']:.1f} virtual hours, {summary['exchanges']} exchanges, "
-            f"{faults} faults, {summary['cpu_s']:.0f} s of CPU: {len(summary['failed'])} failed"
+            f"{sum(summary['faults'].values())} faults, {summary['cpu_s']:.0f} s of CPU: {len(summary['failed'])} failed"
         )
     if summary["failed"]:
         raise typer.Exit(int(Exit.FAILED))

@@ -80,7 +80,7 @@ class Faults:
     off_hours: float = 1.0
     """Mean hours that a node stays off before it comes back (exponential)."""
     sessions: tuple[tuple[str, float, float], ...] = ()
-    """Up times read from a trace, each (node, from hour, to hour): a node that is named is up within its own only."""
+    """Up times read from a trace, each (node, from hour, to hour): a node that is named is up in these only, to the end."""
     late_share: float = 0.0
     """Share of nodes that join late, at a time uniform over `late_hours`."""
     late_hours: float = 1.0
@@ -277,6 +277,9 @@ STRIKES: Final[dict[str, str]] = {
 
 COUNTED: Final = frozenset({*CLASSES, *STRIKES, "clock-skew", "clock-drift", "state-lost", "exit-73", "absent"} - {"clock"})
 """What a run may count, by any engine."""
+
+NO_FAULTS: Final = frozenset({"exchange", "dial", "connection", "retry"})
+"""What a world counts beside faults."""
 
 
 def fault_of_value(kind: str, value: float | str | None) -> tuple[str, str] | None:

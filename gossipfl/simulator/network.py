@@ -117,6 +117,8 @@ class Node:
         """does the machine? Without power nobody is told that a connection is gone"""
         self.gone = False
         """left for good, or not yet joined: nothing starts it"""
+        self.rests = False
+        """off by its trace of up times: nothing starts it before the next of them"""
         self.stopped = False
         """stopped by order"""
         self.paused = 0
@@ -187,8 +189,8 @@ class Node:
     # ---- life ------------------------------------------------------------------------------------------------------
 
     def boot(self) -> None:
-        """Read the disk and tell the core; nothing where it runs already, has left or has not yet joined."""
-        if self.alive or self.gone:
+        """Read the disk and tell the core; nothing where it runs already, has left, has not joined or is off by its trace."""
+        if self.alive or self.gone or self.rests:
             return
         self.alive, self.powered, self.boots = True, True, self.boots + 1
         self.ends, self.backlog, self.paused, self.stopped = {}, [], 0, False

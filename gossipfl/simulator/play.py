@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gossipfl.errors import Misuse
 from gossipfl.simulator.conservation import MOVING_LAWS
+from gossipfl.simulator.faults import NO_FAULTS
 from gossipfl.simulator.federation import Federation
 from gossipfl.simulator.laws import NODE_LAWS
 from gossipfl.simulator.network import SECOND, Observer, Pace, World
@@ -44,9 +45,6 @@ SAMPLES: Final = 120
 
 JUDGED_MAX: Final = 6000
 """Models judged in a run; many nodes are judged more seldom."""
-
-NO_FAULTS: Final = frozenset({"exchange", "dial", "connection", "retry"})
-"""What a world counts beside faults."""
 
 
 WATCHED: Final = (*NODE_LAWS, *MOVING_LAWS, DoubtsEnd)
@@ -129,12 +127,13 @@ def events(stage: Stage) -> Run:
     if not isinstance(made, Federation):
         raise Misuse("the engine of events is given a Federation; see simulator.scenario.federation")
     strikes = [one.strike() for one in scenario.at]
-    historian, specs = Historian(made, strikes), made.specs(scenario.nodes.speeds)
+    faults = scenario.options_of_faults()
+    historian, specs = Historian(made, strikes, faults.until_hours * 3600), made.specs(scenario.nodes.speeds)
     watch, digests = Watching(truth_of(made, specs), WATCHED), Digests()
     world = World(
         specs,
         scenario.seed,
-        scenario.options_of_faults(),
+        faults,
         lines=scenario.lines.lines(made.graph, made.membership.active),
         pace=Pace(step_s=scenario.nodes.step_s),
         strikes=strikes,
@@ -180,7 +179,7 @@ def _progress(world: World, made: Federation, end_s: float, apart: float, qualit
 def _stage(node: Node) -> str:
     if not node.boots:
         return "not yet there"
-    return "left" if node.stopped else node.peer.stage if node.alive else "down"
+    return "left" if node.gone else node.peer.stage if node.alive else "down"
 
 
 def faults_of(world: World) -> dict[str, int]:

@@ -58,9 +58,18 @@ def kept(path: Path, key: Callable[[Line], Key | None], *, what: str) -> dict[Ke
 
 
 def append(path: Path, line: Line) -> None:
-    """One line more, whole on its way to the disk before the next run is waited for."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, sort_keys=True) + "\n")
+    """One line more, whole on its way to the disk before the next run is waited for. **Raises**: ConfigError (73)."""
+    open_for_more(path, json.dumps(line, sort_keys=True) + "\n")
+
+
+def open_for_more(path: Path, text: str = "") -> None:
+    """Shows, before anything is run for it, that the file can be written; and writes. **Raises**: ConfigError (73)."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        fault = Fault(str(path), None, f"cannot be written: {error.strerror}", "make its folder, or choose another --out")
+        raise ConfigError(fault, exit_code=Exit.STATE) from None
 
 
 def run(do: Callable[[Item], Line], items: Sequence[Item], processes: int) -> Iterator[Line]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import gossipfl
 from gossipfl.simulator import pool
+from gossipfl.simulator.faults import NO_FAULTS
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name, verdict in line["invariants"].items():
             laws.setdefault(name, {"held": 0, "violated": 0, "unknown": 0})[verdict] += 1
         for name, count in line["faults"].items():
-            faults[name] = faults.get(name, 0) + count
+            if name not in NO_FAULTS:
+                faults[name] = faults.get(name, 0) + count
     bad = [line for line in lines if failed(line)]
     return {
         "seeds": len(lines),

@@ -28,13 +28,47 @@ WORDS: Final = {
     "blackout": "The power failed at every node at once.",
     "pause": "The process of {who} stood still for {long}.",
     "straggler": "{Who} computed many times slower for {long}.",
+    "churn": "{Who} was off for {long}.",
+    "late": "{Who} joined after {long}.",
     "leave": "The operator of {who} ordered it to leave.",
     "clock-jump": "The clock of {who} jumped.",
+    "clock-skew": "The clock of {who} was wrong by {detail}.",
+    "clock-drift": "The clock of {who} ran fast by {detail}.",
     "disk-full": "The disk of {who} was full for {long}.",
     "io-error": "The disk of {who} answered with an error.",
     "bit-rot": "A bit flipped in what {who} had stored.",
     "duplicate": "{Who} said its last message again.",
     "hostile": "{Who} lied over valid sessions.",
+    "state-lost": "The operator of {who} moved its state folder away, and it began anew.",
+    "exception": "The core of {who} failed: {detail}.",
+}
+
+BETWEEN: Final = {
+    "cut": "The connection of {a} and {b} was cut.",
+    "stall": "The connection of {a} and {b} carried nothing for {long}.",
+    "half-open": "The connection of {a} and {b} died and neither was told.",
+    "drip": "The connection of {a} and {b} became a trickle for {long}.",
+    "one-way": "Of the two ways between {a} and {b} one was closed for {long}.",
+    "duplicate": "{a} said its last message to {b} again.",
+    "hostile": "{a} lied to {b}: it sent {detail}.",
+}
+"""What by chance goes wrong between two nodes."""
+
+SHAPES: Final = {
+    "halves": "The network fell into two halves, which did not reach each other for {long}.",
+    "ring": "Each node reached only its two neighbours by name for {long}.",
+}
+"""Partitions that leave nobody alone."""
+
+LIES: Final = {
+    "malformed": "bytes that are no message",
+    "oversized": "something enormous",
+    "nonfinite": "values that are no numbers",
+    "stale": "what was long done, or leaned on what never was",
+    "replayed": "its last message again",
+    "wrong-recipient": "what was meant for another",
+    "equivocating": "two different proposals under one number",
+    "refusing": "nothing but a refusal of the next proposal",
 }
 
 
@@ -56,16 +90,18 @@ def told(run: Run, plan: Sequence[At]) -> list[Told]:
 
 
 def in_words(run: Run, one: Happening) -> str:
-    if one.kind == "cut" and len(one.nodes) == 2 and one.planned is None:
-        return f"The connection of {one.nodes[0]} and {one.nodes[1]} was cut."
+    said = {"long": run.lasts(one.end_s - one.begin_s), "detail": LIES.get(one.detail, one.detail)}
+    if one.kind in BETWEEN and len(one.nodes) == 2 and one.planned is None:
+        return BETWEEN[one.kind].format(a=one.nodes[0], b=one.nodes[1], **said)
+    if one.kind == "partition" and one.detail in SHAPES:
+        return SHAPES[one.detail].format(**said)
     who = joined(one.nodes)
-    text = WORDS.get(one.kind, one.kind + " at {who}.")
-    return text.format(who=who, Who=who, long=run.lasts(one.end_s - one.begin_s))
+    return WORDS.get(one.kind, one.kind + " at {who}.").format(who=who, Who=who, **said)
 
 
 def joined(names: Sequence[str]) -> str:
-    if len(names) > 6:
-        return f"{len(names)} nodes"
+    if not names or len(names) > 6:
+        return f"{len(names) or 'no'} nodes"
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
@@ -77,10 +113,10 @@ def aftermath(run: Run, one: Happening) -> list[str]:
         made = sum(one.begin_s <= at <= one.end_s for life in rest for at in life.exchanges)
         waits = {life.name: longest_wait(life, one, run.virtual_seconds) for life in rest}
         slow = max(waits, key=lambda name: waits[name])
-        during = f"made their part of {made} exchanges while it lasted" if one.end_s > one.begin_s else "went on"
+        during = f"made their part of {made or 'no'} exchanges while it lasted" if one.end_s > one.begin_s else "went on"
         all_there = len(rest) == len(others(run, one))
         who = f"The other {len(rest)}" if all_there else f"The others that had not finished ({len(rest)})"
-        said.append(f"{who} {during}; none of them waited longer than {run.lasts(waits[slow])} for one.")
+        said.append(f"{who} {during}; none of them waited longer than {run.lasts(waits[slow])} for an exchange.")
     struck = [run.life(name) for name in one.nodes]
     back = {life.name: wait(life, one.end_s) for life in struck if one.end_s < life.finished_at() and not life.hostile}
     if back and one.begin_s < one.end_s >= run.virtual_seconds:
@@ -108,7 +144,8 @@ def outcome(run: Run) -> list[str]:
         last = max(life.finished_at() for life in done)
         when = run.when(last) + ("" if run.round_s else " of virtual time")
         is_all = run.count in (None, len(run.lives))
-        who = f"{len(done)} nodes" if is_all else f"{len(done)} nodes that are listed, of {run.count:,},"
+        nodes = f"{len(done)} {'nodes' if len(run.honest) == len(run.lives) else 'honest nodes'}"
+        who = nodes if is_all else f"{nodes} that are listed, of {run.count:,},"
         said = [f"All {who} finished the study, the last at {when}."]
     else:
         late = [f"{life.name} ({life.stage})" for life in stay if life.stage != "finished"]

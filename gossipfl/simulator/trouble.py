@@ -411,14 +411,8 @@ class Trouble:
         """On and off, by spans drawn or by those of a trace."""
         world, faults = self.world, self.world.faults
         mine = sorted((begin, end) for name, begin, end in faults.sessions if name == node.name)
-        for at, (begin, end) in enumerate(mine):
-            following = mine[at + 1][0] if at + 1 < len(mine) else 10**9 / 3600
-            if at == 0 and begin > 0:
-                node.gone = True
-                self.struck("churn", node.name)
-                self.lasts("churn", int(begin * HOUR), partial(self.join, node), node.name)
-            span = int((following - end) * HOUR)
-            world.at(int(end * HOUR), partial(self.switch_off, node, span, False))
+        if mine:
+            self.follow(node, mine)
         if faults.on_hours <= 0 or mine:
             return
         rng = self.stream("churn", node)
@@ -433,6 +427,36 @@ class Trouble:
             world.at(world.mono + span + int(exponential(rng) * faults.on_hours * HOUR), go_off)
 
         stay(0)
+
+    def follow(self, node: Node, ups: list[tuple[float, float]]) -> None:
+        """Up within these hours and at no other time, also once all else has healed: a trace is no chance."""
+        world, last = self.world, 0.0
+        for begin, end in ups:
+            if begin > last:
+                self.rest(node, last)
+                world.at(int(begin * HOUR), partial(self.rise, node))
+                world.at(int(begin * HOUR) + STOPPED_S * SECOND, node.boot)  # it may have been stopping still
+            last = max(last, end)
+        self.rest(node, last)
+
+    def rest(self, node: Node, hour: float) -> None:
+        """Its trace has it off from this hour on, and nothing starts it."""
+
+        def off() -> None:
+            node.rests = True
+            self.struck("churn", node.name)
+            if node.alive:
+                node.feed(ev.Stopping())
+
+        if hour > 0:
+            self.world.at(int(hour * HOUR), off)
+        else:
+            off()
+
+    def rise(self, node: Node) -> None:
+        node.rests = False
+        self.world.struck("churn-end", node.name)
+        node.boot()
 
     def switch_off(self, node: Node, span: int, pulled: bool) -> None:
         """By its plug, or by an order that lets it put all on disk."""

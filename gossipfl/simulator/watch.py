@@ -39,6 +39,9 @@ LASTING: Final = frozenset(
 )
 """Strikes that last as long as they say."""
 
+BY_CHANCE: Final = LASTING | {"churn", "late"}
+"""What of that which happens by chance lasts until it is told to be over, or to the end."""
+
 LATE_S: Final = 10.0
 """Who starts later was not there from the beginning."""
 
@@ -52,8 +55,10 @@ DOWN: Final[Mapping[str, float]] = {
 class Historian(Observer):
     """Lives, happenings and samples of one run."""
 
-    def __init__(self, made: Federation, strikes: Sequence[Strike]) -> None:
+    def __init__(self, made: Federation, strikes: Sequence[Strike], until_s: float = math.inf) -> None:
         self.made = made
+        self.until_s = until_s
+        """when all heals"""
         rows = {site.name: len(site.train) for site in made.sites}
         member = made.membership.member
         self.lives = {
@@ -111,7 +116,8 @@ class Historian(Observer):
             return
         if self.is_planned(base, names, now):
             return
-        happening = Happening(base, now, now, names, detail)
+        concerned = alone(world, names) or names if base == "partition" else names
+        happening = Happening(base, now, now, concerned, detail)
         if len(self.happenings) < HAPPENINGS_MAX:
             self.happenings.append(happening)
             self.open.setdefault((base, names), []).append(happening)
@@ -147,10 +153,11 @@ class Historian(Observer):
         for number, strike in enumerate(self.strikes):
             begin = strike.at_s
             until = min(end, begin + strike.seconds) if strike.kind in LASTING else begin
-            names = strike.nodes or tuple(self.lives)
+            shape = str(strike.value or "halves") if strike.kind == "partition" and not strike.nodes else ""
+            names = strike.nodes or tuple(self.lives)[: 1 if shape == "isolated" else None]
             for life in (self.lives[name] for name in names):
                 until = max([until, *(one.end_s for one in self.downs(life, strike))])
-            happening = Happening(strike.kind, begin, until, names, str(strike.value or ""), number)
+            happening = Happening(strike.kind, begin, until, names, shape or str(strike.value or ""), number)
             if begin < end:
                 self.close(happening, until)
                 found.append(happening)
@@ -169,14 +176,14 @@ class Historian(Observer):
         end = world.mono / SECOND
         for happenings in self.open.values():
             for happening in happenings:
-                if happening.kind in STATES:
-                    self.close(happening, end)
+                if happening.kind in BY_CHANCE:
+                    self.close(happening, min(end, self.until_s) if happening.kind == "straggler" else end)
         for name, node in world.nodes.items():
             life = self.lives[name]
             life.up, life.hostile = node.alive, name in world.trouble.hostile
             life.local_rounds = node.peer.local_round if node.boots else 0
             if name in self.down:
-                life.spans.append(Span(self.down[name], end, "left" if node.stopped else "down"))
+                life.spans.append(Span(self.down[name], end, "left" if node.gone else "down"))
             elif not node.boots:
                 life.spans.append(Span(0.0, end, "not yet"))
         self.happenings = sorted([*self.happenings, *self.planned(end)], key=lambda one: one.begin_s)
@@ -220,3 +227,9 @@ class Historian(Observer):
             return np.array(node.store.files.array(course.model, node.spec.bench.dtype)), course.normalisation
         except StateError:
             return None
+
+
+def alone(world: World, names: Sequence[str]) -> tuple[str, ...]:
+    """Of a partition's nodes the one that reaches none of the others; none where it is no partition of one node."""
+    cut = [name for name in names if all(world.way(name, other).walls for other in names if other != name)]
+    return tuple(cut) if len(cut) == 1 else ()
