@@ -12,27 +12,27 @@ import nacl.bindings as sodium
 from nacl.exceptions import CryptoError
 
 try:
-    from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+    from cryptography.exceptions import InvalidTag as Forged
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 except ImportError:
+    Forged = CryptoError  # type: ignore[assignment,misc]
     ChaCha20Poly1305 = None  # type: ignore[assignment,misc]
 
+__all__ = ["CIPHER", "Aead", "Buffer", "Forged", "OpenSSL", "Sodium", "fastest"]
+
 Buffer = bytes | bytearray | memoryview
-
-
-class Forged(Exception):
-    """These bytes were not sealed under this key, nonce and associated data."""
 
 
 class Aead(Protocol):
     """One key. A nonce has 12 bytes and never comes twice."""
 
-    def seal(self, nonce: bytes, plain: bytes, ad: bytes) -> bytes:
-        """16 bytes longer than `plain`."""
+    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes, /) -> bytes:
+        """16 bytes longer than `data`."""
         ...
 
-    def open(self, nonce: bytes, sealed: Buffer, ad: bytes) -> bytes:
-        """Of at least 16 bytes. Raises: Forged."""
+    def decrypt(self, nonce: bytes, data: Buffer, associated_data: bytes, /) -> bytes:
+        """Of at least 16 bytes. Raises `Forged`: they were not sealed under this key, nonce and associated data."""
         ...
 
 
@@ -42,44 +42,29 @@ class Sodium:
     def __init__(self, key: bytes) -> None:
         self._key = key
 
-    def seal(self, nonce: bytes, plain: bytes, ad: bytes) -> bytes:
-        sealed: bytes = sodium.crypto_aead_chacha20poly1305_ietf_encrypt(plain, ad, nonce, self._key)
+    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes, /) -> bytes:
+        sealed: bytes = sodium.crypto_aead_chacha20poly1305_ietf_encrypt(data, associated_data, nonce, self._key)
         return sealed
 
-    def open(self, nonce: bytes, sealed: Buffer, ad: bytes) -> bytes:
+    def decrypt(self, nonce: bytes, data: Buffer, associated_data: bytes, /) -> bytes:
         try:
-            plain: bytes = sodium.crypto_aead_chacha20poly1305_ietf_decrypt(bytes(sealed), ad, nonce, self._key)
+            plain: bytes = sodium.crypto_aead_chacha20poly1305_ietf_decrypt(bytes(data), associated_data, nonce, self._key)
         except CryptoError:
             raise Forged from None
         return plain
 
 
-class OpenSSL:
-    """By OpenSSL. Raises ImportError where `cryptography` is not installed, or its OpenSSL lacks this cipher."""
-
-    def __init__(self, key: bytes) -> None:
-        if ChaCha20Poly1305 is None:
-            raise ImportError("the package `cryptography` is not installed; it comes with gossipfl[fast]")
-        try:
-            self._cipher = ChaCha20Poly1305(key)
-        except UnsupportedAlgorithm as error:
-            raise ImportError(str(error)) from None
-
-    def seal(self, nonce: bytes, plain: bytes, ad: bytes) -> bytes:
-        return self._cipher.encrypt(nonce, plain, ad)
-
-    def open(self, nonce: bytes, sealed: Buffer, ad: bytes) -> bytes:
-        try:
-            return self._cipher.decrypt(nonce, sealed, ad)
-        except InvalidTag:
-            raise Forged from None
+OpenSSL: Final = ChaCha20Poly1305
+"""By OpenSSL, without a call of ours between; None where `cryptography` is not installed."""
 
 
 def fastest() -> type[Aead]:
     """Of those that are here."""
+    if OpenSSL is None:
+        return Sodium
     try:
         OpenSSL(bytes(32))
-    except ImportError:
+    except UnsupportedAlgorithm:  # an OpenSSL without this cipher
         return Sodium
     return OpenSSL
 

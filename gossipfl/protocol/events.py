@@ -18,8 +18,8 @@ Space = Literal["statistics", "model"]
 NONE: Final = b""
 
 
-class Value(msgspec.Struct, frozen=True):
-    """Made by the dozen for each exchange: a struct costs a fifth of a frozen dataclass."""
+class Value(msgspec.Struct, frozen=True, gc=False):
+    """Made by the dozen for each exchange: a struct costs a fifth of a frozen dataclass. None is in a circle."""
 
 
 class Instant(Value, frozen=True):

@@ -35,8 +35,8 @@ Scalar = float
 Document = Annotated[bytes, Meta(max_length=16_384)]
 
 
-class Frozen(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Positional, immutable, nothing unknown."""
+class Frozen(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, gc=False):
+    """Positional, immutable, nothing unknown; in no circle, so that nothing need look for one."""
 
 
 # ---- documents: signed as bytes ------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def decode(data: bytes) -> Message:
     if len(data) > CONTROL_MAX:
         raise Refused("size", f"control message of {len(data)} bytes; at most {CONTROL_MAX} are accepted")
     message = _exact(data, _message, "control message")
-    if isinstance(message, Hello) and message.stage not in STAGES:
+    if type(message) is Hello and message.stage not in STAGES:
         raise Refused("malformed", f"control message: unknown stage {message.stage!r}")
     return message
 

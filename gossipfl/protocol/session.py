@@ -19,7 +19,7 @@ from typing import Final
 from gossipfl import digest
 from gossipfl.errors import Misuse, Refused
 from gossipfl.protocol import messages
-from gossipfl.protocol.events import Instant
+from gossipfl.protocol.events import Instant, Value
 from gossipfl.protocol.limits import (
     HANDSHAKE_MAX,
     HANDSHAKE_S,
@@ -50,28 +50,24 @@ _CHUNK_HEAD: Final = 1 + 32 + 4 + 1
 _SECOND: Final = 10**9
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Value, frozen=True):
     """Write this record: message 2, the only thing that a responder writes before the keys are confirmed."""
 
     record: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Up:
+class Up(Value, frozen=True):
     """The keys are confirmed: `peer` is there, with this certificate, which is valid now."""
 
     peer: str
     certificate: Certificate
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(Value, frozen=True):
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Value, frozen=True):
     """The next chunk of an expected payload, proven. `data` is a view of the record; write it before the next."""
 
     root: bytes
@@ -112,6 +108,11 @@ class Session:
     or after the end.
     """
 
+    __slots__ = (
+        "_admit", "_dead", "_dialled", "_handshake", "_incoming", "_own", "_receiving", "_sending", "_started",
+        "certificate", "peer", "up",
+    )  # fmt: skip
+
     def __init__(
         self,
         *,
@@ -132,7 +133,10 @@ class Session:
         if expect is not None and expect[1] == keys.noise_public:
             raise Refused("auth", "this node's own key at a peer's address; correct the peer's certificate or address")
         remote = None if expect is None else expect[1]
-        self._handshake = Handshake(initiator, prologue(federation), keys.noise_private, ephemeral, remote, psk, agree)
+        self._handshake: Handshake | None = Handshake(
+            initiator, prologue(federation), keys.noise_private, ephemeral, remote, psk, agree
+        )
+        """none when it is over: its secrets go with it"""
         self._admit = admit
         self._dialled = None if expect is None else expect[0]
         self._started: Final = started
@@ -149,6 +153,8 @@ class Session:
 
     def open(self, now: Instant) -> bytes:
         """Message 1. Raises Misuse for a responder or the second time; Refused("auth") if a certificate or key is bad."""
+        if self._handshake is None:
+            raise Misuse("a session is opened once")
         self._must_be_valid(self._own, now)
         return self._handshake.write(self._own.encoded)
 
@@ -157,7 +163,8 @@ class Session:
         if self._dead:
             raise Refused("auth", "this session is over; the peer must connect anew")
         self._dead = True
-        events = self._read(record, now)
+        handshake = self._handshake
+        events = self._read_record(record) if handshake is None else [self._meet(handshake, record, now)]
         self._dead = False
         return events
 
@@ -198,36 +205,30 @@ class Session:
             raise Misuse(f"a record of {len(plain)} bytes; at most {PLAIN_MAX} fit")
         return self._sending.seal(plain)
 
-    def _read(self, record: digest.Buffer, now: Instant) -> list[SessionEvent]:
-        if self._receiving is not None:
-            return self._read_record(self._receiving.open(record), now)
+    def _meet(self, handshake: Handshake, record: digest.Buffer, now: Instant) -> SessionEvent:
+        """The other side's certificate has come: message 1 for a responder, message 2 for an initiator."""
         if len(record) > HANDSHAKE_MAX:
             raise Refused("size", f"handshake message of {len(record)} bytes; at most {HANDSHAKE_MAX} are accepted")
-        return [self._meet(self._handshake.read(record), now)]
-
-    def _meet(self, payload: bytes, now: Instant) -> SessionEvent:
-        """The other side's certificate has come: message 1 for a responder, message 2 for an initiator."""
-        certificate = Certificate.decode(payload)
-        self.peer = self._identified(certificate, now)
+        certificate = Certificate.decode(handshake.read(record))
+        self.peer = self._identified(certificate, handshake.remote_static, now)
         self.certificate = certificate
         event: SessionEvent
-        if self._handshake.initiator:
+        if handshake.initiator:
             self.up = True
             event = Up(self.peer, certificate)
         else:
             self._must_be_valid(self._own, now)
-            event = Reply(self._handshake.write(self._own.encoded))
-        self._sending, self._receiving = self._handshake.split()
+            event = Reply(handshake.write(self._own.encoded))
+        self._sending, self._receiving = handshake.split()
+        self._handshake = None
         return event
 
-    def _identified(self, certificate: Certificate, now: Instant) -> str:
+    def _identified(self, certificate: Certificate, static: bytes | None, now: Instant) -> str:
         """The member that this certificate and this session's key belong to."""
-        if certificate.noise != self._handshake.remote_static:
+        if certificate.noise != static:
             raise Refused("auth", f"the certificate of {certificate.member!r} came over another key than it names")
         own = self._own
-        if certificate.member == own.member or {certificate.identity, certificate.signing, certificate.noise} & {
-            own.identity, own.signing, own.noise
-        }:  # fmt: skip
+        if certificate.member == own.member or not own.keys.isdisjoint(certificate.keys):
             raise Refused(
                 "auth", "this node's own key or name came back; two nodes share it, or a message was reflected"
             )
@@ -242,18 +243,21 @@ class Session:
             who = certificate.member
             raise Refused("auth", f"the certificate of {who!r} is not valid now; renew it, or correct the wrong clock")
 
-    def _read_record(self, plain: bytes, now: Instant) -> list[SessionEvent]:
+    def _read_record(self, record: digest.Buffer) -> list[SessionEvent]:
+        assert self._receiving is not None
+        plain = self._receiving.open(record)
         events: list[SessionEvent] = []
         if not self.up:
             assert self.peer is not None and self.certificate is not None
             self.up = True
             events.append(Up(self.peer, self.certificate))
-        if plain[:1] == _MESSAGE:
+        kind = plain[:1]
+        if kind == _MESSAGE:
             events.append(Arrived(messages.decode(plain[1:])))
-        elif plain[:1] == _CHUNK:
+        elif kind == _CHUNK:
             events.append(self._proven(plain))
         else:
-            raise Refused("malformed", f"a record of unknown kind {plain[:1].hex()!r}; the peer runs another version")
+            raise Refused("malformed", f"a record of unknown kind {kind.hex()!r}; the peer runs another version")
         return events
 
     def _proven(self, plain: bytes) -> Chunk:

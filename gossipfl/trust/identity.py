@@ -156,12 +156,15 @@ class Certificate:
     not_after: int = field(init=False, compare=False)
     digest: bytes = field(init=False, compare=False, repr=False)
     """SHA-256 of `encoded`"""
+    keys: frozenset[bytes] = field(init=False, compare=False, repr=False)
+    """the three: no two members share one"""
 
     def __post_init__(self) -> None:
         body = _body(self.encoded)
         for name in body.__struct_fields__:
             object.__setattr__(self, name, getattr(body, name))
         object.__setattr__(self, "digest", hashlib.sha256(self.encoded).digest())
+        object.__setattr__(self, "keys", frozenset((body.identity, body.signing, body.noise)))
 
     @staticmethod
     def decode(data: bytes) -> Certificate:
