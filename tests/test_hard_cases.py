@@ -23,7 +23,6 @@ from gossipfl.protocol import messages as ms
 from gossipfl.protocol.link import decode_link
 from gossipfl.protocol.peer import Course
 from gossipfl.simulator.network import World
-from gossipfl.store import Missing
 from gossipfl.trust.membership import without
 
 TWO = {"anna": 10, "bert": 20}
@@ -110,16 +109,6 @@ def test_a_state_folder_restored_from_a_copy_with_an_exchange_in_doubt_settles()
     anna.store = copy[0]
     rest(world, "bert")
     before = bert.peer.link("anna").done
-    for node in (anna, bert):
-
-        def as_a_connection_does(event: ev.Event, node: Any = node, feed: Any = node.feed) -> None:
-            try:
-                feed(event)
-            except Missing:
-                for end in list(node.ends.values()):
-                    world.sever(end, "a payload that was offered is gone")
-
-        node.feed = as_a_connection_does  # type: ignore[method-assign]
     anna.boot()
     world.run(300)
     link = bert.peer.link("anna")
@@ -234,7 +223,7 @@ def test_a_reply_applied_between_opened_and_hello_is_receipted() -> None:
     anna, bert = world.nodes["anna"], world.nodes["bert"]
     held: list[ev.Event] = []
     told: list[int] = []
-    work, feed = anna.work, anna.feed
+    work, tell = anna.work, anna.tell
 
     def slow(job: Any) -> None:
         if isinstance(job, ev.Mix) and job.payload and not held:
@@ -243,12 +232,12 @@ def test_a_reply_applied_between_opened_and_hello_is_receipted() -> None:
             work(job)
 
     def late(event: ev.Event) -> None:
-        feed(event)
+        tell(event)
         if isinstance(event, ev.Opened) and held and not told:
             told.append(1)
-            feed(held[0])
+            tell(held[0])
 
-    anna.work, anna.feed = slow, late  # type: ignore[method-assign]
+    anna.work, anna.tell = slow, late  # type: ignore[method-assign]
     while not held:
         world.run(0.001)
     world.sever(next(iter(anna.ends.values())), "cut")

@@ -266,16 +266,15 @@ def decode_manifest(data: bytes) -> Manifest:
         raise Refused("malformed", f"manifest: unknown space {manifest.space!r}")
     if manifest.stage not in STAGES:
         raise Refused("malformed", f"manifest: unknown stage {manifest.stage!r}")
-    positive = {"mass": manifest.mass, "gamma": manifest.gamma}
-    for name, value in positive.items():
-        if not (math.isfinite(value) and value > 0):
+    for name, value in (("mass", manifest.mass), ("gamma", manifest.gamma)):
+        if not 0 < value < math.inf:
             raise Refused("malformed", f"manifest: {name} = {value}; it must be finite and above 0")
-    for name, value in {"kappa": manifest.kappa, "gradient": manifest.gradient}.items():
-        if not (math.isfinite(value) and value >= 0):
+    for name, value in (("kappa", manifest.kappa), ("gradient", manifest.gradient)):
+        if not 0 <= value < math.inf:
             raise Refused("malformed", f"manifest: {name} = {value}; it must be finite and not below 0")
     if not manifest.tau > 0:
         raise Refused("malformed", f"manifest: tau = {manifest.tau}; it must be above 0")
-    for name, value in {"clip": manifest.clip, "leak": manifest.leak, "cap": manifest.cap}.items():
+    for name, value in (("clip", manifest.clip), ("leak", manifest.leak), ("cap", manifest.cap)):
         if not 0 <= value <= 1:
             raise Refused("malformed", f"manifest: {name} = {value}; it must lie between 0 and 1")
     neutral = (manifest.answers, manifest.clip, manifest.leak, manifest.cap, manifest.q) == (b"", 1.0, 1.0, 1.0, b"")

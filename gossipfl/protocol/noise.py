@@ -31,9 +31,6 @@ from gossipfl.protocol.limits import RECORD_MAX, SESSION_RECORDS_MAX
 KEY: Final = 32
 """Bytes of a public, private, shared or cipher key."""
 
-BLOCK: Final = 128
-"""Bytes of BLAKE2b's block."""
-
 TAG: Final = 16
 """Bytes that sealing adds."""
 
@@ -277,6 +274,7 @@ class Handshake:
 
 _INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
+_INNER_REST, _OUTER_REST = b"\x36" * 64, b"\x5c" * 64
 
 
 def _draw(chaining: bytes, material: bytes) -> tuple[bytes, bytes]:
@@ -285,9 +283,8 @@ def _draw(chaining: bytes, material: bytes) -> tuple[bytes, bytes]:
 
 
 def _keyed(key: bytes) -> tuple[bytes, bytes]:
-    """The two blocks that HMAC (RFC 2104) makes of a key no longer than a block."""
-    key = key.ljust(BLOCK, b"\0")
-    return key.translate(_INNER), key.translate(_OUTER)
+    """The two blocks that HMAC (RFC 2104) makes of a key of 64 bytes, half a block of BLAKE2b."""
+    return key.translate(_INNER) + _INNER_REST, key.translate(_OUTER) + _OUTER_REST
 
 
 def _hmac(keyed: tuple[bytes, bytes], data: bytes) -> bytes:

@@ -10,7 +10,7 @@ import gc
 import heapq
 from collections.abc import Callable
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 SECOND: Final = 1_000_000_000
 HOUR: Final = 3600 * SECOND
@@ -26,15 +26,15 @@ class Heap:
         self.seed = seed
         self.mono = 0
         self.order = 0
-        self.heap: list[tuple[int, int, Callable[[], None]]] = []
+        self.heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self.streams: dict[tuple[str, str], Random] = {}
 
-    def at(self, when_ns: int, act: Callable[[], None]) -> None:
+    def at(self, when_ns: int, act: Callable[..., None], *what: Any) -> None:
         """At this instant, or now where it is over: time does not go back."""
         if when_ns < self.mono:
             when_ns = self.mono
         self.order += 1
-        heapq.heappush(self.heap, (when_ns, self.order, act))
+        heapq.heappush(self.heap, (when_ns, self.order, act, what))
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         """Up to `seconds` more of virtual time, or until `until` holds (asked once a virtual second)."""
@@ -50,8 +50,8 @@ class Heap:
     def _run(self, end: int, until: Callable[[], bool]) -> None:
         ask, heap, pop = self.mono, self.heap, heapq.heappop
         while heap and heap[0][0] <= end:
-            self.mono, _, act = pop(heap)
-            act()
+            self.mono, _, act, what = pop(heap)
+            act(*what)
             if self.mono >= ask:
                 ask = self.mono + SECOND
                 if until():

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from gossipfl.digest import chunk_count
@@ -83,6 +82,11 @@ class Way:
 class End:
     """One end of a connection: its session, and what it has written that is still on its way."""
 
+    __slots__ = (
+        "bulks", "clear_at", "closed", "dead", "drip", "free_at", "held", "id", "incoming", "initiator", "judged", "moved",
+        "node", "other", "peer", "said", "session", "stalls", "up", "way",
+    )  # fmt: skip
+
     def __init__(self, number: int, node: Node, initiator: bool, session: Any, peer: str) -> None:
         self.id, self.node, self.initiator, self.session, self.peer = number, node, initiator, session, peer
         self.other: End
@@ -109,24 +113,20 @@ class End:
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
-    def write(self, record: bytes) -> None:
-        """On its way: arrives after the latency, in order, unless the connection is cut before."""
-        world = self.node.world
-        for observer in world.observers:
-            observer.wire(world, self.node.name, self.other.node.name, len(record))
-        self.put(record)
-
-    def put(self, record: bytes | None) -> None:
-        """None is the end: what was written before arrives before it."""
+    def write(self, record: bytes | None) -> None:
+        """On its way: arrives after the latency, in order, unless the connection is cut before. None is the end."""
         world = self.node.world
         way = self.way
         at = world.mono + way.latency()
-        if record is not None and (self.drip or way.bandwidth):
-            at += self.occupy(len(record)) - world.mono
+        if record is not None:
+            for observer in world.observers:
+                observer.wire(world, way.sender, way.receiver, len(record))
+            if self.drip or way.bandwidth:
+                at += self.occupy(len(record)) - world.mono
         if at < self.clear_at:
             at = self.clear_at
         self.clear_at = at
-        world.at(at, partial(self.arrive, record))
+        world.at(at, self.arrive, record)
 
     def occupy(self, size: int) -> int:
         """The instant at which so many bytes have left, after all that left before."""
@@ -145,7 +145,7 @@ class End:
             return
         if other.closed:
             if record is not None and not self.closed and other.node.powered:
-                self.node.later(other.way.latency(), partial(self.finish, "connection reset by the peer"))
+                self.node.later(other.way.latency(), self.finish, "connection reset by the peer")
             return
         if self.held or self.stalls or self.way.walls:
             self.held.append(record)
@@ -163,7 +163,7 @@ class End:
         world = self.node.world
         world.waiting.pop(self, None)
         for record in held:
-            world.at(world.mono, partial(self.arrive, record))
+            world.at(world.mono, self.arrive, record)
 
     # ---- payloads --------------------------------------------------------------------------------------------------
 
@@ -179,23 +179,22 @@ class End:
         """All chunks at once where nothing bounds the line; else the next one when the last has left."""
         files = self.node.store.files
         while self.bulks and not self.closed:
-            root, index, again = self.bulks[0]
+            root, first, again = self.bulks[0]
             try:
                 payload, tree = files.read(root), files.tree(root)
             except Missing as lost:
                 self.shut(f"a payload that was offered is gone: {lost}")
                 return
-            if index >= chunk_count(len(payload)):
-                self.bulks.popleft()
-                continue
-            chunk = payload[index * ss.CHUNK : (index + 1) * ss.CHUNK]
-            if again and not tree.holds(index, chunk):
-                raise StateError(ROTTED)
-            self.write(self.session.seal_chunk(root, index, tree.path(index), chunk))
-            self.bulks[0] = (root, index + 1, again)
-            if self.drip or self.way.bandwidth:
-                self.node.later(max(0, self.free_at - self.node.world.mono), partial(self.node.guarded, self.pump))
-                return
+            for index in range(first, chunk_count(len(payload))):
+                chunk = payload[index * ss.CHUNK : (index + 1) * ss.CHUNK]
+                if again and not tree.holds(index, chunk):
+                    raise StateError(ROTTED)
+                self.write(self.session.seal_chunk(root, index, tree.path(index), chunk))
+                if self.drip or self.way.bandwidth:
+                    self.bulks[0] = (root, index + 1, again)
+                    self.node.later(max(0, self.free_at - self.node.world.mono), self.pump)
+                    return
+            self.bulks.popleft()
 
     def await_pace(self) -> None:
         """As the deployed driver does: a transfer that moves too little in a window is closed."""
@@ -224,13 +223,13 @@ class End:
         if not self.up:
             self.shut(f"no session within {HANDSHAKE_S} s")
         else:
-            self.node.later((SESSION_S - HANDSHAKE_S) * SECOND, partial(self.shut, "the session has reached its age"))
+            self.node.later((SESSION_S - HANDSHAKE_S) * SECOND, self.shut, "the session has reached its age")
 
     def shut(self, why: str) -> None:
         """What waits is written, then it is closed; the other side hears of it when all has arrived."""
         if not self.closed:
             self.finish(why)
-            self.put(None)
+            self.write(None)
 
     def finish(self, why: str, after: int = 0) -> None:
         """This end is closed, and its core, if it lives, told."""
@@ -242,6 +241,6 @@ class End:
         if not node.alive:
             return
         if self.up:
-            node.later(after, partial(node.feed, ev.Closed(self.id, why)))
+            node.later(after, node.tell, ev.Closed(self.id, why))
         elif self.initiator:
-            node.later(after, partial(node.feed, ev.DialFailed(self.peer, why)))
+            node.later(after, node.tell, ev.DialFailed(self.peer, why))

@@ -10,7 +10,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -46,9 +45,7 @@ RESTART_S: Final = 10
 OPERATOR_S: Final = 3600
 """Seconds until an operator has moved away a state folder that the node refuses, as its message says."""
 
-OVER_A_CONNECTION: Final = (ev.Send, ev.SendBulk, ev.ReceiveBulk, ev.Close)
-
-REPEATED: Final = (ms.Propose, ms.Reply, ms.Done, ms.Abort, ms.Aborted, ms.Candidate)
+REPEATED: Final = frozenset((ms.Propose, ms.Reply, ms.Done, ms.Abort, ms.Aborted, ms.Candidate))
 """Control messages that a retry may say a second time in a session."""
 
 
@@ -122,7 +119,7 @@ class Node:
         self.stopped = False
         """stopped by order"""
         self.paused = 0
-        self.backlog: list[Callable[[], None]] = []
+        self.backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.refusing = 0
         self.slow = 1.0
         self.tail = 0.0
@@ -163,25 +160,35 @@ class Node:
         passed = -((local - own_ns) * 1_000_000 // (1_000_000 + ppm))
         return max(0, since + passed - self.world.mono)
 
-    def later(self, delay_ns: int, act: Callable[[], None]) -> None:
+    def later(self, delay_ns: int, act: Callable[..., None], *what: Any) -> None:
         """In this life only: a crash forgets it; a pause puts it off."""
-        self.world.at(self.world.mono + delay_ns, partial(self._run, self.boots, act))
+        world = self.world
+        world.at(world.mono + delay_ns, self.do, self.boots, act, *what)
 
-    def _run(self, boots: int, act: Callable[[], None]) -> None:
-        if self.boots == boots and self.alive:
-            if self.paused:
-                self.backlog.append(partial(self._run, boots, act))
-            else:
-                act()
+    def do(self, boots: int, act: Callable[..., None], *what: Any) -> None:
+        """What the process of this life does; whatever it dies of, the world goes on."""
+        if self.boots != boots or not self.alive:
+            return
+        if self.paused:
+            self.backlog.append((self.do, (boots, act, *what)))
+            return
+        try:
+            act(*what)
+        except Crash:
+            self.world.trouble.crash(self, power=True)
+        except StateError as error:
+            self.give_up(error)
+        except Exception as error:
+            self.world.raised(self, error)
 
     def set_alarm(self, at_ns: int | None) -> None:
         self.wake += 1
         if at_ns is not None:
-            self.later(self.until(at_ns), partial(self._ring, self.wake))
+            self.later(self.until(at_ns), self._ring, self.wake)
 
     def _ring(self, number: int) -> None:
         if self.wake == number:
-            self.feed(ev.Alarm())
+            self.tell(ev.Alarm())
 
     def new_store(self) -> Store:
         return Store.modelled() if self.world.keeps else Store.modelled(kept_bytes=0)
@@ -194,7 +201,7 @@ class Node:
             return
         self.alive, self.powered, self.boots = True, True, self.boots + 1
         self.ends, self.backlog, self.paused, self.stopped = {}, [], 0, False
-        self.guarded(self._start)
+        self.do(self.boots, self._start)
 
     def _start(self) -> None:
         files = self.store.files
@@ -217,17 +224,6 @@ class Node:
     def chance(self) -> random.Random:
         """The random source of the core in this life."""
         return random.Random(f"{self.world.seed}/core/{self.name}/{self.boots}")
-
-    def guarded(self, act: Callable[..., None], *what: Any) -> None:
-        """What a process does; whatever it dies of, the world goes on."""
-        try:
-            act(*what)
-        except Crash:
-            self.world.trouble.crash(self, power=True)
-        except StateError as error:
-            self.give_up(error)
-        except Exception as error:
-            self.world.raised(self, error)
 
     def crash(self, survival: float = 0.5, power: bool = False) -> None:
         """The process is gone, and what its disk had not synced may be. `power`: so is the machine, and nobody is told."""
@@ -275,63 +271,52 @@ class Node:
     def resume(self) -> None:
         """After a pause: all that came meanwhile, in order."""
         backlog, self.backlog = self.backlog, []
-        for act in backlog:
-            self.world.at(self.world.mono, act)
+        for act, what in backlog:
+            self.world.at(self.world.mono, act, *what)
 
     # ---- the core --------------------------------------------------------------------------------------------------
 
     def feed(self, event: ev.Event) -> None:
-        """One event through the only door, and its commands in order."""
-        if self.paused:
-            self.backlog.append(partial(self._run, self.boots, partial(self.feed, event)))
-        elif self.alive:
-            self.guarded(self._feed, event)
+        """One event from outside; a process that is paused hears of it later, one that is gone never."""
+        self.do(self.boots, self.tell, event)
 
-    def _feed(self, event: ev.Event) -> None:
+    def tell(self, event: ev.Event) -> None:
+        """One event through the only door, and its commands in order."""
         world, observers = self.world, self.world.observers
         world.events += 1
         commands = self.peer.handle(event, self.now())
-        if observers:
+        for observer in observers:
+            observer.fed(world, self, event, commands)
+        for command in commands:
+            self.carry_out(command)
             for observer in observers:
-                observer.fed(world, self, event, commands)
-            for command in commands:
-                self.carry_out(command)
-                for observer in observers:
-                    observer.did(world, self, command)
-        else:
-            for command in commands:
-                self.carry_out(command)
+                observer.did(world, self, command)
         job = getattr(event, "job", None)
         if job is not None and self.alive:
             self.bench.release(job)
 
     def carry_out(self, command: ev.Command) -> None:
-        """A command about a connection that is gone has no effect."""
-        if isinstance(command, OVER_A_CONNECTION):
-            if end := self.ends.get(command.conn):
-                self.over(end, command)
-        elif isinstance(command, ev.Wake):
-            self.set_alarm(command.at_ns)
-        elif isinstance(command, ev.Commit):
-            self.facts += command.facts
-            self.store.commit(command.rows, command.keep, command.facts, self.now().wall_ns, command.live)
-            for fact in command.facts:
-                if fact.kind == "ingress" and fact.fields["role"] == "reply":
-                    self.world.counts["exchange"] += 1
-        elif isinstance(command, ev.Dial):
-            self.world.dial(self, command.peer)
-        elif isinstance(command, ev.Note):
-            self.facts.append(command)
-        elif isinstance(command, ev.Stopped):
-            self.stopped, self.gone = True, self.peer.leaving
-            self.exit("this node stops")
+        does = CARRIED.get(type(command))
+        if does is None:
+            self.work(command)  # type: ignore[arg-type]
         else:
-            self.work(command)
+            does(self, command)
 
-    def over(self, end: End, command: ev.Send | ev.SendBulk | ev.ReceiveBulk | ev.Close) -> None:
+    def commit(self, command: ev.Commit) -> None:
+        self.facts += command.facts
+        self.store.commit(command.rows, command.keep, command.facts, self.now().wall_ns, command.live)
+        for fact in command.facts:
+            if fact.kind == "ingress" and fact.fields["role"] == "reply":
+                self.world.counts["exchange"] += 1
+
+    def over(self, command: ev.Send | ev.SendBulk | ev.ReceiveBulk | ev.Close) -> None:
+        """A command about a connection that is gone has no effect."""
+        end = self.ends.get(command.conn)
+        if end is None:
+            return
         if isinstance(command, ev.Send):
             end.write(end.session.send(command.message))
-            if isinstance(command.message, REPEATED):
+            if type(command.message) in REPEATED:
                 end.said = command.message
         elif isinstance(command, ev.SendBulk):
             end.send_bulk(command.root, command.from_chunk)
@@ -339,6 +324,10 @@ class Node:
             self.receive_bulk(end, command)
         else:
             end.shut(command.why)
+
+    def stop(self, command: ev.Stopped) -> None:
+        self.stopped, self.gone = True, self.peer.leaving
+        self.exit("this node stops")
 
     def work(self, job: ev.Job) -> None:
         """Done now, known when its virtual time has passed."""
@@ -350,7 +339,7 @@ class Node:
         if self.slow != 1 or self.tail:
             seconds *= self.slow
             seconds *= heavy(self.world.stream("tail", self.name), self.tail)
-        self.later(int(seconds * SECOND), partial(self.feed, event))
+        self.later(int(seconds * SECOND), self.tell, event)
 
     # ---- sessions --------------------------------------------------------------------------------------------------
 
@@ -372,29 +361,29 @@ class Node:
         files = self.store.files
         root = incoming.finish(pinned=True)
 
-        def tell() -> None:
-            self.feed(ev.BulkReceived(end.id, root))
+        def arrived() -> None:
+            self.tell(ev.BulkReceived(end.id, root))
             if self.store.files is files:
                 files.unpin([root])
 
-        self.later(0, tell)
+        self.later(0, arrived)
 
     def hear(self, end: End, record: bytes) -> None:
         """One record from the network into the session, and what it means into the core."""
         if self.paused:
-            self.backlog.append(partial(end.other.arrive, record))
+            self.backlog.append((end.other.arrive, (record,)))
         else:
-            self.guarded(self._hear, end, record)
+            self.do(self.boots, self._hear, end, record)
 
     def _hear(self, end: End, record: bytes) -> None:
         try:
-            for heard in end.session.receive(record, self.now()):
-                if not end.closed:
-                    self.meant(end, heard)
+            heard = end.session.receive(record, self.now())
         except Refused as refusal:
             end.shut(str(refusal))
-        except Missing as lost:
-            end.shut(f"a payload under way was dropped: {lost}")
+            return
+        for one in heard:
+            if not end.closed:
+                self.meant(end, one)
 
     def meant(self, end: End, heard: Any) -> None:
         kind = type(heard)
@@ -405,21 +394,41 @@ class Node:
             elif self.denies and isinstance(message, ms.Propose) and end.peer in self.denies:
                 self.world.trouble.deny(end, message)
             else:
-                self.feed(ev.Received(end.id, message))
+                self.tell(ev.Received(end.id, message))
         elif kind is ss.Chunk:
-            incoming = end.incoming.get(heard.root)
-            if incoming is None:
-                return
-            end.moved += len(heard.data)
-            incoming.write(heard.index, heard.data)
-            if incoming.next_chunk == incoming.count:
-                del end.incoming[heard.root]
-                self.whole(end, incoming)
+            self.take(end, heard)
         elif kind is ss.Up:
             end.up = True
-            self.feed(ev.Opened(end.id, heard.peer, end.initiator, heard.certificate))
+            self.tell(ev.Opened(end.id, heard.peer, end.initiator, heard.certificate))
         else:
             end.write(heard.record)
+
+    def take(self, end: End, chunk: ss.Chunk) -> None:
+        incoming = end.incoming.get(chunk.root)
+        if incoming is None:
+            return
+        end.moved += len(chunk.data)
+        try:
+            incoming.write(chunk.index, chunk.data)
+            if incoming.next_chunk == incoming.count:
+                del end.incoming[chunk.root]
+                self.whole(end, incoming)
+        except Missing as lost:
+            end.shut(f"a payload under way was dropped: {lost}")
+
+
+CARRIED: Final[Mapping[type, Callable[[Node, Any], None]]] = {
+    ev.Send: Node.over,
+    ev.SendBulk: Node.over,
+    ev.ReceiveBulk: Node.over,
+    ev.Close: Node.over,
+    ev.Wake: lambda node, command: node.set_alarm(command.at_ns),
+    ev.Commit: Node.commit,
+    ev.Dial: lambda node, command: node.world.dial(node, command.peer),
+    ev.Note: lambda node, command: node.facts.append(command),
+    ev.Stopped: Node.stop,
+}
+"""What carries out which command; all others are jobs."""
 
 
 class World(Heap):
@@ -449,6 +458,7 @@ class World(Heap):
         self.faults, self.lines, self.pace = faults or Faults(), lines or Lines(), pace or Pace()
         self.observers = tuple(observers)
         self.events = self.numbers = 0
+        self.instant = Instant(0, WALL_START_NS)
         self.counts: Counter[str] = Counter()
         self.ways: dict[tuple[str, str], Way] = {}
         self.waiting: dict[End, None] = {}
@@ -456,18 +466,16 @@ class World(Heap):
         self.nodes = {name: Node(name, spec, self) for name, spec in sorted(specs.items())}
         self.trouble = Trouble(self)
         for name, node in self.nodes.items():
-            self.at(self.stream("start", name).getrandbits(30), self.boot(node))
+            self.at(self.stream("start", name).getrandbits(30), node.boot)
         self.trouble.begin()
         for strike in strikes:
-            self.at(int(strike.at_s * SECOND), partial(self.strike, strike))
-
-    @staticmethod
-    def boot(node: Node) -> Callable[[], None]:
-        return lambda: node.boot()
+            self.at(int(strike.at_s * SECOND), self.strike, strike)
 
     def now(self) -> Instant:
         """What a right clock shows."""
-        return Instant(self.mono, WALL_START_NS + self.mono)
+        if self.instant.mono_ns != self.mono:
+            self.instant = Instant(self.mono, WALL_START_NS + self.mono)
+        return self.instant
 
     def way(self, sender: str, receiver: str) -> Way:
         found = self.ways.get((sender, receiver))
@@ -481,22 +489,22 @@ class World(Heap):
         """After two round trips: a connection with a session at each end, or DialFailed."""
         self.counts["dial"] += 1
         there, back = self.way(caller.name, name), self.way(name, caller.name)
-        caller.later(there.latency() + back.latency(), partial(self.connect, caller, self.nodes[name]))
+        caller.later(there.latency() + back.latency(), self.connect, caller, self.nodes[name])
 
     def connect(self, caller: Node, callee: Node) -> None:
         there, back = self.way(caller.name, callee.name), self.way(callee.name, caller.name)
         if there.walls or back.walls or not callee.powered or callee.paused:
             failed = ev.DialFailed(callee.name, f"no answer within {HANDSHAKE_S} s")
-            caller.later(HANDSHAKE_S * SECOND, partial(caller.feed, failed))
+            caller.later(HANDSHAKE_S * SECOND, caller.tell, failed)
             return
         if not callee.alive or self.trouble.refuses(there, callee):
-            caller.feed(ev.DialFailed(callee.name, "connection refused"))
+            caller.tell(ev.DialFailed(callee.name, "connection refused"))
             return
         try:
             near = self.end(caller, callee, True)
             first = near.session.open(caller.now())
         except Refused as refusal:
-            caller.feed(ev.DialFailed(callee.name, str(refusal)))
+            caller.tell(ev.DialFailed(callee.name, str(refusal)))
             return
         far = self.end(callee, caller, False)
         self.join(near, far)
