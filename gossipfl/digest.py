@@ -97,7 +97,21 @@ def expected_name(own: bytes, other: bytes, gamma: float, mass: float, mass_othe
 
 def result_name(made_by: str) -> bytes:
     """The name of a vector that one node has computed, by the exact text of what it was computed from; never on the wire."""
-    return hashlib.sha256(b"\3" + made_by.encode()).digest()
+    return Origin(made_by).name("")
+
+
+class Origin:
+    """The beginning of the text of `result_name`, where several vectors have it in common: hashed once."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, made_by: str) -> None:
+        self._begun = hashlib.sha256(b"\3" + made_by.encode())
+
+    def name(self, rest: str) -> bytes:
+        whole = self._begun.copy()
+        whole.update(rest.encode())
+        return whole.digest()
 
 
 Memo = dict[int, tuple[int, bytes, bytes]]

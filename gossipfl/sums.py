@@ -69,18 +69,21 @@ class Sums:
 
     @property
     def digest(self) -> bytes:
-        return hashlib.sha256(self.size.to_bytes(8, "little") + self.sums.tobytes()).digest()
+        return _digest(self.size, self.sums.tobytes())
 
 
-def _sum(chunk: NDArray[Any]) -> np.uint64:
+def _digest(size: int, sums: bytes) -> bytes:
+    return hashlib.sha256(size.to_bytes(8, "little") + sums).digest()
+
+
+def _sum(chunk: NDArray[Any]) -> int:
     """The sum of one chunk, or of the beginning of one."""
     if chunk.nbytes % 8:
         words = np.zeros(-(-chunk.nbytes // 8), WORD)
         words.view(np.uint8)[: chunk.nbytes] = chunk.view(np.uint8)
     else:
         words = chunk.view(WORD)
-    found: np.uint64 = np.dot(_folded(words), weights()[: words.size])
-    return found
+    return int(np.dot(_folded(words), weights()[: words.size]))
 
 
 def _folded(words: Words) -> Words:
@@ -91,6 +94,8 @@ def _folded(words: Words) -> Words:
 def sum_of(blob: memoryview | bytes | NDArray[Any]) -> bytes:
     """The digest of a whole blob's sums."""
     raw = np.frombuffer(blob, np.uint8)
+    if 0 < raw.size <= CHUNK:
+        return _digest(raw.size, _sum(raw).to_bytes(8, "little"))
     sums = Sums(raw.size)
     for start in range(0, raw.size, 4 * CHUNK):
         sums.take(start, raw[start : start + 4 * CHUNK])

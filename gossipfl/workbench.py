@@ -315,15 +315,15 @@ class Bench:
     """what in a peer's statistics vector no members' rows can have made; empty where nothing is"""
 
 
-def origin(job: ev.Job) -> str:
+def origin(job: ev.Job) -> digest.Origin:
     """All that a job makes its results from, which are names and numbers, as text."""
-    return repr(msgspec.structs.replace(job, job=0))
+    return digest.Origin(f"({msgspec.structs.replace(job, job=0)!r}, ")
 
 
-def result(origin: str, part: str = "", *found: float) -> bytes:
+def result(origin: digest.Origin, part: str = "", *found: float) -> bytes:
     """The name of what a job makes: the hash of its `origin`, and of what the job itself `found` on its way (norms, in the
     order of this CPU's sums)."""
-    return digest.result_name(f"({origin}, {part!r}, {found!r})")
+    return origin.name(f"{part!r}, {found!r})")
 
 
 def keep_what_is_freed() -> None:
@@ -602,11 +602,13 @@ class Workbench:
         lo, hi = (own, theirs) if job.lower else (theirs, own)
         m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
         share, mass = (factor(one, model) for one in (mixing.flow_share(job.gamma, m_lo, m_hi, clip), job.mass))
-        moved, flow_sums = self.room(model).summed(), sums.Sums(len(own.view))
+        moved, flow_sums, flows = self.room(model).summed(), sums.Sums(len(own.view)), []
         ledger = self.ledger(job, model[:p], held)
 
         def move(piece: slice) -> tuple[float, ...]:
             q, all_finite = move_by_flow(piece, lo.array, hi.array, share, model, mass, job.lower, moved, flow_sums)
+            if moved.is_small:
+                flows.append(q)
             if ledger is not None and sparse:
                 fresh = np.not_equal(own.array[piece], out[piece]) | np.not_equal(theirs.array[piece], into[piece])
                 q = ledger.gathered(piece, q, fresh)
@@ -636,8 +638,10 @@ class Workbench:
             drift = self.keep(job.job, ledger.drift, result(made_from, "correction", clip, cap))
         if job.space == "model" and job.peer:
             seen = self.watched(p)
-            q = mixing.carry_piece(lo.array[seen], hi.array[seen], share)
-            self.straightness.setdefault(job.peer, checks.Straightness()).add(q)
+            q = flows[0][seen] if flows else mixing.carry_piece(lo.array[seen], hi.array[seen], share)
+            if job.peer not in self.straightness:
+                self.straightness[job.peer] = checks.Straightness()
+            self.straightness[job.peer].add(q)
         payload = job.payload if answer is None else self.keep(job.job, answer)
         before = job.reference_out, job.reference_in
         if sparse:

@@ -118,8 +118,8 @@ def square_sum(piece: Vector) -> float:
 
 def is_finite(vector: Vector) -> bool:
     """Is every element a finite number; of any length, without a temporary of its size."""
-    if vector.size <= BLOCK:
-        return bool(np.logical_and.reduce(np.isfinite(vector)))
+    if vector.size <= BLOCK:  # a byte is searched for: a reduction takes twice as long of a short vector
+        return b"\0" not in np.isfinite(vector).tobytes()
     return all(is_finite(vector[piece]) for piece in slices(vector.size))
 
 

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from gossipfl.errors import Misuse, Refused
-from gossipfl.learning.blocks import Vector, difference_norm, norm, slices
+from gossipfl.learning.blocks import Vector, difference_norm, is_finite, norm, slices, square_sum
 
 LIMIT: Final = 1000.0
 """How far is absurd. An honest replica differs from the own model by a few times its norm at most, even after weeks of
@@ -35,7 +35,7 @@ def check(vector: Vector, reference: Vector, *, limit: float = LIMIT, distance: 
     distance = difference_norm(vector, reference) if distance is None else distance
     if not math.isfinite(distance):
         _refuse_nonfinite(vector)
-        if not all(np.isfinite(reference[piece]).all() for piece in slices(reference.size)):
+        if not is_finite(reference):
             raise Misuse("the own reference is not finite; check a vector before it becomes one")
         raise Refused(
             "implausible",
@@ -90,9 +90,8 @@ class Straightness:
 
     def add(self, q: Vector) -> None:
         """The watched coordinates of one exchange's flow."""
-        step = np.asarray(q, dtype=np.float64)
-        self.total = step if self.total is None else self.total + step
-        self.length += float(np.sqrt(np.square(step).sum()))
+        self.total = q.astype(np.float64) if self.total is None else self.total + q
+        self.length += math.sqrt(square_sum(q))
         self.exchanges += 1
 
     @property
@@ -100,7 +99,7 @@ class Straightness:
         """None before there were enough exchanges, or where nothing has moved."""
         if self.exchanges < ENOUGH or self.total is None or not self.length:
             return None
-        return float(np.sqrt(np.square(self.total).sum())) / self.length
+        return math.sqrt(square_sum(self.total)) / self.length
 
 
 def straight_alarm(ratio: float | None) -> str:

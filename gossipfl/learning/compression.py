@@ -368,27 +368,31 @@ class Codes:
     def encode(self, y: Vector, ref: Vector, piece: slice, out: NDArray[Any] | None = None) -> None:
         """Write the codes of y - ref, and the moments of y. Raises: `Misuse` when they are not finite.
 
-        `out`: where to write plain codes, if not in their place in the payload."""
-        inner, of, outer = self._split(piece)
-        if self.plain:
-            delta = np.subtract(y[inner], ref[inner], out=self.codes[inner] if out is None else out)
+        `out`: where to write `deltas`, if not in their place in the payload."""
+        if self.deltas is not None:
+            delta = np.subtract(y[piece], ref[piece], out=self.deltas[piece] if out is None else out)
+            sound = is_finite(delta)
         else:
-            delta = np.subtract(y[inner], ref[inner])
-            self.kind.pack(delta, self.codes[self.kind.span(inner)], self.scales[of])
-        if outer.start < outer.stop:
+            inner, of, outer = self._split(piece)
+            delta = np.subtract(y[inner], ref[inner], out=self.codes[inner] if self.plain else None)
+            if not self.plain:
+                self.kind.pack(delta, self.codes[self.kind.span(inner)], self.scales[of])
             self.moments[_shifted(outer, self.n_parameters)] = y[outer]
-        if not (is_finite(delta) and (outer.start == outer.stop or is_finite(y[outer]))):
+            sound = is_finite(delta) and is_finite(y[outer])
+        if not sound:
             raise Misuse(
                 "the vector or its distance to the reference is not finite; check a trained model before encoding"
             )
 
     def decode(self, ref: Vector, piece: slice, out: Vector) -> None:
         """Write ref + decoded, and the moments as sent, into `out`, which is this piece of the result."""
+        if self.deltas is not None:
+            np.add(ref[piece], self.deltas[piece], out=out)
+            return
         inner, of, outer = self._split(piece)
         delta = self.kind.unpack(self.codes[self.kind.span(inner)], self.scales[of])[: inner.stop - inner.start]
         np.add(ref[inner], delta, out=out[_shifted(inner, piece.start)], casting="same_kind")
-        if outer.start < outer.stop:
-            out[_shifted(outer, piece.start)] = self.moments[_shifted(outer, self.n_parameters)]
+        out[_shifted(outer, piece.start)] = self.moments[_shifted(outer, self.n_parameters)]
 
     def require_sound(self) -> None:
         """Raises: `Refused("nonfinite")`, `Refused("malformed")` for scales or codes that no encoder writes."""

@@ -227,6 +227,9 @@ class Files:
 
         Raises: Missing; Damaged if the content no longer has this name.
         """
+        blob = self._blobs.get(name)
+        if blob is not None and blob.sound and (view := blob.buffer) is not None:  # in memory: no file that may get its name
+            return view
         with self._lock:
             blob = self._blobs.get(name)
             if blob is None:

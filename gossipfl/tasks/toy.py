@@ -120,19 +120,19 @@ class ToyTrainer:
 
         if plan.optimizer != "sgd" or plan.momentum or plan.batch_size is not None:
             raise Misuse("toy takes plain sgd on all rows, without momentum")
-        y = np.array(vector, dtype=np.float64)
-        passed, gradients = np.empty((2, plan.steps, y.size))  # (H, d) each
-        for before, gradient in zip(passed, gradients, strict=True):
-            before[:] = y
-            np.subtract(self.a * y, self.ab, out=gradient)
+        passed, gradients = np.empty((plan.steps + 1, vector.size)), np.empty((plan.steps, vector.size))  # (H + 1, d), (H, d)
+        passed[0], eta = vector, np.array(plan.eta)
+        for y, gradient, moved in zip(passed[:-1], gradients, passed[1:], strict=True):
+            np.subtract(self.a * y, self.ab, gradient)
             if plan.l2:
                 gradient += plan.l2 * y
             if plan.proximal:
                 gradient += plan.proximal * (y - vector)
-            y -= plan.eta * (gradient if correction is None else gradient + correction)
-        losses = (self.a * passed * passed / 2 - self.ab * passed).sum(axis=1) + self.constant
+            np.subtract(y, eta * (gradient if correction is None else gradient + correction), moved)
+        before = passed[:-1]
+        losses = (self.a * before * before / 2 - self.ab * before).sum(axis=1) + self.constant
         norms = np.sqrt(np.square(gradients).sum(axis=1))
-        return Outcome(y, plan.steps, sum(norms.tolist()) / plan.steps, sum(losses.tolist()) / plan.steps)
+        return Outcome(passed[-1], plan.steps, sum(norms.tolist()) / plan.steps, sum(losses.tolist()) / plan.steps)
 
 
 def _sums(x: Floats) -> tuple[Floats, Floats]:
