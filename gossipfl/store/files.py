@@ -259,12 +259,11 @@ class Files:
         have changed, or stands under the name of its content, which is then checked at once.
 
         Raises: Damaged."""
-        with self._lock:
-            blob = self._blobs.get(name)
-            if blob is None or blob.buffer is not None:
-                return b""
-            if blob.summed:
-                return blob.summed
+        blob = self._blobs.get(name)
+        if blob is None or blob.buffer is not None:
+            return b""
+        if blob.summed:
+            return blob.summed
         self._doubt(name)
         self.read(name)
         return b""
@@ -345,20 +344,26 @@ class Files:
 
         Raises: Missing; Damaged; StateError (no space, for one): then none of them is lost, and none counts as durable.
         """
+        todo: dict[bytes, _Blob] = {}
         with self._lock:
-            fresh = sorted(name for name in set(names) - {b""} if not self.is_durable(name))
-            todo = {name: self._volatile(name) for name in fresh}
+            for name in sorted(set(names) - {b""}):
+                blob = self._blobs.get(name)
+                if blob is None:
+                    raise Missing(f"no blob {name.hex()} in the store, so it cannot be made durable")
+                if not blob.durable or blob.sound is False:
+                    self._view(name, blob)
+                    todo[name] = blob
         if not todo:
             return
-        for blob in todo.values():
-            if blob.path is None and blob.buffer is not None:
-                blob.path = self._write_temporary(blob.buffer)
-            if blob.path is not None:
-                with border("make a blob durable"):
-                    self.disk.fsync(blob.path)
         with border("make a blob durable"):
-            for name, blob in todo.items():
-                self._give_its_name(name, blob)
+            for blob in todo.values():
+                if blob.path is None and blob.buffer is not None:
+                    blob.path = self._write_temporary(blob.buffer)
+                if blob.path is not None:
+                    self.disk.fsync(blob.path)
+            with self._lock:  # a reader must not find the old path gone
+                for name, blob in todo.items():
+                    self._give_its_name(name, blob)
             self.disk.fsync_dir()
         with self._lock:
             for blob in todo.values():
@@ -373,9 +378,7 @@ class Files:
             dead = sorted(set(self._blobs).difference(*live, self._pins))
             paths = [self._blobs.pop(name).path for name in dead]
         self._sweep()
-        for path in paths:
-            if path is not None:
-                self._unlink(path)
+        self._unlink(*filter(None, paths))
 
     def close(self) -> None:
         """Remove what is volatile. Views that are held stay valid."""
@@ -424,7 +427,7 @@ class Files:
             if not here:
                 self._blobs[name] = fresh
                 if pinned:
-                    self._pin(name)
+                    self._pins[name] = self._pins.get(name, 0) + 1
         if here and fresh.path is not None:
             self._unlink(fresh.path)
         return name
@@ -463,19 +466,11 @@ class Files:
             if blob is not None and blob.buffer is None and blob.sound:
                 blob.sound = None
 
-    def _volatile(self, name: bytes) -> _Blob:
-        blob = self._blobs.get(name)
-        if blob is None:
-            raise Missing(f"no blob {name.hex()} in the store, so it cannot be made durable")
-        self._view(name, blob)
-        return blob
-
     def _give_its_name(self, name: bytes, blob: _Blob) -> None:
-        with self._lock:  # a reader must not find the old path gone
-            file = f"{name.hex()}-{blob.summed.hex()}" if blob.summed else name.hex()
-            if blob.path is not None and blob.path != file:
-                self.disk.rename(blob.path, file)
-                blob.path = file
+        file = f"{name.hex()}-{blob.summed.hex()}" if blob.summed else name.hex()
+        if blob.path is not None and blob.path != file:
+            self.disk.rename(blob.path, file)
+            blob.path = file
 
     def _temporary(self) -> str:
         return f"{next(self._numbers):08d}{TEMPORARY}"
@@ -505,9 +500,11 @@ class Files:
         while self._dropped:
             self._unlink(self._dropped.popleft())
 
-    def _unlink(self, path: str) -> None:
-        with border("remove a file that is no longer needed"), suppress(FileNotFoundError):
-            self.disk.unlink(path)
+    def _unlink(self, *paths: str) -> None:
+        with border("remove a file that is no longer needed"):
+            for path in paths:
+                with suppress(FileNotFoundError):
+                    self.disk.unlink(path)
 
 
 def _name(file: str) -> tuple[bytes, bytes] | None:
