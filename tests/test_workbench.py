@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from gossipfl import digest, loops, workbench
 from gossipfl.digest import chunk_count
 from gossipfl.protocol import events as ev
-from gossipfl.store import disk
+from gossipfl.store import Store, disk
 from gossipfl.store.disk import RealDisk
 from gossipfl.store.files import Files
 from gossipfl.workbench import Bench, Workbench
@@ -174,3 +175,58 @@ def test_both_ends_of_a_large_exchange_compute_the_same_and_meet(pair: tuple[Sit
     assert (answered.q, answered.own, answered.theirs) == (mixed.q, mixed.theirs, mixed.own)
     a, b = (site.files.array(found.model, np.float32) for site, found in zip(pair, (mixed, answered), strict=True))
     np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "codec"), [("float32", "f32"), ("float64", "f64"), ("float32", "int8"), ("float64", "bf16")])
+@pytest.mark.parametrize("moments", [0, 5])
+def test_a_vector_of_one_piece_becomes_what_one_of_many_becomes(
+    dtype: str, codec: str, moments: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = two_exchanges(dtype, codec, moments)
+    monkeypatch.setattr(workbench, "PIECE", digest.CHUNK)
+    pieces = two_exchanges(dtype, codec, moments)
+    for one, other in zip(whole, pieces, strict=True):
+        assert one[1] == other[1], "names and contents, to the last bit"
+        assert one[0] == pytest.approx(other[0], rel=1e-6), "norms, which are added up piece by piece"
+
+
+def two_exchanges(dtype: str, codec: str, moments: int) -> list[tuple[list[float], dict[str, Any]]]:
+    """What is made at both ends, with flows and corrections, and a displacement absorbed between: (norms, all else). What is
+    durable is read from the disk each time, and checked."""
+    size = 20_000
+    drawn = np.random.default_rng(3).standard_normal((3, size + moments)).astype(dtype)
+    files = [Store.modelled(kept_bytes=0).files for _ in range(2)]
+    bench = Bench(size, moments, dtype, lambda _: pytest.fail("no training"), lambda *_: None, (1,))
+    hands = [Workbench(bench, one) for one in files]
+    models = [store.put(vector) for store, vector in zip(files, drawn[:2], strict=True)]
+    out, into = ([store.put(np.zeros_like(drawn[0])) for store in files] for _ in range(2))
+    flows, drifts, made = [b"", b""], [b"", b""], []
+
+    def done(end: int, job: ev.Job) -> Any:
+        found = hands[end].carry_out(job)
+        said = msgspec.structs.asdict(found)
+        norms = [said.pop("distance", 0.0)]
+        names = [name for name in ev.names(found) if files[end].has(name)]
+        files[end].make_durable(names)
+        held = {name.hex(): bytes(files[end].read(name)) for name in names}
+        made.append((norms, {**said, **held}))
+        return found
+
+    def mixing(end: int, incoming: bytes, **more: Any) -> Any:
+        files[end].put(files[1 - end].read(incoming), pinned=True)
+        found = done(end, ev.Mix(
+            job=2, space="model", lower=end == 0, incoming=incoming, reference_in=into[end], reference_out=out[end],
+            model=models[end], flow=flows[end], correction=drifts[end], codec=codec, seed=b"", mass=2.0, mass_peer=2.0, gamma=0.5,
+            kappa=0.3, tau=1e9, leak=0.9, cap_norm=1e9, peer="other", **more,
+        ))  # fmt: skip
+        models[end], flows[end], drifts[end] = found.model, found.flow, found.correction
+        out[end], into[end] = found.own, found.theirs
+        return found
+
+    for _ in range(2):
+        sent = done(0, ev.Encode(job=1, space="model", model=models[0], reference=out[0], codec=codec, seed=b""))
+        answer = mixing(1, sent.root)
+        mixing(0, answer.payload, payload=sent.root, q=answer.q, clip=answer.clip, cap=answer.cap)
+        models[1] = done(1, ev.Absorb(job=3, model=models[1], displacement=files[1].put(drawn[2]))).model
+    made += [([one.straightness["other"].length], {}) for one in hands]
+    return made
