@@ -156,6 +156,8 @@ def _fault(model: type[Strict], tree: object, error: Any, file: str, lines: Line
     given = error["input"]
     shown = f"{name} = {_short(given)}: " if name and isinstance(given, str | int | float) else f"{name}: " if name else ""
     what, remedy = _PLAIN.get(error["type"], (what, remedy))
+    if brackets := _BRACKETS.get((error["type"], type(given).__name__)):
+        remedy = brackets.format(name)
     for bound, word in _BOUNDS.items():
         if bound in error.get("ctx", {}):
             remedy = f"write {word}".format(error["ctx"][bound])
@@ -179,6 +181,12 @@ _PLAIN: Final = {
     "invalid-json-value": ("neither text, number, true, false, list nor table", "write a date or a time as text, in quotes"),
 }
 """What pydantic finds, in the words of who writes the file: what it is not, and what to write."""
+
+_BRACKETS: Final = {
+    ("tuple_type", "dict"): "write [[{0}]], in two pairs of brackets: there may be several",
+    ("model_type", "list"): "write [{0}], in one pair of brackets: there is one",
+}
+"""(what pydantic finds, what is there): the remedy where a head of a table has too few or too many brackets."""
 
 _BOUNDS: Final = {
     "ge": "{} or more",
@@ -290,6 +298,7 @@ def toml_lines(text: str) -> Lines:
         if head := _TOML_HEAD.match(text, at):
             table = _keys(head[2])
             if head[1] == "[[":
+                lines.setdefault(table, line)
                 count[table] = count.get(table, -1) + 1
                 table = (*table, count[table])
             lines.setdefault(table, line)

@@ -59,6 +59,7 @@ def test_drawn_faults_leave_each_class_off_in_a_third_and_one_class_shifts_no_ot
         ({"partition_shape": "thirds"}, "halves"),
         ({"hostile_kinds": ("rude",)}, "malformed"),
         ({"sessions": (("a", 2.0, 1.0),)}, "later"),
+        ({"hostile_kinds": ()}, "empty"),
         ({"survival": 2.0}, "share"),
     ],
 )

@@ -79,7 +79,19 @@ def test_every_fault_is_said_at_once_with_its_line(tmp_path: Path) -> None:
         ('"hospital-2"', '"hospital-9"', 15, "no node is called 'hospital-9'"),
         ('"toy"', '"tpy"', 2, "unknown task 'tpy'"),
         ("count = 4", 'count = 4\n[topology]\ngraph = "rnig"', 8, "unknown topology 'rnig'"),
-        ("hour = 0.5", "hour = 3", None, "is not before the end"),
+        ("hour = 0.5", "hour = 3", 13, "at.0.hour = 3 is not before the end"),
+        ('nodes = ["hospital-2"]', 'nodes = ["hospital-2", "hospital-2"]', 15, "names a node twice"),
+        ('kind = "crash"\nnodes = ["hospital-2"]', 'kind = "partition"\nnodes = ["hospital-1", "hospital-2", "hospital-3", '
+         '"hospital-4"]', 15, "names all 4 nodes"),
+        ("[expect]", """[[lines.between]]
+nodes = ["hospital-1", "hospital-2"]
+[[lines.between]]
+nodes = ["hospital-2", "hospital-1"]
+[expect]""", 20, "stands further up already"),
+        ("[[at]]", "[at]", 12, "at: not a list -- write [[at]], in two pairs of brackets"),
+        ("[expect]", "[[expect]]", 17, "expect: not a table -- write [expect], in one pair of brackets"),
+        ("until_hours = 1.5", 'sessions = [["hospital-1", 0.5]]', 11, "no up time -- write"),
+        ("until_hours = 1.5", "hostile_kinds = []", 11, "write 1 or more"),
         ("seconds = 120", "value = 7", 12, "value = 7.0 -- write the share of unsynced writes that survives"),
         ('"crash"\n', '"hostile"\nvalue = "lie"\n', 12, "value = 'lie' -- choose malformed"),
         ('"crash"\n', '"partition"\nvalue = "thirds"\n', 12, "value = 'thirds' -- choose halves, isolated, ring"),

@@ -129,6 +129,8 @@ class Faults:
             raise Misuse(f"faults.survival = {self.survival!r}; it is a share, from 0 to 1")
         if self.partition_shape not in (*SHAPES, "any"):
             raise Misuse(f"faults.partition_shape = {self.partition_shape!r}; choose {', '.join(SHAPES)} or any")
+        if not self.hostile_kinds:
+            raise Misuse(f"faults.hostile_kinds is empty; choose from {', '.join(HOSTILE_KINDS)}")
         unknown = sorted(set(self.hostile_kinds) - set(HOSTILE_KINDS))
         if unknown:
             raise Misuse(f"faults.hostile_kinds names {', '.join(unknown)}; choose from {', '.join(HOSTILE_KINDS)}")

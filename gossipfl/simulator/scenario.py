@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -157,7 +157,7 @@ class LinesSection(Strict):
 def _session(value: object) -> object:
     if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
         return (value[0], *(float(one) if isinstance(one, int) else one for one in value[1:]))
-    return value
+    raise ValueError('no up time -- write ["hospital-1", from hour, to hour]')
 
 
 def _in_order(session: tuple[str, float, float]) -> tuple[str, float, float]:
@@ -194,7 +194,7 @@ def _of_trace(tree: dict[str, Any], folder: Path) -> None:
 _KINDS: Final[dict[str, Any]] = {
     "survival": Share | None,
     "partition_shape": Literal[(*SHAPES, "any")],
-    "hostile_kinds": Many[Literal[HOSTILE_KINDS]],  # type: ignore[valid-type]
+    "hostile_kinds": Annotated[Many[Literal[HOSTILE_KINDS]], Field(min_length=1)],  # type: ignore[valid-type]
     "sessions": Many[Annotated[tuple[MemberId, float, float], BeforeValidator(_session), AfterValidator(_in_order)]],
     "until_hours": Hours | None,
 }
@@ -395,15 +395,6 @@ class Scenario(Strict):
     """[sweep]: settings, each with the list of its values; every combination is run."""
 
     @model_validator(mode="after")
-    def _in_time(self) -> Scenario:
-        for one in self.at:
-            if one.hour >= self.hours:
-                raise ValueError(
-                    f"[[at]] hour = {one.hour:g} is not before the end -- hours = {self.hours:g}: raise it"
-                )
-        return self
-
-    @model_validator(mode="after")
     def _in_reach(self) -> Scenario:
         if self.engine == "events" and self.nodes.count > EVENT_NODES_MAX:
             raise ValueError(
@@ -482,7 +473,18 @@ def load(path: Path, changes: Sequence[str] = (), over: Sequence[Setting] = (), 
     if named:
         _of_trace(tree, path.parent)
         scenario = validated(Scenario, tree, "command line", {})
-    return Read(scenario, str(path), places, text)
+    read = Read(scenario, str(path), places, text)
+    if late := list(_too_late(read)):
+        raise ConfigError(*late)
+    return read
+
+
+def _too_late(read: Read) -> Iterator[Fault]:
+    hours = read.scenario.hours
+    for number, one in enumerate(read.scenario.at):
+        if one.hour >= hours:
+            what = f"at.{number}.hour = {one.hour:g} is not before the end"
+            yield read.fault(("at", number, "hour"), what, f"hours = {hours:g}: raise it, or take an earlier hour")
 
 
 def _change(text: str) -> Setting:
@@ -555,7 +557,7 @@ def placed(read: Read, fault: Fault | str) -> Fault:
 
 
 def strangers(read: Read, names: set[str]) -> list[Fault]:
-    """Every name in the file that no node has."""
+    """Every name in the file that no node has, and what is said twice."""
     scenario, found = read.scenario, []
     mentioned: list[tuple[tuple[str | int, ...], Sequence[str]]] = [
         (("nodes", "speeds"), tuple(scenario.nodes.speeds)),
@@ -569,7 +571,24 @@ def strangers(read: Read, names: set[str]) -> list[Fault]:
         for name in dict.fromkeys(said):
             if name not in names:
                 found.append(read.fault(path, f"{'.'.join(map(str, path))}: no node is called {name!r}", _nodes(names)))
-    return found
+    return [*found, *twice(read)]
+
+
+def twice(read: Read) -> Iterator[Fault]:
+    """What stands twice, of which one would count for nothing; and a partition that leaves nobody on the other side."""
+    scenario, pairs = read.scenario, set()
+    for number, one in enumerate(scenario.at):
+        path = ("at", number, "nodes")
+        if len(set(one.nodes)) < len(one.nodes):
+            yield read.fault(path, f"at.{number}.nodes names a node twice", "name each once")
+        elif one.kind == "partition" and len(one.nodes) == scenario.nodes.count:
+            yield read.fault(path, f"at.{number}.nodes names all {len(one.nodes)} nodes", "name those on one side")
+    for number, line in enumerate(scenario.lines.between):
+        pair = frozenset(line.nodes)
+        if pair in pairs:
+            what = f"lines.between.{number}.nodes: the line of {' and '.join(sorted(pair))} stands further up already"
+            yield read.fault(("lines", "between", number, "nodes"), what, "say all of it there")
+        pairs.add(pair)
 
 
 def _nodes(names: set[str]) -> str:
