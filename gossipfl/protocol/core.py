@@ -243,10 +243,11 @@ class Core:
         for link in links:
             self.hold(link)
         rows = [("link", link.peer, encode_row(link)) for link in links] + self.state_rows()
-        rows += [(kind, key, value) for (kind, key), value in self.fresh_rows.items()]
+        for (kind, key), value in self.fresh_rows.items():
+            rows.append((kind, key, value))
         if gone:
             rows.append(("link", gone, None))
-        self.fresh_rows = {}
+        self.fresh_rows.clear()
         durable = self.state_names()
         for link in links:
             durable |= self.needed[link.peer]

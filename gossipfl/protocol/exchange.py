@@ -51,15 +51,16 @@ class Exchanges(Greeting):
 
     # ---- initiator -----------------------------------------------------------------------------------------------
 
-    def is_idle(self, peer: str) -> bool:
-        """Is nothing under way on this link, so that a new exchange may begin?
+    def busy(self) -> set[str]:
+        """Peers on whose link something is under way, so that no new exchange may begin.
 
-        Neither a proposal of mine in doubt, nor a reply that the peer has not yet said to have applied: a proposal that
-        follows an exchange which the peer still has in doubt would be out of place there."""
-        conn = self.by_peer.get(peer)
-        if peer in self.doubtful or peer in self.encoding or peer in self.mixing:
-            return False
-        return conn is None or not (conn.inbound or conn.reply)
+        So is a reply that the peer has not yet said to have applied: a proposal that follows an exchange which the peer still
+        has in doubt would be out of place there."""
+        moving = (peer for peer, conn in self.by_peer.items() if conn.inbound or conn.reply)
+        return self.doubtful.union(self.encoding, self.mixing, moving)
+
+    def is_idle(self, peer: str) -> bool:
+        return peer not in self.busy()
 
     def propose(self, peer: str, space: ev.Space) -> None:
         """Begin an exchange: encode the published model of now against the agreed reference."""

@@ -55,6 +55,9 @@ Turn = Literal["rest", "training", "reading", "waiting", "choosing", "exchanging
 UNDER_WAY: Final = frozenset({"waiting", "choosing", "exchanging"})
 """A turn that lasts no longer than patience; with an exchange of statistics, than a session may be silent (ADR 40)."""
 
+BULK: Final = (ev.SendBulk, ev.ReceiveBulk)
+"""Where this is all that follows from an event, a payload moves, and nothing else is otherwise than before."""
+
 
 class Course(Row, frozen=True):
     """The node's own durable state: one row, in every transaction."""
@@ -133,6 +136,8 @@ class Peer(InStep):
             return self.out
         if not isinstance(event, ev.Alarm):
             getattr(self, HEARD_BY.get(type(event), "ended"))(event)
+        if self.out and isinstance(self.out[0], BULK) and self.is_quiet():
+            return self.out
         if self.conns and now.mono_ns >= self.care_at:
             self.keep_alive()
         self.go_on()
@@ -430,7 +435,7 @@ class Peer(InStep):
             self.take_early()
         if self.turn == "rest" and mono >= self.checkpoint_at and self.unsaved() and not self.hands.busy:
             self.commit()
-        if self.has_waited():
+        if self.turn == "waiting" and self.has_waited():
             self.turn, self.turn_next = "rest", mono
         if self.turn == "rest" and not self.paused and mono >= self.turn_next:
             self.begin_turn()
@@ -505,7 +510,7 @@ class Peer(InStep):
         cannot be reached has had its try. Where nobody can be, the turn waits for one that is busy with this node, or is over."""
         if not self.to_begin:
             self.to_begin, self.asked = 1 if self.settings.lockstep else self.settings.exchanges, set()
-        candidates = [peer for peer in self.settings.members.neighbours(self.me) if self.may_ask(peer, space)]
+        candidates = self.may_be_asked(space)
         if self.settings.lockstep:
             candidates = [peer for peer in candidates if peer == self.asked_next()]
         peer = choose([peer for peer in candidates if peer not in self.asked] or candidates, self.settings.random)
@@ -555,19 +560,18 @@ class Peer(InStep):
     def to_be_dialled(self) -> list[str]:
         """Neighbours without a session where one is owed: an exchange is in doubt, or this node has finished and they have
         not: they may have no way to dial it."""
-        owed = self.doubtful
-        if not owed and self.stage != "finished":
-            return []
+        owed = self.doubtful.difference(self.by_peer)
         if self.stage == "finished":
-            owed = owed | (set(self.settings.members.neighbours(self.me)) - self.finished)
-        return [
-            peer
-            for peer in sorted(owed)
-            if peer not in self.by_peer and peer in self.settings.dialable and self.neighbour(peer).state != "dialling"
-        ]
+            owed.update(set(self.settings.members.neighbours(self.me)).difference(self.finished, self.by_peer))
+        if not owed:
+            return []
+        near = self.settings.dialable
+        return [peer for peer in sorted(owed) if peer in near and self.neighbour(peer).state != "dialling"]
 
-    def may_ask(self, peer: str, space: str) -> bool:
-        return self.would_ask(peer, space) and self.is_idle(peer)
+    def may_be_asked(self, space: str) -> list[str]:
+        busy = self.busy()
+        neighbours = self.settings.members.neighbours(self.me)
+        return [peer for peer in neighbours if peer not in busy and self.would_ask(peer, space)]
 
     def would_ask(self, peer: str, space: str) -> bool:
         """May this neighbour be asked once nothing is under way on its link?"""
@@ -581,22 +585,22 @@ class Peer(InStep):
     def is_worth_waiting(self, space: str) -> bool:
         """Is a neighbour here that this turn would ask, had it not just begun an exchange itself? That ends soon; what this node
         has begun and has in doubt may not."""
+        busy = self.busy()
         return not self.settings.lockstep and any(
-            conn.greeted and not self.link(peer).pending and not self.is_idle(peer) and self.would_ask(peer, space)
+            conn.greeted and not self.link(peer).pending and peer in busy and self.would_ask(peer, space)
             for peer, conn in self.by_peer.items()
         )
 
     def has_waited(self) -> bool:
-        """Was the turn waiting, and may a neighbour be asked now, or is none worth it any more?"""
-        if self.turn != "waiting" or self.paused:
+        """May a neighbour be asked now, or is none worth waiting for any more?"""
+        if self.paused:
             return False
         space = "statistics" if self.stage == "statistics" else "model"
-        free = any(self.may_ask(peer, space) for peer in self.settings.members.neighbours(self.me))
-        return free or not self.is_worth_waiting(space)
+        return bool(self.may_be_asked(space)) or not self.is_worth_waiting(space)
 
     def ask(self, peer: str) -> None:
         space: ev.Space = "statistics" if self.stage == "statistics" else "model"
-        if not self.is_idle(peer) or not self.may_ask(peer, space):
+        if not self.is_idle(peer) or not self.would_ask(peer, space):
             self.turn_over()
             return
         self.turn = "exchanging"
@@ -683,6 +687,11 @@ class Peer(InStep):
         conn.heard_ns = self.now.mono_ns
         return True
 
+    def is_quiet(self) -> bool:
+        """Is nothing due before the alarm that stands, or because a neighbour may be asked again?"""
+        mono = self.now.mono_ns
+        return mono < self.care_at and self.turn != "waiting" and (self.wake is None or mono + 1 < self.wake)
+
     def keep_alive(self) -> None:
         mono = self.now.mono_ns
         due = mono + (TOGETHER_NS if any(conn.ping_ns <= mono for conn in self.conns.values()) else 0)
@@ -723,7 +732,7 @@ class Peer(InStep):
             if conn.again_ns is not None:
                 times.append(conn.again_ns)
             greeted = greeted and conn.greeted
-        self.care_at = min(times, default=mono) if greeted else mono
+        self.care_at = min(times) if greeted and times else mono
         if not self.stopping and (away := self.to_be_dialled()):
             times += [self.neighbour(peer).retry_ns for peer in away]
         if self.leave_by is not None and self.stage == "release":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any, Final, Literal
 
@@ -28,6 +28,8 @@ class Crash(BaseException):
 
 class _Content:
     """One file's bytes: as they are, and as they were at the last fsync."""
+
+    __slots__ = ("now", "synced")
 
     def __init__(self, now: bytes | bytearray, synced: bytes | None = None) -> None:
         self.now = now
@@ -77,13 +79,13 @@ class ModelledDisk:
     def write(self, name: str, content: Buffer) -> None:
         self.step()
         self.reserve(name, len(content))
-        self._change(None, name, _Content(bytes(content)))
+        self._come(name, _Content(bytes(content)))
 
     def create(self, name: str, size: int, *, passing: bool = False) -> memoryview:
         self.step()
         self.reserve(name, size)
         content = bytearray(size)
-        self._change(None, name, _Content(content))
+        self._come(name, _Content(content))
         return memoryview(content)
 
     def writer(self, name: str) -> None:
@@ -102,18 +104,18 @@ class ModelledDisk:
 
     def rename(self, old: str, new: str) -> None:
         self.step()
-        self._change(old, new, self._find(old))
+        content = self._now[new] = self._go(old)
+        self._pending.append((old, new, content))
 
     def fsync_dir(self) -> None:
         self.step()
-        for change in self._pending:
-            _enact(self._safe, change)
+        _enact(self._safe, self._pending)
         self._pending.clear()
 
     def unlink(self, name: str) -> None:
         self.step()
-        self._find(name)
-        self._change(name, None, None)
+        self._go(name)
+        self._pending.append((name, None, None))
 
     def close(self) -> None:
         """Nothing is kept for later."""
@@ -148,15 +150,18 @@ class ModelledDisk:
         data[bit // 8] ^= 1 << bit % 8
         content.now, content.synced = bytes(data), bytes(data)
 
-    def _change(self, old: str | None, new: str | None, content: _Content | None) -> None:
-        self._pending.append((old, new, content))
-        _enact(self._now, (old, new, content))
+    def _come(self, name: str, content: _Content) -> None:
+        self._now[name] = content
+        self._pending.append((None, name, content))
+
+    def _go(self, name: str) -> _Content:
+        content = self._find(name)
+        del self._now[name]
+        return content
 
     def _survivors(self, survives: Iterable[bool]) -> dict[str, _Content]:
         names = dict(self._safe)
-        for change, lives in zip(self._pending, survives, strict=True):
-            if lives:
-                _enact(names, change)
+        _enact(names, (change for change, lives in zip(self._pending, survives, strict=True) if lives))
         return names
 
     def _image(self, names: dict[str, _Content], fates: dict[str, Fate]) -> ModelledDisk:
@@ -164,9 +169,10 @@ class ModelledDisk:
         return ModelledDisk(content, capacity=self.capacity)
 
     def _find(self, name: str) -> _Content:
-        if name not in self._now:
+        found = self._now.get(name)
+        if found is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", name)
-        return self._now[name]
+        return found
 
     def reserve(self, name: str, size: int) -> None:
         """Is there space for so many bytes more? Raises: OSError(ENOSPC)."""
@@ -177,12 +183,12 @@ class ModelledDisk:
             raise OSError(errno.ENOSPC, "no space left on device", name)
 
 
-def _enact(names: dict[str, _Content], change: _Change) -> None:
-    old, new, content = change
-    if old is not None:
-        names.pop(old, None)
-    if new is not None and content is not None:
-        names[new] = content
+def _enact(names: dict[str, _Content], changes: Iterable[_Change]) -> None:
+    for old, new, content in changes:
+        if old is not None:
+            names.pop(old, None)
+        if new is not None and content is not None:
+            names[new] = content
 
 
 def _changed(content: _Content) -> bool:
@@ -193,9 +199,9 @@ _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 """JSON says these, and gives them back."""
 
 
-def _sayable(fact: Fact) -> dict[str, Any]:
+def _sayable(fact: Fact) -> Mapping[str, Any]:
     """The fields as they come back from JSON. Raises: Misuse if JSON cannot say them."""
-    fields = dict(fact.fields)
+    fields = fact.fields
     if _PLAIN.issuperset(map(type, fields.values())):
         return fields
     said: dict[str, Any] = json.loads(encode_fields(fact))
@@ -210,11 +216,12 @@ class ModelledRows:
         self.damaged = False
         """has a bit flipped in them, at rest? Found when they are next read"""
         self._rows: dict[Key, bytes] = {}
-        self._facts: list[tuple[int, int, str, dict[str, Any]]] = []
+        self._facts: list[tuple[int, int, str, Mapping[str, Any]]] = []
 
     def apply(self, rows: Iterable[Change], facts: Iterable[Fact], wall_ns: int) -> None:
         changes = checked(rows)
-        said = [(fact.kind, _sayable(fact)) for fact in facts]
+        first = len(self._facts) + 1
+        said = [(seq, wall_ns, fact.kind, _sayable(fact)) for seq, fact in enumerate(facts, first)]
         if self.disk is not None:
             try:
                 self.disk.step()
@@ -226,8 +233,7 @@ class ModelledRows:
                 self._rows.pop(key, None)
             else:
                 self._rows[key] = value
-        start = len(self._facts) + 1
-        self._facts += [(seq, wall_ns, kind, fields) for seq, (kind, fields) in enumerate(said, start)]
+        self._facts += said
 
     def load(self) -> dict[Key, bytes]:
         if self.damaged:
