@@ -8,6 +8,7 @@ all refused by one rule. Signatures are over the exact bytes sent, never over a 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Annotated, Final, TypeVar
 
@@ -220,14 +221,12 @@ class Ping(Frozen, frozen=True, tag="ping"):
 Message = Hello | Propose | Fetch | Reply | Done | Abort | Aborted | Refusal | Candidate | Ping
 Signed = Manifest | Receipt | AbortNote | Normalisation
 
-_encoder = msgspec.msgpack.Encoder()
 _message: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=Message | Signed)
 
 
-def encode(value: Message | Signed) -> bytes:
-    """The one canonical encoding."""
-    return _encoder.encode(value)
+encode: Final[Callable[[Message | Signed], bytes]] = msgspec.msgpack.Encoder().encode
+"""The one canonical encoding."""
 
 
 def _exact(data: bytes, decoder: msgspec.msgpack.Decoder[_T], what: str) -> _T:
@@ -235,7 +234,7 @@ def _exact(data: bytes, decoder: msgspec.msgpack.Decoder[_T], what: str) -> _T:
         value = decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("malformed", f"{what}: {error}; the peer runs another version or is faulty") from None
-    if _encoder.encode(value) != data:
+    if encode(value) != data:
         raise Refused("malformed", f"{what}: not in canonical form; the peer runs another version or is faulty")
     return value
 
