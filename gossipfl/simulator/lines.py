@@ -7,7 +7,6 @@ goes wrong when (trouble.py).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -93,7 +92,7 @@ class End:
         self.way: Way
         self.up = self.closed = False
         self.incoming: dict[bytes, Incoming] = {}
-        self.bulks: deque[tuple[bytes, int, bool]] = deque()
+        self.bulks: list[tuple[bytes, int, bool]] = []
         """(payload, next chunk, was it sent before)"""
         self.said: Message | None = None
         """the last control message that a retry would say again"""
@@ -170,7 +169,7 @@ class End:
     def send_bulk(self, root: bytes, from_chunk: int) -> None:
         """Asked again, a payload starts again where it is asked for."""
         files, idle = self.node.store.files, not self.bulks
-        self.bulks = deque(bulk for bulk in self.bulks if bulk[0] != root)
+        self.bulks = [bulk for bulk in self.bulks if bulk[0] != root]
         self.bulks.append((root, from_chunk, files.lend(root)))
         if idle:
             self.pump()
@@ -194,7 +193,7 @@ class End:
                     self.bulks[0] = (root, index + 1, again)
                     self.node.later(max(0, self.free_at - self.node.world.mono), self.pump)
                     return
-            self.bulks.popleft()
+            del self.bulks[0]
 
     def await_pace(self) -> None:
         """As the deployed driver does: a transfer that moves too little in a window is closed."""
