@@ -278,6 +278,17 @@ until_hours = 0.4""")))  # fmt: skip
         assert says[shape] in tell.in_words(found, happening)
 
 
+def test_who_is_killed_while_it_saves_is_down_for_as_long_as_was_said_and_what_strikes_nothing_is_told(tmp_path: Path) -> None:
+    strikes = "".join(f"[[at]]\nhour = {hour}\nkind = {kind!r}\nnodes = ['hospital-2']\nseconds = 200\n" for hour, kind in
+                      ((0.3, "crash-saving"), (0.6, "half-open"), (0.7, "duplicate"), (0.8, "crash"), (0.81, "crash-saving")))
+    text = CHANCE.format(count=3, more=strikes).replace('preset = "hostile"', "")
+    read = sc.load(write(tmp_path, text), ["study.local_rounds=30", "study.local_round_s=600"])
+    found = players.play(players.Stage(read.scenario, sc.federation(read)))
+    said = tell.told(found, read.scenario.at)
+    assert said[0].what == "hospital-2 was killed in the middle of saving, and was down for 3.3 min."
+    assert [one.then[0].startswith("It struck nothing") for one in said if one.then] == [False, True, True, False, True]
+
+
 def test_a_ring_of_three_is_told_although_it_parts_nobody(tmp_path: Path) -> None:
     ring = 'partition_per_hour = 9\npartition_shape = "ring"'
     read = sc.load(write(tmp_path, CHANCE.format(count=3, more="").replace('preset = "hostile"', ring)))

@@ -187,6 +187,16 @@ def test_a_crash_amid_a_commit_comes_at_one_of_its_steps() -> None:
     assert watch.within(850, 1000)
 
 
+@pytest.mark.parametrize(("survival", "seconds"), [(0.0, 40), (0.75, 5)])
+def test_who_crashes_amid_a_commit_is_down_for_as_long_as_was_said_and_keeps_what_was_said(survival: float, seconds: int) -> None:
+    world, watch = small_world("ab", None, Strike(50, "crash-saving", ("b",), seconds=seconds, value=survival))
+    said: list[str] = []
+    watch.struck = lambda world, kind, names, detail: said.append(f"{kind} {world.mono / SECOND:.3f} {detail}")
+    world.run(300)
+    (crash, over) = [line.split() for line in said if line.startswith("crash")]
+    assert crash[2:] == [f"{survival:.3f}"] and float(over[1]) - float(crash[1]) == pytest.approx(seconds)
+
+
 def test_a_storm_is_five_crashes_within_a_minute_and_a_blackout_takes_everyone() -> None:
     world, watch = small_world("abc", None, Strike(100, "restart-storm", ("b",)), Strike(300, "crash", seconds=30))
     world.run(160)

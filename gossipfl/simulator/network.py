@@ -175,7 +175,7 @@ class Node:
         try:
             act(*what)
         except Crash:
-            self.world.trouble.crash(self, power=True)
+            self.world.trouble.crash_saving(self)
         except StateError as error:
             self.give_up(error)
         except Exception as error:

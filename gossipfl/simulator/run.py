@@ -76,6 +76,8 @@ class Happening:
     detail: str = ""
     planned: int | None = None
     """which [[at]] of the scenario it is; None: by chance"""
+    missed: bool = False
+    """of an [[at]]: there was nothing that it could strike"""
 
 
 @dataclass(frozen=True)

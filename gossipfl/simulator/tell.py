@@ -31,7 +31,7 @@ WORDS: Final = {
     "churn": "{Who} was off for {long}.",
     "late": "{Who} joined after {long}.",
     "leave": "The operator of {who} ordered it to leave.",
-    "clock-jump": "The clock of {who} jumped.",
+    "clock-jump": "The clock of {who} jumped by {detail}.",
     "clock-skew": "The clock of {who} was wrong by {detail}.",
     "clock-drift": "The clock of {who} ran fast by {detail}.",
     "disk-full": "The disk of {who} was full for {long}.",
@@ -107,6 +107,9 @@ def joined(names: Sequence[str]) -> str:
 
 def aftermath(run: Run, one: Happening) -> list[str]:
     """What the others did while it lasted, and how who was struck went on."""
+    if one.missed:
+        lacked = "nothing was saved" if one.kind == "crash-saving" else "no connection was open"
+        return [f"It struck nothing: {lacked} at that time."]
     said = []
     rest = [life for life in others(run, one) if life.finished_at() > one.begin_s]
     if rest:

@@ -46,6 +46,8 @@ class Trouble:
         """what heals each fault that lasts"""
         self.number = 0
         self.partitions = 0
+        self.saving: dict[str, tuple[int | None, float | None]] = {}
+        """node that crashes at a coming step of its disk -> for how long, and what survives, where it was said"""
         self.hostile: tuple[str, ...] = ()
         self.healed = False
 
@@ -340,6 +342,7 @@ class Trouble:
         if amid is not None:
             disk = node.store.files.disk
             disk.crash_at = disk.steps + amid % COMMIT_STEPS  # type: ignore[attr-defined]
+            self.saving[node.name] = span, survival
             return
         drawn, down = rng.random(), int(exponential(rng) * faults.down_s * SECOND)
         if survival is None:
@@ -347,6 +350,10 @@ class Trouble:
         self.struck(kind, node.name, detail=f"{survival:.3f}")
         node.crash(survival, power)
         self.off(kind, node, down if span is None else span)
+
+    def crash_saving(self, node: Node) -> None:
+        """The step of its disk has come at which it was to crash."""
+        self.crash(node, *self.saving.get(node.name, ()), power=True)
 
     def off(self, kind: str, node: Node, span: int) -> None:
         self.lasts(kind, span, lambda: self.world.at(self.world.mono, node.boot), node.name)

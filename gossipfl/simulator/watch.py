@@ -45,6 +45,9 @@ BY_CHANCE: Final = LASTING | {"churn", "late"}
 LATE_S: Final = 10.0
 """Who starts later was not there from the beginning."""
 
+AIMED: Final = frozenset({"cut", "stall", "half-open", "drip", "duplicate", "crash-saving"})
+"""Strikes at connections, of which soon after an exchange none is open, and at commits: without one they strike nothing."""
+
 DOWN: Final[Mapping[str, float]] = {
     "crash": 1.0, "crash-saving": 3600.0, "restart-storm": 60.0, "blackout": 1.0, "disk-full": 3600.0, "io-error": 3600.0,
     "bit-rot": 3600.0, "state-lost": 1.0, "churn": 1.0,
@@ -67,6 +70,8 @@ class Historian(Observer):
         self.happenings: list[Happening] = []
         self.samples: list[Sample] = []
         self.strikes = strikes
+        self.hits: set[int] = set()
+        """those that have struck somebody"""
         self.down: dict[str, float] = {}
         self.open: dict[tuple[str, tuple[str, ...]], list[Happening]] = {}
         self.exchanges = 0
@@ -126,12 +131,15 @@ class Historian(Observer):
 
     def is_planned(self, kind: str, names: tuple[str, ...], now: float) -> bool:
         """Is this (a part of) a strike of the scenario: of its kind, at its time, at one of its nodes?"""
-        return any(
-            kind in (strike.kind, "crash" if strike.kind in DOWN else strike.kind)
+        mine = {
+            number
+            for number, strike in enumerate(self.strikes)
+            if kind in (strike.kind, "crash" if strike.kind in DOWN else strike.kind)
             and -1e-3 <= now - strike.at_s <= DOWN.get(strike.kind, 0.0) + 1e-3
             and (not strike.nodes or not set(names).isdisjoint(strike.nodes))
-            for strike in self.strikes
-        )
+        }
+        self.hits |= mine
+        return bool(mine)
 
     def close(self, happening: Happening, now: float) -> None:
         happening.end_s = now
@@ -151,13 +159,18 @@ class Historian(Observer):
         """Every strike of the scenario, with when it was over."""
         found = []
         for number, strike in enumerate(self.strikes):
-            begin = strike.at_s
+            begin, downs = strike.at_s, []
             until = min(end, begin + strike.seconds) if strike.kind in LASTING else begin
             shape = str(strike.value or "halves") if strike.kind == "partition" and not strike.nodes else ""
             names = strike.nodes or tuple(self.lives)[: 1 if shape == "isolated" else None]
             for life in (self.lives[name] for name in names):
-                until = max([until, *(one.end_s for one in self.downs(life, strike))])
-            happening = Happening(strike.kind, begin, until, names, shape or str(strike.value or ""), number)
+                downs += self.downs(life, strike)
+            until = max([until, *(one.end_s for one in downs)])
+            if strike.kind == "crash-saving":
+                begin = min((one.begin_s for one in downs), default=begin)
+            detail = f"{strike.value:g} s" if strike.kind == "clock-jump" else shape or str(strike.value or "")
+            missed = strike.kind in AIMED and number not in self.hits
+            happening = Happening(strike.kind, begin, until, names, detail, number, missed)
             if begin < end:
                 self.close(happening, until)
                 found.append(happening)
