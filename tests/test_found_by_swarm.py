@@ -13,6 +13,7 @@ from test_peer import frozen, small_world, statistics_world
 
 from gossipfl.protocol import events as ev
 from gossipfl.protocol import messages as ms
+from gossipfl.protocol import session as ss
 from gossipfl.protocol.peer import alike
 from gossipfl.simulator.faults import Faults, Strike
 from gossipfl.simulator.lines import Line, Lines
@@ -374,3 +375,15 @@ def test_a_neighbour_that_answers_nothing_does_not_keep_the_others_from_mixing_s
     assert np.ptp(said, axis=0).max() < 1e-6, "the others are alike"
     assert np.max(np.abs(np.array(said) - 1)) > 1e-3 and not any(frozen(world)), "and know that one is missing"
     assert all(world.nodes[name].peer.status()["exchanges"] > done + 10 for name, done in before.items())
+
+
+def test_a_liar_that_refuses_what_another_liar_proposes_raises_nothing() -> None:
+    """gossipfl swarm --first-seed 6 --seeds 1 --hours 0.5 --nodes 4-9: the proposal was no manifest, and what the liar's own
+    session must do of it, which is to end, was not written down."""
+    world, _ = small_world(local_rounds=100_000)
+    world.run(15)
+    node = world.nodes["a"]
+    end = next(end for end in node.ends.values() if end.up)
+    node.denies.add(end.peer)
+    node.meant(end, ss.Arrived(ms.Propose(b"no manifest", bytes(64))))
+    assert end.closed and not node.denies

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from gossipfl.digest import CHUNK, Tree, chunk_count
+from gossipfl.errors import Refused
 from gossipfl.protocol import messages as ms
 from gossipfl.protocol.limits import PLAIN_MAX
 
@@ -159,7 +160,12 @@ def refusing(node: Node, end: End, rng: Random) -> bool:
 
 def deny(end: End, proposal: ms.Propose) -> None:
     end.node.denies.discard(end.peer)
-    say(end, ms.Refusal(ms.decode_manifest(proposal.manifest).k, "stats", "no statistics are good enough"))
+    try:
+        k = ms.decode_manifest(proposal.manifest).k
+    except Refused as refusal:  # of another liar
+        end.shut(str(refusal))
+    else:
+        say(end, ms.Refusal(k, "stats", "no statistics are good enough"))
 
 
 LIES: Final = {
