@@ -74,7 +74,7 @@ class Room:
     piece while each is in cache: `written` says that one is done. One of a single piece, which stays in cache, is looked at when
     it is asked for. Where writing costs less than computing in the file's pages, a `part` is computed beside it."""
 
-    __slots__ = ("_beside", "_free", "_sum", "_write", "array", "is_small", "leaves", "sums", "view")
+    __slots__ = ("_beside", "_free", "_write", "array", "is_small", "known_sum", "leaves", "sums", "view")
 
     def __init__(self, tensors: Tensors, size: int, dtype: np.dtype[Any]) -> None:
         self.view = tensors.scratch(size * dtype.itemsize)
@@ -84,7 +84,8 @@ class Room:
         """the hashes of its chunks, where its name is that of its content"""
         self.sums: sums.Sums | None = None
         """where its name says what it was computed from"""
-        self._sum = b""
+        self.known_sum = b""
+        """empty where nobody has asked for it"""
         if not self.is_small:
             self._write = tensors.writer(self.view)
             self._beside: dict[int, Vector] = {}
@@ -138,14 +139,13 @@ class Room:
         if beside is not None:
             self._free.append(beside)
 
-    @property
     def sum(self) -> bytes:
         """Of all that was written."""
-        if not self._sum:
+        if not self.known_sum:
             if self.sums is None and not self.is_small:
                 raise Misuse("a room is summed from its first piece on, or not at all")
-            self._sum = sums.sum_of(self.array) if self.sums is None else self.sums.digest
-        return self._sum
+            self.known_sum = sums.sum_of(self.array) if self.sums is None else self.sums.digest
+        return self.known_sum
 
 
 def write_codes(room: Room, codes: Codes, model: Vector, reference: Vector, piece: slice) -> None:
@@ -422,7 +422,7 @@ class Workbench:
     def keep(self, job: int, room: Room, name: bytes = b"") -> bytes:
         """The name of what was computed into this room: `name`, or that of its content."""
         if name:
-            self.tensors.adopt_as(name, room.view, room.sum, pinned=True)
+            self.tensors.adopt_as(name, room.view, room.known_sum if room.is_small else room.sum(), pinned=True)
         else:
             name = self.tensors.adopt(room.view, pinned=True, leaves=room.leaves)
         self._made.setdefault(job, []).append(name)
@@ -601,7 +601,7 @@ class Workbench:
         clip = self.clip(job, distance)
         lo, hi = (own, theirs) if job.lower else (theirs, own)
         m_lo, m_hi = (job.mass, job.mass_peer) if job.lower else (job.mass_peer, job.mass)
-        share, mass = (factor(one, model) for one in (mixing.flow_share(job.gamma, m_lo, m_hi, clip), job.mass))
+        share, mass = factor(mixing.flow_share(job.gamma, m_lo, m_hi, clip), model), factor(job.mass, model)
         moved, flow_sums, flows = self.room(model).summed(), sums.Sums(len(own.view)), []
         ledger = self.ledger(job, model[:p], held)
 
@@ -618,7 +618,7 @@ class Workbench:
 
         booked, faults = self.over(model, move)
         held.require_sound()
-        agreed = sums.agreement(lo.sum, hi.sum, flow_sums.digest)
+        agreed = sums.agreement(lo.sum(), hi.sum(), flow_sums.digest)
         if job.q and agreed != job.q:
             raise Refused(
                 "numeric",

@@ -63,8 +63,10 @@ class _Blob:
     sound: bool | None = True
     """does the content have the name? None: a file of an earlier process, not yet looked at"""
     tree: Tree | None = None
+    computed: bool = False
+    """is its name that of what it was computed from, and not that of its content?"""
     summed: bytes = b""
-    """the sum of its content, where its name is another than that of its content"""
+    """the sum of its content, where it was computed; taken by the time that it is durable"""
     lent: bool = False
     """has it been sent to somebody?"""
 
@@ -94,7 +96,8 @@ class Files:
                 if file.endswith(TEMPORARY):
                     disk.unlink(file)
                 elif (known := _name(file)) is not None:
-                    self._blobs[known[0]] = _Blob(size, path=file, durable=True, sound=None, summed=known[1])
+                    name, summed = known
+                    self._blobs[name] = _Blob(size, path=file, durable=True, sound=None, computed=bool(summed), summed=summed)
 
     # ---- making blobs ----------------------------------------------------------------------------------------------
 
@@ -162,9 +165,10 @@ class Files:
     def adopt_as(self, name: bytes, scratch: memoryview, summed: bytes, *, pinned: bool = False) -> None:
         """What was written into this scratch is here under this name, which says what it was computed from.
 
-        `summed` is its sum (see gossipfl.sums). A blob that is here already under this name stays: it is the same."""
+        `summed` is its sum (see gossipfl.sums); where it is empty, it is taken when the blob is made durable: not all that is
+        computed ever is. A blob that is here already under this name stays: it is the same."""
         path = self._release(scratch)
-        self._admit(name, _Blob(len(scratch), scratch.toreadonly(), path, summed=summed[:SUM]), pinned)
+        self._admit(name, _Blob(len(scratch), scratch.toreadonly(), path, computed=True, summed=summed[:SUM]), pinned)
 
     def discard(self, scratch: memoryview) -> None:
         """Give a scratch back at once, unadopted."""
@@ -186,7 +190,7 @@ class Files:
                 partial = None
             if partial is None:
                 here = self._blobs.get(root)
-                known = here is not None and here.size == size and not here.summed and self.take(root, False)
+                known = here is not None and here.size == size and not here.computed and self.take(root, False)
                 partial = Incoming(self, root, size, None if known else self.scratch(size, passing=True))
             if not partial.done:
                 while len(self._partials) >= PARTIALS:
@@ -467,6 +471,8 @@ class Files:
                 blob.sound = None
 
     def _give_its_name(self, name: bytes, blob: _Blob) -> None:
+        if blob.computed and not blob.summed:
+            blob.summed = sum_of(self._view(name, blob))[:SUM]
         file = f"{name.hex()}-{blob.summed.hex()}" if blob.summed else name.hex()
         if blob.path is not None and blob.path != file:
             self.disk.rename(blob.path, file)

@@ -130,8 +130,8 @@ class ToyTrainer:
                 gradient += plan.proximal * (y - vector)
             np.subtract(y, eta * (gradient if correction is None else gradient + correction), moved)
         before = passed[:-1]
-        losses = (self.a * before * before / 2 - self.ab * before).sum(axis=1) + self.constant
-        norms = np.sqrt(np.square(gradients).sum(axis=1))
+        losses = np.add.reduce(self.a * before * before / 2 - self.ab * before, 1) + self.constant
+        norms = np.sqrt(np.add.reduce(np.square(gradients), 1))
         return Outcome(passed[-1], plan.steps, sum(norms.tolist()) / plan.steps, sum(losses.tolist()) / plan.steps)
 
 
