@@ -82,11 +82,11 @@ def test_a_scratch_becomes_the_blob_that_was_written_into_it(files: Files, size:
     assert name == digest.name_of(blob) and files.read(name) == blob and files.read(name).readonly
 
 
-def adopted(files: Files, name: bytes, blob: bytes) -> None:
+def adopted(files: Files, name: bytes, blob: bytes, summed: bool = True) -> None:
     """`blob` stands under a name that is not that of its content."""
     scratch = files.scratch(len(blob))
     scratch[:] = blob
-    files.adopt_as(name, scratch, sum_of(blob))
+    files.adopt_as(name, scratch, sum_of(blob) if summed else b"")
 
 
 def test_a_payload_announced_by_a_name_that_is_not_of_its_content_has_to_come(files: Files) -> None:
@@ -95,15 +95,17 @@ def test_a_payload_announced_by_a_name_that_is_not_of_its_content_has_to_come(fi
     assert not files.incoming(b"n" * 32, 400).done
 
 
+@pytest.mark.parametrize("summed", [True, False])
 @pytest.mark.parametrize("size", SIZES)
-def test_a_blob_under_the_name_of_what_made_it_is_durable_like_any_other(files: Files, size: int) -> None:
+def test_a_blob_under_the_name_of_what_made_it_is_durable_like_any_other(files: Files, size: int, summed: bool) -> None:
     name, blob = b"n" * 32, content(size, size)
-    adopted(files, name, blob)
-    adopted(files, name, blob)
+    adopted(files, name, blob, summed)
+    adopted(files, name, blob, summed)
     assert files.has(name) and files.read(name) == blob and files.read(name).readonly
+    assert files.due_sum(name) == b"" and not files.unsound([name]), "what is in memory is as it was made"
     assert not Files(files.disk).has(name)
     again = Files(files.disk)
-    adopted(again, name, blob)
+    adopted(again, name, blob, summed)
     again.make_durable([name])
     assert list(again.disk.list()) == [f"{name.hex()}-{sum_of(blob)[:SUM].hex()}"]
     third = Files(files.disk)
