@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,9 +78,10 @@ class Room:
     __slots__ = ("_beside", "_free", "_write", "array", "is_small", "known_sum", "leaves", "sums", "view")
 
     def __init__(self, tensors: Tensors, size: int, dtype: np.dtype[Any]) -> None:
-        self.view = tensors.scratch(size * dtype.itemsize)
+        n_bytes = size * dtype.itemsize
+        self.view = tensors.scratch(n_bytes)
         self.array: Vector = np.frombuffer(self.view, dtype)
-        self.is_small = len(self.view) <= PIECE
+        self.is_small = n_bytes <= PIECE
         self.leaves: list[bytes] | None = None
         """the hashes of its chunks, where its name is that of its content"""
         self.sums: sums.Sums | None = None
@@ -385,7 +387,7 @@ class Workbench:
         if bench.dtype == "float32" and 4 * bench.n_parameters >= loops.LARGE:
             loops.compiled()  # now, and not amid the first exchange
         self._learner: Learner | None = None
-        self._made: dict[int, list[bytes]] = {}
+        self._made: defaultdict[int, list[bytes]] = defaultdict(list)
         self._threads: ThreadPoolExecutor | None = None
         self.straightness: dict[str, checks.Straightness] = {}
         """of each link, since this process began"""
@@ -425,7 +427,7 @@ class Workbench:
             self.tensors.adopt_as(name, room.view, room.known_sum if room.is_small else room.sum(), pinned=True)
         else:
             name = self.tensors.adopt(room.view, pinned=True, leaves=room.leaves)
-        self._made.setdefault(job, []).append(name)
+        self._made[job].append(name)
         return name
 
     # ---- tensors -------------------------------------------------------------------------------------------------

@@ -358,8 +358,8 @@ class Codes:
         self.n_parameters, self.size = n_parameters, _require_size(codec, payload, n_parameters, n_moments, like.itemsize)
         self.kind, codes, moments, n_scales, n_codes = _parts(codec, n_parameters, like.dtype)
         first = n_moments * moments.itemsize
-        self.moments: NDArray[Any] = _seen(payload, moments, n_moments, 0)
-        self.scales: NDArray[Any] = _seen(payload, SCALE, n_scales, first)
+        self.moments: NDArray[Any] = _seen(payload, moments, n_moments, 0) if n_moments else NOTHING
+        self.scales: NDArray[Any] = _seen(payload, SCALE, n_scales, first) if n_scales else NOTHING
         self.codes: NDArray[Any] = _seen(payload, codes, n_codes, first + 4 * n_scales)
         self.plain = not self.kind.scaled and codes == like.dtype
         self.deltas: Vector | None = self.codes if self.plain and not n_moments else None

@@ -58,7 +58,7 @@ def all_positive(numbers: Scalars) -> bool:
     """Is every number finite and above 0."""
     if isinstance(numbers, np.ndarray):
         return bool((np.isfinite(numbers) & (numbers > 0)).all())
-    return math.isfinite(numbers) and numbers > 0
+    return 0 < numbers < math.inf
 
 
 def all_within(numbers: Scalars, least: float, most: float) -> bool:

@@ -245,10 +245,11 @@ class Files:
 
     def array(self, name: bytes, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """The content as a read-only vector, without a copy."""
-        view, kind = self.read(name), np.dtype(dtype)
-        if len(view) % kind.itemsize:
-            raise Misuse(f"blob {name.hex()} has {len(view)} bytes, which is no whole number of {kind}")
-        return np.frombuffer(view, kind)
+        view = self.read(name)
+        try:
+            return np.frombuffer(view, dtype)
+        except ValueError as wrong:
+            raise Misuse(f"blob {name.hex()} has {len(view)} bytes, which is no whole number of {np.dtype(dtype)}") from wrong
 
     def size(self, name: bytes) -> int:
         """Bytes. Raises: Missing."""
@@ -484,14 +485,15 @@ class Files:
     def _write_temporary(self, content: memoryview) -> str:
         path = self._temporary()
         try:
-            with border("write a blob"):
-                self.disk.write(path, content)
-        except StateError:
+            self.disk.write(path, content)
+        except OSError as error:
             self._unlink(path)
-            raise
+            raise StateError(explain("write a blob", error)) from error
         return path
 
     def _release(self, scratch: memoryview) -> str | None:
+        if not self._scratch:  # all is in memory
+            return None
         path, finalizer = self._scratch.pop(id(scratch), (None, None))
         if finalizer is not None:
             finalizer.detach()
