@@ -393,14 +393,14 @@ class Workbench:
         """of each link, since this process began"""
         self._watched: Vector | None = None
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is found by looking
     def carry_out(self, job: ev.Job) -> ev.Event:
         """Do one job. Never raises on what a peer sent: that is `Failed` with the reason of the refusal.
 
         What the job made is pinned until `release`: a commit between its end and the core's hearing of it must not
         remove what the core does not know of yet. May be called from several threads, for different jobs."""
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by looking
-                event: ev.Event = getattr(self, METHODS[type(job)])(job)
+            event: ev.Event = getattr(self, METHODS[type(job)])(job)
         except Refused as refusal:
             event = ev.Failed(job.job, refusal.reason, refusal.detail)
         except Missing as lost:
@@ -465,9 +465,9 @@ class Workbench:
             share = -(-len(pieces) // THREADS)
             shares = [pieces[at : at + share] for at in range(0, len(pieces), share)]
 
+            @np.errstate(over="ignore", invalid="ignore")  # each thread has its own
             def work_quietly(mine: list[slice]) -> list[tuple[float, ...]]:
-                with np.errstate(over="ignore", invalid="ignore"):  # each thread has its own
-                    return [work(piece) for piece in mine]
+                return [work(piece) for piece in mine]
 
             found = [one for some in self._threads.map(work_quietly, shares) for one in some]
         return [math.fsum(column) if all(map(math.isfinite, column)) else math.nan for column in zip(*found, strict=True)]
