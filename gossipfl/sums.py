@@ -83,7 +83,7 @@ def _sum(chunk: NDArray[Any]) -> int:
         words.view(np.uint8)[: chunk.nbytes] = chunk.view(np.uint8)
     else:
         words = chunk.view(WORD)
-    return int(np.dot(_folded(words), weights()[: words.size]))
+    return int(_folded(words).dot(weights()[: words.size]))
 
 
 def _folded(words: Words) -> Words:

@@ -165,17 +165,18 @@ def write_replicas(piece: slice, own: tuple[Room, Codes, Vector], theirs: tuple[
     """A piece of both replicas, each (where it is written, what came over the link, the replica before); theirs - own."""
     (room, sent, out), (room_in, came, into) = own, theirs
     mine, peers = room.part(piece), room_in.part(piece)
-    apart, gone, got = np.empty_like(mine), sent.deltas, came.deltas
+    gone, got = sent.deltas, came.deltas
     fast = None if gone is None or got is None else loops_for(piece, out, into, gone, got)
     if fast is None or gone is None or got is None:
         sent.decode(out, piece, mine)
         came.decode(into, piece, peers)
-        np.subtract(peers, mine, out=apart)
+        apart = np.subtract(peers, mine)
     else:
+        apart = np.empty_like(mine)
         found = room.sums_of(piece), room_in.sums_of(piece)
         fast.meet(out[piece], gone[piece], into[piece], got[piece], mine, peers, apart, sums.weights(), *found)
-    for one in (room, room_in):
-        one.written(piece, summed=fast is not None)
+    room.written(piece, summed=fast is not None)
+    room_in.written(piece, summed=fast is not None)
     return apart
 
 
