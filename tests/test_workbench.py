@@ -15,6 +15,7 @@ import pytest
 
 from gossipfl import digest, loops, workbench
 from gossipfl.digest import chunk_count
+from gossipfl.learning.training import Outcome
 from gossipfl.protocol import events as ev
 from gossipfl.store import Store, disk
 from gossipfl.store.disk import RealDisk
@@ -230,3 +231,29 @@ def two_exchanges(dtype: str, codec: str, moments: int) -> list[tuple[list[float
         models[1] = done(1, ev.Absorb(job=3, model=models[1], displacement=files[1].put(drawn[2]))).model
     made += [([one.straightness["other"].length], {}) for one in hands]
     return made
+
+
+class Still:
+    """A learner that stays where it is, and tells what it was given to draw from."""
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+
+    def train(self, vector: np.ndarray, correction: np.ndarray | None, plan: Any, rng: Any) -> Outcome:
+        self.given.append(rng)
+        return Outcome(vector, 1, 0.0, 0.0)
+
+
+class Drawless(Still):
+    draws = False
+
+
+def test_a_learner_that_says_it_draws_nothing_is_given_no_generator_and_any_other_its_own() -> None:
+    drawn = []
+    for learner in (Still(), Still(), Drawless()):
+        files = Store.modelled().files
+        hands = Workbench(Bench(3, 0, "float64", lambda _, it=learner: it, lambda *_: None, (7, 2)), files)
+        trained = hands.carry_out(ev.Train(job=1, model=files.put(np.ones(3)), correction=b"", local_round=5, steps=1, eta=0.1))
+        assert isinstance(trained, ev.Trained)
+        drawn += [None if rng is None else rng.integers(2**63) for rng in learner.given]
+    assert drawn == [*[np.random.Generator(np.random.PCG64([7, 2, 5])).integers(2**63)] * 2, None]
