@@ -387,3 +387,20 @@ def test_a_liar_that_refuses_what_another_liar_proposes_raises_nothing() -> None
     node.denies.add(end.peer)
     node.meant(end, ss.Arrived(ms.Propose(b"no manifest", bytes(64))))
     assert end.closed and not node.denies
+
+
+def test_a_replica_of_statistics_that_rots_is_noticed_before_anything_of_it_is_sent() -> None:
+    """gossipfl swarm --first-seed 22055 --seeds 1 --hours 24 --nodes 5-16: the payload of a proposal was made against it and held
+    1e39; the peer mixed it, gave it back, and the digits of its own rows had gone under."""
+    world, _ = statistics_world(1)
+    for node in world.nodes.values():
+        node.store = Store.modelled(kept_bytes=0)
+    node = world.nodes["site-1"]
+    world.run(20, until=lambda: node.boots > 0 and any(link.statistics.own for link in node.peer.links.values()))
+    link = next(link for link in node.peer.links.values() if link.statistics.own)
+    world.run(20, until=lambda: node.store.files.is_durable(link.statistics.own))
+    job = ev.Encode(1, "statistics", node.peer.current["statistics"], link.statistics.own, "f64", b"", b"", True, 1.0, 1.0, 1.0)
+    assert isinstance(node.bench.carry_out(job), ev.Encoded)
+    rot(node, link.statistics.own, 64 * COUNT + 62)
+    with pytest.raises(StateError, match="no longer holds what was written"):
+        node.bench.carry_out(job)
