@@ -386,6 +386,24 @@ def test_what_a_swarm_counts_as_faults_are_faults(tmp_path: Path) -> None:
     assert line["faults"]["dial"] and not NO_FAULTS & set(swarm.summary([line])["faults"])
 
 
+def test_after_ctrl_c_what_there_is_is_said_and_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(drawn: trial.Trial, **more: Any) -> trial.Outcome:
+        if drawn.seed == 1:
+            raise KeyboardInterrupt
+        return whole(drawn, **more)
+
+    whole = trial.run
+    asked = ["swarm", "--seeds", "3", "--hours", str(SHORT), "--nodes", "3", "--until", "5", "--processes", "1"]
+    asked += ["--out", str(tmp_path / "swarm.jsonl")]
+    with monkeypatch.context() as once:
+        once.setattr(trial, "run", interrupted)
+        said = CliRunner().invoke(application(), asked)
+    assert said.exit_code == 130
+    assert "interrupted after 1 of 3 seeds; the same command goes on" in said.output and "1 seeds, " in said.output
+    again = CliRunner().invoke(application(), asked)
+    assert again.exit_code == 0 and "1 of 3 seeds are in" in again.output and "3 seeds, " in again.output
+
+
 def test_who_goes_on_hears_again_what_failed_and_what_other_code_has_run(tmp_path: Path) -> None:
     path, plan = tmp_path / "swarm.jsonl", swarm.Plan(0, 2, SHORT, (3, 3), until_s=5.0)
     first, second = swarm.run(plan, [0, 1], 1)

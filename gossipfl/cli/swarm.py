@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 EPILOG: Final = "Example: [bold]gossipfl swarm --seeds 100 --hours 0.25[/bold]; run again, it goes on where it stopped."
+
+INTERRUPTED: Final = 130
+"""As shells say it of Ctrl-C."""
 
 
 def swarm(
@@ -59,13 +62,19 @@ def swarm(
         output.say(f"{len(before)} of {seeds} seeds are in {path} already{made}")
     for line in filter(many.failed, lines):
         output.say(_tell(line))
-    with _progress(seeds, len(before), json_) as step:
+    whole = False
+    with _progress(seeds, len(before), json_) as step, suppress(KeyboardInterrupt):
         for line in many.run(plan, left, processes or pool.cores(), record):
             if path is not None:
                 pool.append(path, line)
             lines.append(line)
             step(line)
-    if not no_shrink:
+        whole = True
+    if not whole:
+        output.say(f"interrupted after {len(lines)} of {seeds} seeds" + ("" if alone else "; the same command goes on from here"))
+        if not lines:
+            raise typer.Exit(INTERRUPTED)
+    if whole and not no_shrink:
         for line in [line for line in lines if line["violations"] and line["seed"] in left][:3]:
             _shrink(line)
     summary = many.summary(sorted(lines, key=lambda line: int(line["seed"])))
@@ -78,6 +87,8 @@ def swarm(
             f"{summary['seeds']} seeds, {summary['virtual_hours']:.1f} virtual hours, {summary['exchanges']} exchanges, "
             f"{sum(summary['faults'].values())} faults, {summary['cpu_s']:.0f} s of CPU: {len(summary['failed'])} failed"
         )
+    if not whole:
+        raise typer.Exit(INTERRUPTED)
     if summary["failed"]:
         raise typer.Exit(int(Exit.FAILED))
 
