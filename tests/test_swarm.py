@@ -387,10 +387,10 @@ def test_what_a_swarm_counts_as_faults_are_faults(tmp_path: Path) -> None:
 
 
 def test_after_ctrl_c_what_there_is_is_said_and_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(drawn: trial.Trial, **more: Any) -> trial.Outcome:
+    def interrupted(drawn: trial.Trial, *laws: Any, **more: Any) -> trial.Outcome:
         if drawn.seed == 1:
             raise KeyboardInterrupt
-        return whole(drawn, **more)
+        return whole(drawn, *laws, **more)
 
     whole = trial.run
     asked = ["swarm", "--seeds", "3", "--hours", str(SHORT), "--nodes", "3", "--until", "5", "--processes", "1"]
