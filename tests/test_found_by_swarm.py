@@ -108,7 +108,9 @@ def test_a_payload_that_rots_before_it_is_fetched_ends_its_node_when_it_is_asked
     world = reading_world()
     node = world.nodes["b"]
     world.run(5)
-    world.run(20, until=lambda: bool(part_of(node, "payload")))
+    other = world.nodes["a"].peer
+    while not part_of(node, "payload") or other.by_peer["b"].inbound or other.mixing or not other.is_idle("b"):
+        world.run(0.001)  # until one stands here that the other does not know of
     rot(node, part_of(node, "payload"), 3)
     epoch = node.peer.link("a").epoch
     world.run(120, until=lambda: node.peer.link("a").epoch > epoch)

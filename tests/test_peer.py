@@ -160,12 +160,36 @@ def test_two_sites_begin_as_many_exchanges_as_the_study_says(turn_s: float) -> N
     assert sum(map(begun, nodes)) >= 0.95 * 200
 
 
+def test_a_proposal_that_gave_way_to_the_neighbours_own_is_made_again() -> None:
+    """Sites of one pace propose to each other at once: the exchange that comes of it is begun by one of them."""
+    members = federation({"anna": 10, "bert": 20, "cleo": 30})
+    trainers, _ = quadratics(("anna", "bert", "cleo"))
+    told = {"local_rounds": 100, "turn_ns": SECOND // 20, "exchanges": 2}
+    world = World(toy_specs(members, trainers.__getitem__, **told), seed=3)
+    world.run(1)
+    world.run(300, until=lambda: all(node.peer.stage != "training" for node in world.nodes.values()))
+    assert sum(map(begun, world.nodes.values())) >= 3 * 100 * 2
+
+
+def test_nobody_keeps_a_turn_from_ending_by_proposing_again_and_again() -> None:
+    world = two_sites(SECOND)
+    world.run(1)
+    peer, exchanges = world.nodes["bert"].peer, 0
+    peer.begin_turn()
+    peer.to_begin, peer.gave_way = 1, 0
+    while peer.to_begin:
+        peer.turn, peer.turn_peer = "exchanging", "anna"
+        peer.on_exchanged("anna", "model", "training", False)
+        exchanges += 1
+    assert exchanges == 1 + peer.settings.exchanges
+
+
 def test_a_turn_waits_for_a_busy_neighbour_no_longer_than_patience() -> None:
     world = two_sites(SECOND // 20)
     anna, bert = world.nodes["anna"], world.nodes["bert"]
     world.run(1)
-    while anna.peer.turn != "waiting" and world.mono < 60 * SECOND:
-        world.run(0.001)
+    while not (anna.peer.turn == "waiting" and bert.peer.link("anna").pending) and world.mono < 60 * SECOND:
+        world.run(0.0005)  # until an exchange that bert has begun, and not ended, keeps it
     bert.paused += 1  # its process hangs
     before = anna.peer.local_round
     world.run(40)

@@ -113,6 +113,9 @@ class Peer(InStep):
         """exchanges that this turn has still to begin"""
         self.asked: set[str] = set()
         """neighbours that this turn has begun one with, or tried to"""
+        self.gave_way = 0
+        """proposals of this turn that gave way to a neighbour's, and are made again: at most as many as the turn begins, so that
+        nobody keeps it from ending"""
         self.checkpoint_at = 0
         self.saved: tuple[bytes, int] = (b"", 0)
         self.handed: list[ev.Operator] = []
@@ -510,6 +513,7 @@ class Peer(InStep):
         cannot be reached has had its try. Where nobody can be, the turn waits for one that is busy with this node, or is over."""
         if not self.to_begin:
             self.to_begin, self.asked = 1 if self.settings.lockstep else self.settings.exchanges, set()
+            self.gave_way = 0
         candidates = self.may_be_asked(space)
         if self.settings.lockstep:
             candidates = [peer for peer in candidates if peer == self.asked_next()]
@@ -647,6 +651,8 @@ class Peer(InStep):
                 self.turn = "reading"
             self.start(lambda job: ev.Estimate(job, self.current["statistics"]), self.estimated)
         elif mine:
+            if not (initiated or self.settings.lockstep) and self.gave_way < self.settings.exchanges:
+                self.gave_way, self.to_begin = self.gave_way + 1, self.to_begin + 1
             self.turn_over()
 
     def most_have_finished(self) -> bool:
