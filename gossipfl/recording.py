@@ -35,6 +35,9 @@ SUFFIX: Final = ".recording"
 TAG: Final = 16
 """Bytes of the chained hash after each frame."""
 
+FED: Final = b"\xa3fed"
+"""How the body of an event begins, after the byte that says how many parts it has."""
+
 FRAME_MAX: Final = 64 << 20
 """Bytes of a frame that a reader takes: thousands of links fit the first event."""
 
@@ -346,35 +349,35 @@ class Recording:
                 what = "of another version" if start.startswith(MAGIC[:18]) else "no recording of gossipfl"
                 remedy = f"name a file that `gossipfl node run --record` wrote (*{SUFFIX})"
                 raise ConfigError(Fault(str(self.path), None, what, remedy))
-            tag, number, at = _hash(MAGIC, TAG), 0, len(MAGIC)
+            tag, number, at, events = _hash(MAGIC, TAG), 0, len(MAGIC), 0
             while head := file.read(8):
                 length = int.from_bytes(head[:4], "big")
                 if len(head) < 8 or not any(head):
-                    self.torn = self._ends(file, at, number)
+                    self.torn = self._ends(file, at, number, events)
                     return
                 if length ^ 0xFFFFFFFF != int.from_bytes(head[4:], "big") or length > FRAME_MAX:
-                    raise self._damage(number, at)
+                    raise self._damage(number, at, events)
                 body, found = file.read(length), file.read(TAG)
                 if len(found) < TAG:
                     self.torn = True
                     return
                 tag = _hash(body, TAG, tag)
                 if tag != found:
-                    raise self._damage(number, at)
+                    raise self._damage(number, at, events)
                 yield body
-                number, at = number + 1, file.tell()
+                number, at, events = number + 1, file.tell(), events + (body[1:5] == FED)
 
-    def _ends(self, file: Any, at: int, number: int) -> bool:
+    def _ends(self, file: Any, at: int, number: int, events: int) -> bool:
         """A frame that was begun, or room that a file system reserved and never filled: then zeros to the end."""
         while rest := file.read(1 << 20):
             if any(rest):
-                raise self._damage(number, at)
+                raise self._damage(number, at, events)
         return True
 
-    def _damage(self, number: int, at: int) -> Damaged:
+    def _damage(self, number: int, at: int, events: int) -> Damaged:
+        before = f", or cut it before: gossipfl replay {self.path} --until {events} --cut OUT" if events else ""
         return Damaged(
-            f"{self.path}: frame {number}, at byte {at}, is not as it was written; copy the recording again, or cut it "
-            f"before: gossipfl replay --until {max(0, number - 1)} --cut OUT"
+            f"{self.path}: frame {number}, at byte {at}, is not as it was written; copy the recording again{before}"
         )
 
 

@@ -136,6 +136,23 @@ def test_any_changed_byte_is_noticed_and_a_torn_end_is_left_out_and_said(run: An
         Recording(changed)
 
 
+def test_what_is_said_of_a_damaged_recording_helps(run: Any, tmp_path: Path) -> None:
+    """Marks are frames, too, and no events: the number of the frame is not that of the event before it."""
+    path = max(run[2], key=lambda one: sum(not isinstance(entry, Fed) for entry in Recording(one)))
+    whole, changed, out = path.read_bytes(), tmp_path / "changed.recording", tmp_path / "cut.recording"
+    changed.write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+    with pytest.raises(Damaged) as error:
+        list(Recording(changed))
+    _, _, remedy = str(error.value).partition("gossipfl ")
+    assert CliRunner().invoke(application(), remedy.replace("OUT", str(out)).split()).exit_code == 0
+    events = [entry for entry in Recording(path) if isinstance(entry, Fed)]
+    assert len(events) - 1 <= sum(isinstance(entry, Fed) for entry in Recording(out)) <= len(events)
+    changed.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+    with pytest.raises(Damaged) as error:
+        Recording(changed)
+    assert "--until" not in str(error.value), "there is no event before it"
+
+
 def test_a_core_that_decides_otherwise_is_found_at_the_event_and_the_cut_still_shows_it(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
