@@ -95,13 +95,9 @@ def expected_name(own: bytes, other: bytes, gamma: float, mass: float, mass_othe
     return hashlib.sha256(b"\4" + own + other + struct.pack("<3d", gamma, mass, mass_other)).digest()
 
 
-def result_name(made_by: str) -> bytes:
-    """The name of a vector that one node has computed, by the exact text of what it was computed from; never on the wire."""
-    return Origin(made_by).name("")
-
-
 class Origin:
-    """The beginning of the text of `result_name`, where several vectors have it in common: hashed once."""
+    """Names vectors that one node has computed by the exact text of what they were computed from; never on the wire. What several
+    have in common, the text's beginning, is hashed once."""
 
     __slots__ = ("_begun",)
 

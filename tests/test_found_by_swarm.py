@@ -67,6 +67,22 @@ def reading_world(**study: Any) -> World:
     return world
 
 
+def with_a_replica_on_disk(side: str) -> tuple[World, Node, bytes]:
+    """Sites that mix statistics and read the disk at each use; one of them, and its durable replica of this side."""
+    world, _ = statistics_world(1)
+    for node in world.nodes.values():
+        node.store = Store.modelled(kept_bytes=0)
+    node = world.nodes["site-1"]
+
+    def replicas() -> list[bytes]:
+        return [name for link in node.peer.links.values() if (name := getattr(link.statistics, side))]
+
+    world.run(20, until=lambda: node.boots > 0 and bool(replicas()))
+    replica = replicas()[0]
+    world.run(20, until=lambda: node.store.files.is_durable(replica))
+    return world, node, replica
+
+
 def rot(node: Node, name: bytes, bit: int) -> None:
     disk = node.store.files.disk
     disk.flip(next(file for file in disk.list() if file.startswith(name.hex())), bit)  # type: ignore[attr-defined]
@@ -322,14 +338,8 @@ COUNT = 5
 def test_a_replica_of_statistics_that_rots_is_noticed_before_it_takes_the_own_rows_along() -> None:
     """gossipfl swarm --first-seed 301 --seeds 1 --hours 24 --nodes 8: it held 2e20 where 10 belonged; the peer's q aborted the
     exchange, but what is given back is subtracted, and the digits of the own rows had gone under: counted as none, unnoticed."""
-    world, _ = statistics_world(1)
-    for node in world.nodes.values():
-        node.store = Store.modelled(kept_bytes=0)
-    node = world.nodes["site-1"]
-    world.run(20, until=lambda: node.boots > 0 and any(link.statistics.theirs for link in node.peer.links.values()))
-    link = next(link for link in node.peer.links.values() if link.statistics.theirs)
-    world.run(20, until=lambda: node.store.files.is_durable(link.statistics.theirs))
-    rot(node, link.statistics.theirs, 64 * COUNT + 58)
+    world, node, replica = with_a_replica_on_disk("theirs")
+    rot(node, replica, 64 * COUNT + 58)
     world.run(60, until=lambda: not node.alive)
     assert not node.alive and not node.peer.frozen
     world.run(120, until=lambda: all(one.alive and one.peer.frozen for one in world.nodes.values()))
@@ -394,15 +404,9 @@ def test_a_liar_that_refuses_what_another_liar_proposes_raises_nothing() -> None
 def test_a_replica_of_statistics_that_rots_is_noticed_before_anything_of_it_is_sent() -> None:
     """gossipfl swarm --first-seed 22055 --seeds 1 --hours 24 --nodes 5-16: the payload of a proposal was made against it and held
     1e39; the peer mixed it, gave it back, and the digits of its own rows had gone under."""
-    world, _ = statistics_world(1)
-    for node in world.nodes.values():
-        node.store = Store.modelled(kept_bytes=0)
-    node = world.nodes["site-1"]
-    world.run(20, until=lambda: node.boots > 0 and any(link.statistics.own for link in node.peer.links.values()))
-    link = next(link for link in node.peer.links.values() if link.statistics.own)
-    world.run(20, until=lambda: node.store.files.is_durable(link.statistics.own))
-    job = ev.Encode(1, "statistics", node.peer.current["statistics"], link.statistics.own, "f64", b"", b"", True, 1.0, 1.0, 1.0)
+    _, node, replica = with_a_replica_on_disk("own")
+    job = ev.Encode(1, "statistics", node.peer.current["statistics"], replica, "f64", b"", b"", True, 1.0, 1.0, 1.0)
     assert isinstance(node.bench.carry_out(job), ev.Encoded)
-    rot(node, link.statistics.own, 64 * COUNT + 62)
+    rot(node, replica, 64 * COUNT + 62)
     with pytest.raises(StateError, match="no longer holds what was written"):
         node.bench.carry_out(job)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gossipfl import loops
-from gossipfl.digest import CHUNK, replica_name, result_name
+from gossipfl.digest import CHUNK, Origin, replica_name
 from gossipfl.sums import WORDS, Sums, agreement, sum_of, weights
 
 SIZES = [0, 1, 7, 8, 40_000, CHUNK - 1, CHUNK, CHUNK + 1, 4 * CHUNK, 9 * CHUNK + 12]
@@ -108,5 +108,5 @@ def test_a_replicas_name_tells_all_that_it_is_made_of() -> None:
         for codec in ("f32", "bf16")
     }
     assert len(made) == 12
-    assert result_name("x") not in made
-    assert result_name("x") != result_name("y")
+    assert Origin("x").name("") not in made
+    assert Origin("x").name("") != Origin("y").name("")

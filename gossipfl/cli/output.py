@@ -23,6 +23,9 @@ from gossipfl.errors import ConfigError, Exit, Fault, printable
 LINE_S: Final = 5.0
 """Between two lines of progress where there is no terminal."""
 
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C, as shells say it."""
+
 PASSPHRASE_VARIABLE: Final = "GOSSIPFL_PASSPHRASE_FILE"
 
 

@@ -33,9 +33,6 @@ EPILOG: Final = (
 CHECKPOINT: Final = "checkpoint.safetensors"
 """In a run folder: there is something to go on with."""
 
-INTERRUPTED: Final = 130
-"""As shells say it of Ctrl-C."""
-
 LISTED: Final = 60
 """Nodes up to which each is a row of the closing table."""
 
@@ -141,7 +138,7 @@ def _play(
             output.say(f"interrupted; the same command with --out {shlex.quote(str(folder))} goes on from here")
         else:
             output.say("interrupted; figures and report are as far as it came")
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(output.INTERRUPTED)
     for kept in folder.glob(f"{CHECKPOINT}*"):
         kept.unlink()
     if not all(one.holds for one in judged):

@@ -11,9 +11,6 @@ import typer
 
 EPILOG: Final = "Example: [bold]gossipfl swarm --seeds 100 --hours 0.25[/bold]; run again, it goes on where it stopped."
 
-INTERRUPTED: Final = 130
-"""As shells say it of Ctrl-C."""
-
 
 def swarm(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds.")] = 100,
@@ -73,7 +70,7 @@ def swarm(
     if not whole:
         output.say(f"interrupted after {len(lines)} of {seeds} seeds" + ("" if alone else "; the same command goes on from here"))
         if not lines:
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(output.INTERRUPTED)
     if whole and not no_shrink:
         for line in [line for line in lines if line["violations"] and line["seed"] in left][:3]:
             _shrink(line)
@@ -88,7 +85,7 @@ def swarm(
             f"{sum(summary['faults'].values())} faults, {summary['cpu_s']:.0f} s of CPU: {len(summary['failed'])} failed"
         )
     if not whole:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(output.INTERRUPTED)
     if summary["failed"]:
         raise typer.Exit(int(Exit.FAILED))
 

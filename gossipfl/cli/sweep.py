@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 RUNS: Final = "runs.jsonl"
 
-INTERRUPTED: Final = 130
-"""As shells say it of Ctrl-C."""
-
 
 def sweep(asked: Asked, question: str, text: str, out: Path | None, processes: int, json_: bool) -> None:
     """Make the runs that are not there yet; leave a folder, print a table. **Raises**: typer.Exit 130 after Ctrl-C."""
@@ -53,7 +50,7 @@ def sweep(asked: Asked, question: str, text: str, out: Path | None, processes: i
         _closing(found, folder)
     if stopped:
         output.say(f"interrupted: {found.runs} of {found.of} runs are there; the same command goes on from here")
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(output.INTERRUPTED)
     if any(row.unheld or row.error for row in found.rows):
         raise typer.Exit(1)
 

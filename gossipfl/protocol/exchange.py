@@ -113,9 +113,7 @@ class Exchanges(Greeting):
             return
         self.verify(conn, "manifest", reply.certificate, message.manifest, message.signature)
         proposal = ms.decode_manifest(pending.manifest)
-        self.check_manifest(
-            conn, link, reply, "reply", proposal.space, proposal.membership, pending.mass_peer, proposal
-        )
+        self.check_manifest(conn, link, reply, "reply", proposal.space, proposal.membership, pending.mass_peer, proposal)
         if not (reply.k == pending.k and reply.prev == pending.prev and reply.epoch == link.epoch):
             raise Refused("gap", "the reply's epoch or counters are not those of the proposal")
         is_leak = reply.leak in (1.0, 1 - self.settings.leak) or proposal.membership != self.settings.members.version

@@ -216,10 +216,7 @@ class Peer(InStep):
         self.current["statistics"] = event.statistics
         anew, missing = [], event.missing
         for _, link in sorted(self.links.items()):
-            given, owed = (
-                b"" if link.given in missing else link.given,
-                tuple(one for one in link.owed if one not in missing),
-            )
+            given, owed = b"" if link.given in missing else link.given, tuple(one for one in link.owed if one not in missing)
             if (given, owed) != (link.given, link.owed):
                 link = msgspec.structs.replace(link, given=given, owed=owed)
                 anew.append(begin_anew(link, link.epoch + 1, self.now.wall_ns // 10**9, None))
@@ -354,9 +351,7 @@ class Peer(InStep):
         with nobody else any more, may never see everybody. One among many cannot say what the statistics are (ADR 34)."""
         neighbours = self.settings.members.neighbours(self.me)
         names = [name for peer in neighbours if (name := self.neighbour(peer).statistics) in self.candidates]
-        names = sorted(
-            names, key=names.count, reverse=True
-        )  # who lies is one of the fewer, a hair's breadth beside the others
+        names = sorted(names, key=names.count, reverse=True)  # who lies is one of the fewer, a hair's breadth beside the others
         used = [ms.decode_normalisation(self.candidates[name].normalisation) for name in names]
         majority = (one for one in used if 2 * sum(alike(one, other) for other in used) > len(neighbours))
         return next((one for one in majority if self.is_of_this_study(one)), None)
@@ -812,9 +807,7 @@ def bookings(rows: Mapping[tuple[str, str], bytes], missing: Collection[bytes]) 
     was brought, is missing. None where nothing is."""
     links = [decode_link(value) for (kind, _), value in sorted(rows.items()) if kind == "link"]
     brought = [name for link in links for name in (link.given, *link.owed) if name]
-    stood = [
-        msgspec.msgpack.decode(value, type=Course).statistics for (kind, _), value in rows.items() if kind == "course"
-    ]
+    stood = [msgspec.msgpack.decode(value, type=Course).statistics for (kind, _), value in rows.items() if kind == "course"]
     if not any(name in missing for name in (*stood, *brought)):
         return None
     return tuple(name for name in brought if name not in missing)
